@@ -9,15 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
-from app.web.api_client import ApiClient, ApiError
+from app.web.api_client import CHECK_PROXIES, ApiClient, ApiError
 
 RETRY_SECONDS = 2.0
 CHANGES_SILENCE_SECONDS = 40.0  # the API sends a comment every 15 s
 ANSWER_SILENCE_SECONDS = 120.0  # until the first token, and between two tokens
-MAX_INLINE_CHARACTERS = 16 << 10  # of an event that is parsed in the event loop
 PREFIX = "data:"
 END = "[DONE]"
-CHECK_PROXIES = "Check any proxy in between."
 ENDED_EARLY = "The answer ended before it was complete: the engine or the connection to it failed. Ask again."
 
 
@@ -83,7 +81,7 @@ async def stream_answer(api: ApiClient, body: dict[str, Any], on_tokens: Callabl
     async for data in _events(api, "POST", "chat/completions", ANSWER_SILENCE_SECONDS, **request):
         if data == END:
             return
-        text, tokens = await asyncio.to_thread(_parse, data) if len(data) > MAX_INLINE_CHARACTERS else _parse(data)
+        text, tokens = await asyncio.to_thread(_parse, data)  # it may have megabytes
         if tokens is not None:
             on_tokens(tokens)
         if text:

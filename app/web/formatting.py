@@ -70,12 +70,20 @@ def duration(seconds: float | None) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
-def age(unix_seconds: float | None, now: float | None = None) -> str:
+def age(unix_seconds: float | None) -> str:
     """The time since then: "12 min ago"."""
     if unix_seconds is None:
         return "–"
-    seconds = (now or time.time()) - unix_seconds
+    seconds = time.time() - unix_seconds
     return "just now" if seconds < 5 else f"{_one_unit(seconds)} ago"
+
+
+def until(unix_seconds: float | None) -> str:
+    """The time until then: "in 12 min"."""
+    if unix_seconds is None:
+        return "–"
+    seconds = unix_seconds - time.time()
+    return f"in {duration(seconds)}" if seconds > 5 else "soon"
 
 
 def _one_unit(seconds: float) -> str:
@@ -109,12 +117,3 @@ def counted(number: int, singular: str) -> str:
 
 def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
-
-
-def short(value: float | None) -> str:
-    """Four significant digits."""
-    return "–" if value is None else f"{value:.4g}"
-
-
-def per_second(tokens: float | None) -> str:
-    return "–" if tokens is None else f"{tokens:,.0f} tokens/s" if tokens >= 10 else f"{tokens:.1f} tokens/s"

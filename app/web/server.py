@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+import app.web.pages  # noqa: F401  (registers the screens)
 from app.settings import WebSettings
-from app.web import pages, sign_in, transfers
+from app.web import sign_in, transfers
 from app.web.api_client import make_http
 from app.web.csv_tables import TableStore
 from app.web.frame import SCREENS, add_screen
@@ -85,8 +86,7 @@ def create_app(settings: WebSettings) -> FastAPI:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    pages.load()
-    for one in SCREENS:
+    for one in sorted(SCREENS, key=lambda one: "{" in one.path):  # /jobs/new precedes /jobs/{job_id}
         add_screen(one, sessions, settings, tables)
     _configure_nicegui(app)
     return app

@@ -24,17 +24,17 @@ MAX_SESSIONS = 10_000
 log = get_logger(__name__)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WebSession:
     """One signed-in browser. `project` is the response of GET /v1/project."""
 
-    token: str = field(repr=False)
-    api: ApiClient = field(repr=False)
-    changes: ChangeFeed = field(repr=False)
+    token: str
+    api: ApiClient
+    changes: ChangeFeed
     project: dict[str, Any]
     expires_at: float  # of time.monotonic
-    on_end: set[Callable[[str], None]] = field(default_factory=set, repr=False)  # called with the reason
-    kept: dict[str, Any] = field(default_factory=dict, repr=False)  # objects of screens, by name, between visits
+    on_end: set[Callable[[str], None]] = field(default_factory=set)  # called with the reason
+    kept: dict[str, Any] = field(default_factory=dict)  # objects of screens, by name, between visits
 
     @property
     def is_admin(self) -> bool:

@@ -38,24 +38,24 @@ WRONG_KEY = (
 async def show_form(request: Request, sessions: Sessions, next: str = HOME, reason: str = "") -> Response:
     if sessions.of(request) is not None and not reason:
         return RedirectResponse(_local_path(next), 303)
-    return _form(request, next, REASONS.get(reason, ""), "", 200)
+    return _form(request, next, 200, message=REASONS.get(reason, ""))
 
 
 @routes.post("/sign-in")
 async def sign_in(request: Request, sessions: Sessions) -> Response:
     if not is_same_origin(request):
-        return _form(request, HOME, "", "The form was sent by another site. Sign in here.", 403)
+        return _form(request, HOME, 403, "The form was sent by another site. Sign in here.")
     form = await _read_form(request)
     next_path = form.get("next", HOME)
     api_key = form.get("api_key", "").strip()
-    if not api_key or len(api_key) > MAX_KEY_CHARACTERS or not (api_key.isascii() and api_key.isprintable()):
-        return _form(request, next_path, "", WRONG_KEY, 400)
     try:
+        if not 0 < len(api_key) <= MAX_KEY_CHARACTERS or not (api_key.isascii() and api_key.isprintable()):
+            raise ApiError(WRONG_KEY, UNAUTHORIZED)
         session = await sessions.sign_in(api_key)
     except ApiError as error:
         if error.status == UNAUTHORIZED:
-            return _form(request, next_path, "", WRONG_KEY, 400)
-        return _form(request, next_path, "", error.message, error.status or 503)
+            return _form(request, next_path, 400, WRONG_KEY)
+        return _form(request, next_path, error.status or 503, error.message)
     response = RedirectResponse(_local_path(next_path), 303)
     response.set_cookie(
         COOKIE,
@@ -83,7 +83,7 @@ def is_same_origin(request: Request) -> bool:
     return origin is None or urlsplit(origin).netloc == request.headers.get("host")
 
 
-def _form(request: Request, next_path: str, message: str, error: str, status: int) -> HTMLResponse:
+def _form(request: Request, next_path: str, status: int, error: str = "", message: str = "") -> HTMLResponse:
     theme = THEMES.get(request.cookies.get(THEME_COOKIE, ""))
     body_class = "t-plain" if theme is None else "body--dark" if theme else "body--light"
     html = TEMPLATE.render(next_path=_local_path(next_path), message=message, error=error, body_class=body_class)

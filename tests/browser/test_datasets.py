@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 import psutil
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Open
 from tests.browser.dashboard import sign_in
@@ -115,7 +115,6 @@ def test_columns_with_unknown_names_are_not_guessed(open_page: Open, tmp_path: P
     page = open_page("/datasets")
     drop(page, tmp_path / "four.csv")
     page.wait_for_url(re.compile("/datasets/convert/table-"))
-    expect(page.get_by_text("The first rows appear when the columns are chosen.")).to_be_visible()
     page.get_by_role("button", name="Convert and upload").click()
     expect(page.get_by_text("Choose a column.")).to_have_count(2)
     page.get_by_label("User (question)").select_option("Customer wrote")
@@ -142,24 +141,18 @@ def test_a_jsonl_file_that_is_none_is_not_usable_and_says_why(open_page: Open, t
     expect(page.get_by_role("button", name="Try again")).to_have_count(0)
 
 
-def test_a_good_file_after_a_refused_one_opens(open_page: Open, tmp_path: Path) -> None:
+def test_a_refused_file_stays_in_view_beside_a_good_one(open_page: Open, tmp_path: Path) -> None:
+    """Dropped together, the page stays; a good file that is dropped afterwards opens."""
     (tmp_path / "bad.jsonl").write_bytes(b"\x89PNG\r\n")
-    (tmp_path / "good.jsonl").write_bytes(tickets_jsonl(12))
-    page = open_page("/datasets")
-    drop(page, tmp_path / "bad.jsonl")
-    expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
-    drop(page, tmp_path / "good.jsonl")
-    page.wait_for_url(re.compile(r"/datasets/file-"))
-    expect(page.get_by_role("heading", name="good.jsonl")).to_be_visible()
-
-
-def test_of_two_dropped_files_a_refused_one_stays_in_view(open_page: Open, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_bytes(b"\x89PNG\r\n")
-    (tmp_path / "good.jsonl").write_bytes(tickets_jsonl(12))
+    for name in ("good", "later"):
+        (tmp_path / f"{name}.jsonl").write_bytes(tickets_jsonl(12))
     page = open_page("/datasets")
     drop(page, tmp_path / "bad.jsonl", tmp_path / "good.jsonl")
     expect(page.get_by_role("alert")).to_contain_text(re.compile("UTF-8|JSON"))
     expect(page.locator(".t-upload", has_text="good.jsonl").get_by_role("link", name="Open")).to_be_visible()
+    drop(page, tmp_path / "later.jsonl")
+    page.wait_for_url(re.compile(r"/datasets/file-"))
+    expect(page.get_by_role("heading", name="later.jsonl")).to_be_visible()
 
 
 def test_the_name_of_an_upload_shows_what_is_hidden_in_it(open_page: Open) -> None:
@@ -200,19 +193,6 @@ def test_an_upload_waits_for_the_connection_for_as_long_as_it_takes(open_page: O
     page.wait_for_url(re.compile(r"/datasets/file-"))
 
 
-def test_a_table_that_another_tab_converted_has_expired(open_page: Open, tmp_path: Path) -> None:
-    (tmp_path / "tickets.csv").write_text(CSV)
-    page = open_page("/datasets")
-    drop(page, tmp_path / "tickets.csv")
-    page.wait_for_url(re.compile("/datasets/convert/table-"))
-    other = page.context.new_page()
-    other.goto(page.url)
-    other.get_by_role("button", name="Convert and upload").click()
-    other.wait_for_url(re.compile(r"/datasets/file-"))
-    page.get_by_role("button", name="Convert and upload").click()
-    expect(page.get_by_role("alert")).to_contain_text("The upload of this file has expired. Drop the file again.")
-
-
 def test_a_csv_above_two_gigabytes_is_refused_before_it_is_sent(open_page: Open, tmp_path: Path) -> None:
     with (tmp_path / "huge.csv").open("wb") as sparse:
         sparse.truncate((2 << 30) + 1)
@@ -247,13 +227,6 @@ def test_a_file_of_two_gigabytes_is_streamed_in_bounded_memory_and_can_be_cancel
         until(lambda: api.get(url).json()["status"] == "cancelled", "the upload is cancelled")
 
 
-def test_a_cancelled_csv_is_deleted(open_page: Open, web_url: str, world: World) -> None:
-    with signed_in(web_url, world.admin_key) as owner:
-        table_id = owner.post("/uploads", json={"filename": "a.csv", "bytes": 3}).json()["id"]
-        assert owner.delete(f"/uploads/{table_id}").status_code == 200
-        assert owner.get(f"/uploads/{table_id}").json()["message"].startswith("The upload of this file has expired")
-
-
 def memory_bytes(web_url: str) -> int:
     """The resident memory of the dashboard's process."""
     port = urlsplit(web_url).port
@@ -280,36 +253,12 @@ def test_an_upload_continues_after_its_page_was_closed(open_page: Open, tmp_path
     assert offsets[0] == "4194304"
 
 
-def test_an_interrupted_upload_continues(open_page: Open, tmp_path: Path) -> None:
-    """The second piece fails twice; the upload continues at the byte that the server has."""
-    file = tmp_path / "large.jsonl"
-    file.write_bytes(tickets_jsonl(30_000))
-    assert file.stat().st_size > 2 * 4 * 1024 * 1024
-    page = open_page("/datasets")
-    failures = 0
-
-    def fail_twice(route: Route) -> None:
-        nonlocal failures
-        offset = int(urlsplit(route.request.url).query.removeprefix("offset="))
-        if offset > 0 and failures < 2:
-            failures += 1
-            route.abort()
-        else:
-            route.fallback()
-
-    page.route("**/uploads/*/content**", fail_twice)
-    drop(page, file)
-    page.wait_for_url(re.compile(r"/datasets/file-"), timeout=60_000)
-    assert failures == 2
-    expect(page.get_by_text("30,000").first).to_be_visible()
-
-
-def test_another_session_cannot_read_an_upload(open_page: Open, web_url: str, world: World, tmp_path: Path) -> None:
-    body = {"filename": "a.csv", "bytes": 3}
+def test_an_upload_of_a_table_is_that_of_its_session_until_it_is_cancelled(web_url: str, world: World) -> None:
     with signed_in(web_url, world.admin_key) as owner, signed_in(web_url, world.member_key) as other:
-        table_id = owner.post("/uploads", json=body).json()["id"]
+        table_id = owner.post("/uploads", json={"filename": "a.csv", "bytes": 3}).json()["id"]
+        assert owner.get(f"/uploads/{table_id}").status_code == 200
         assert other.get(f"/uploads/{table_id}").status_code == 400
         other.cookies.clear()
         assert other.get(f"/uploads/{table_id}").status_code == 401
-        foreign = owner.post("/uploads", json=body, headers={"Origin": "https://evil.test"})
-        assert foreign.status_code == 403
+        assert owner.delete(f"/uploads/{table_id}").status_code == 200
+        assert owner.get(f"/uploads/{table_id}").status_code == 400

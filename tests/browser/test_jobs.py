@@ -8,7 +8,6 @@ from playwright.sync_api import Route, expect
 
 from app.db.engine import transaction
 from app.db.tables import Job
-from tests import factories
 from tests.browser.conftest import Open
 from tests.browser.world import MODEL, World
 
@@ -28,10 +27,6 @@ def test_every_job_is_listed_with_its_state_curve_and_losses(open_page: Open, wo
         "aria-valuenow", f"{100 * progress['step'] / progress['total_steps']:.0f}"
     )
     expect(running).to_contain_text("left")
-
-
-def test_a_failed_job_says_why_in_a_few_words(open_page: Open) -> None:
-    page = open_page("/jobs?status=failed")
     expect(page.get_by_role("row").filter(has_text="long-context")).to_contain_text("out of memory")
 
 
@@ -73,6 +68,7 @@ def test_a_sixth_job_is_not_selected(open_page: Open) -> None:
 
 def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None:
     page = open_page("/jobs?status=succeeded,running")
+    expect(page.get_by_label("Status").locator("option:checked")).to_have_text("succeeded,running")
     first = page.get_by_role("row").nth(1)
     for label, name, sort in (
         ("Created", "support-bot-v3", "created"),
@@ -91,11 +87,6 @@ def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None
     expect(page.get_by_role("row").last).to_contain_text("support-bot-v4")
 
 
-def test_a_search_without_a_match_says_what_to_change(open_page: Open) -> None:
-    page = open_page("/jobs?q=nothing-like-this")
-    expect(page.get_by_text("No job matches")).to_be_visible()
-
-
 def test_a_filter_that_the_api_refuses_is_named_with_the_whole_list(open_page: Open) -> None:
     page = open_page("/jobs?status=nonsense")
     expect(page.get_by_role("alert")).to_contain_text("nonsense")
@@ -103,25 +94,15 @@ def test_a_filter_that_the_api_refuses_is_named_with_the_whole_list(open_page: O
     expect(page.get_by_role("link", name="support-bot-v3")).to_be_visible()
 
 
-def test_two_statuses_of_an_address_are_shown_as_the_filter(open_page: Open) -> None:
-    page = open_page("/jobs?status=succeeded,running")
-    expect(page.get_by_label("Status").locator("option:checked")).to_have_text("succeeded,running")
-
-
 def test_a_new_job_appears_by_itself(open_page: Open, world: World) -> None:
     page = open_page("/jobs?q=appears")
     expect(page.get_by_text("No job matches")).to_be_visible()
-    with transaction(world.sessions) as session:
-        project = factories.make_project(session)
-        file = factories.make_file(session, world.storage, project)
-        factories.make_job(session, project, file, MODEL, suffix="appears-by-itself")
+    world.add_job("appears-by-itself")
     expect(page.get_by_role("link", name="appears-by-itself")).to_be_visible()
 
 
 def test_a_project_without_jobs_gets_the_first_job_as_curl_python_and_cli(open_page: Open, world: World) -> None:
-    with transaction(world.sessions) as session:
-        key = factories.make_key(session, factories.make_project(session, "empty"))
-    page = open_page("/jobs", key=key)
+    page = open_page("/jobs", key=world.add_key("empty"))
     expect(page.get_by_text("No jobs yet")).to_be_visible()
     expect(page.get_by_text(f"{world.api_url} KEY=")).to_be_visible()
     page.get_by_role("tab", name="Command line").click()

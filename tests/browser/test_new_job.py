@@ -8,10 +8,10 @@ import httpx2
 from playwright.sync_api import expect
 
 from app.db.engine import transaction
-from app.services.jobs import jobs
+from app.db.tables import Job
 from tests.browser.conftest import Open
-from tests.browser.world import MODEL, World
-from tests.factories import chat_lines, make_file, make_job, make_key, make_project
+from tests.browser.world import World
+from tests.factories import chat_lines, make_file, make_key, make_project
 
 
 def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
@@ -55,16 +55,13 @@ def test_a_double_click_creates_one_job(open_page: Open, world: World) -> None:
     expect(page.get_by_text("1 job shown")).to_be_visible()
 
 
-def test_a_wrong_value_is_marked_at_its_field(open_page: Open, world: World) -> None:
+def test_a_wrong_value_is_marked_and_the_job_can_be_created_afterwards(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/new?file={world.files['tickets']}")
     page.get_by_label("Epochs").fill("many")
     expect(page.get_by_text("'many' is not a whole number.")).to_be_visible()
     page.get_by_label("Epochs").fill("99")
     expect(page.get_by_role("alert")).to_contain_text("n_epochs")
-
-
-def test_a_number_that_is_none_is_marked_and_the_job_can_be_created_afterwards(open_page: Open, world: World) -> None:
-    page = open_page(f"/jobs/new?file={world.files['tickets']}")
+    page.get_by_label("Epochs").fill("1")
     page.get_by_label("Learning rate").fill("nan")
     page.get_by_role("button", name="Create job").click()
     expect(page.get_by_text("'nan' is not a number.")).to_be_visible()
@@ -74,12 +71,9 @@ def test_a_number_that_is_none_is_marked_and_the_job_can_be_created_afterwards(o
 
 
 def test_a_clone_names_its_deleted_file(open_page: Open, world: World) -> None:
+    job_id = world.add_job("without-its-file", steps=[1])
     with transaction(world.sessions) as session:
-        project = make_project(session)
-        file = make_file(session, world.storage, project)
-        job_id = make_job(session, project, file, MODEL, suffix="without-its-file").id
-        jobs.cancel(session, jobs.get(session, project.id, job_id))
-        file_id = file.id
+        file_id = session.get_one(Job, job_id).training_file_id
     with httpx2.Client(headers={"Authorization": f"Bearer {world.admin_key}"}, trust_env=False) as api:
         api.delete(f"{world.api_url}/v1/files/{file_id}").raise_for_status()
     page = open_page(f"/jobs/new?clone={job_id}")
@@ -93,9 +87,7 @@ def test_an_id_that_is_none_is_named(open_page: Open) -> None:
 
 
 def test_without_a_file_the_form_leads_to_the_upload(open_page: Open, world: World) -> None:
-    with transaction(world.sessions) as session:
-        key = make_key(session, make_project(session, "without files"))
-    page = open_page("/jobs/new", key=key)
+    page = open_page("/jobs/new", key=world.add_key("without files"))
     page.get_by_role("link", name="Upload a dataset").click()
     expect(page.get_by_role("button", name="Choose files")).to_be_visible()
 
@@ -111,20 +103,14 @@ def test_a_clone_has_the_settings_of_its_original(open_page: Open, world: World)
     page.get_by_label("Keep the other settings of the original").uncheck()
     expect(page.get_by_text('"r": 8')).to_be_visible()
     expect(page.get_by_text('"target_modules": [')).to_have_count(0)
-    expect(page.get_by_text("The defaults apply instead of these settings")).to_be_visible()
 
 
 def test_the_quantization_of_the_original_has_its_own_field(open_page: Open, world: World) -> None:
     """Without the other settings, it is still the one that the field shows."""
-    with transaction(world.sessions) as session:
-        project = make_project(session)
-        file = make_file(session, world.storage, project)
-        quantization = {"quantization": {"bits": 4, "type": "fp4"}}
-        job_id = make_job(session, project, file, MODEL, suffix="four-bits", body=quantization).id
+    job_id = world.add_job("four-bits", body={"quantization": {"bits": 4, "type": "fp4"}})
     page = open_page(f"/jobs/new?clone={job_id}")
     expect(page.get_by_text('"type": "fp4"')).to_be_visible()
     page.get_by_label("Keep the other settings of the original").uncheck()
-    expect(page.get_by_text("The defaults apply instead of these settings")).to_be_visible()
     expect(page.get_by_text('"deliver_to"')).to_have_count(0)
     expect(page.get_by_text('"type": "fp4"')).to_be_visible()
 
@@ -132,11 +118,10 @@ def test_the_quantization_of_the_original_has_its_own_field(open_page: Open, wor
 class TestKeptEntries:
     """What was entered is there again when the page is, for keys of the same project."""
 
-    def test_after_the_end_of_a_session(self, open_page: Open, world: World) -> None:
+    def test_entries_are_kept_after_the_end_of_a_session(self, open_page: Open, world: World) -> None:
+        first, second = world.add_key("with entries"), world.add_key("with entries")
         with transaction(world.sessions) as session:
-            project = make_project(session, "with entries")
-            file_id = make_file(session, world.storage, project).id
-            first, second = make_key(session, project, "first"), make_key(session, project, "second")
+            file_id = make_file(session, world.storage, make_project(session, "with entries")).id
         page = open_page(f"/jobs/new?file={file_id}", key=first)
         expect(page.get_by_text(re.compile("^Fits NVIDIA H100"))).to_be_visible()
         page.get_by_label("Name").fill("kept")
@@ -153,7 +138,7 @@ class TestKeptEntries:
         expect(page.get_by_label("Quantization")).to_have_value("16")
         assert second not in page.evaluate("JSON.stringify(sessionStorage)")
 
-    def test_after_back_but_not_on_a_new_visit(self, open_page: Open) -> None:
+    def test_entries_are_kept_after_back_but_not_on_a_new_visit(self, open_page: Open) -> None:
         page = open_page("/jobs/new")
         page.get_by_label("Name").fill("kept")
         page.get_by_role("link", name="Datasets").click()
@@ -163,16 +148,15 @@ class TestKeptEntries:
         page.goto(page.url)
         expect(page.get_by_label("Name")).to_have_value("")
 
-    def test_after_a_reload_of_a_page_whose_address_follows_its_fields(self, open_page: Open, world: World) -> None:
+    def test_entries_are_kept_after_a_reload_of_a_changed_address(self, open_page: Open, world: World) -> None:
         page = open_page(f"/datasets/{world.files['tickets']}")
         page.get_by_label("Validation file").select_option(world.files["held_out"])
         page.wait_for_url("**?model=**")
         page.reload()
         expect(page.get_by_label("Validation file")).to_have_value(world.files["held_out"])
 
-    def test_none_after_signing_out_and_none_of_another_project(self, open_page: Open, world: World) -> None:
-        with transaction(world.sessions) as session:
-            other = make_key(session, make_project(session, "of others"))
+    def test_entries_are_not_kept_for_another_project_or_after_signing_out(self, open_page: Open, world: World) -> None:
+        other = world.add_key("of others")
         page = open_page("/jobs/new")
         page.get_by_label("Name").fill("confidential")
         page.context.clear_cookies()

@@ -6,18 +6,18 @@ import re
 
 import pytest
 from playwright.sync_api import expect
+from sqlalchemy import select
 
 from app.db.engine import transaction
 from app.db.jobs import exports
 from app.db.jobs.leases import Lease
-from app.db.tables import ApiKey, Job
+from app.db.tables import ApiKey, Checkpoint, Job
 from app.domain.artifacts.exports import ExportKind, ExportType
 from app.services.access import keys
-from app.services.jobs import jobs
 from tests.browser.conftest import NARROW, Open
 from tests.browser.test_screens import require_accessible
-from tests.browser.world import MODEL, World
-from tests.factories import WORKER, make_checkpoint, make_file, make_job, make_project
+from tests.browser.world import World
+from tests.factories import WORKER, make_file, make_project
 
 
 @pytest.mark.parametrize("path", ["/jobs/{job}?tab=exports", "/adapters/{job}"])
@@ -44,14 +44,12 @@ def test_an_export_is_requested_followed_downloaded_and_deleted(open_page: Open,
 
 
 def test_an_export_that_another_tab_has_deleted_leaves_the_list(open_page: Open, world: World) -> None:
+    job_id = world.add_job("two-tabs", steps=[4])
     with transaction(world.sessions) as session:
-        project = make_project(session)
-        job = make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="two-tabs")
-        checkpoint = make_checkpoint(session, world.storage, project, job, 4)
-        jobs.cancel(session, job)
+        job = session.get_one(Job, job_id)
+        checkpoint = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id)).one()
         exports.insert(session, job, checkpoint, ExportKind(ExportType.MERGED, None), 1_000)
-        path = f"/jobs/{job.id}?tab=exports"
-    page = open_page(path)
+    page = open_page(f"/jobs/{job_id}?tab=exports")
     other_tab = page.context.new_page()
     other_tab.goto(page.url)
     for tab in (page, other_tab):
@@ -91,9 +89,7 @@ def test_a_refused_request_stays_in_its_dialog_with_the_reason(open_page: Open, 
 
 
 def test_a_key_without_a_scope_is_not_offered_what_needs_it(open_page: Open, world: World) -> None:
-    with transaction(world.sessions) as session:
-        reader = keys.issue(session, make_project(session), "reader", ["all:read"]).secret
-    page = open_page(f"/jobs/{world.jobs['paused']}", key=reader)
+    page = open_page(f"/jobs/{world.jobs['paused']}", key=world.add_key(scopes=["all:read"]))
     url = page.url.removesuffix(f"/jobs/{world.jobs['paused']}")
     expect(page.get_by_text("read only")).to_be_visible()
     page.set_viewport_size(NARROW)
@@ -115,13 +111,7 @@ def test_a_key_without_a_scope_is_not_offered_what_needs_it(open_page: Open, wor
 
 
 def test_a_checkpoint_of_a_job_without_a_result_is_exported(open_page: Open, world: World) -> None:
-    with transaction(world.sessions) as session:
-        project = make_project(session)
-        job = make_job(session, project, make_file(session, world.storage, project), MODEL, suffix="stopped-early")
-        for step in (4, 8):
-            make_checkpoint(session, world.storage, project, job, step)
-        jobs.cancel(session, job)
-        job_id = job.id
+    job_id = world.add_job("stopped-early", steps=[4, 8])
     page = open_page(f"/jobs/{job_id}?tab=exports")
     page.get_by_role("button", name="New export").click()
     dialog = page.get_by_role("dialog", name="New export")

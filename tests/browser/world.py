@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -73,6 +73,27 @@ class World:
     jobs: Mapping[str, str]  # ids by a short name
     files: Mapping[str, str]
     engine: AnsweringEngine  # which has the adapter of the succeeded job
+
+    def add_key(self, project: str = "default", scopes: Sequence[str] = ("all",)) -> str:
+        """The secret of a new key."""
+        with transaction(self.sessions) as session:
+            return keys.issue(session, factories.make_project(session, project), "browser", scopes).secret or ""
+
+    def add_job(
+        self, suffix: str, steps: Sequence[int] = (), body: Mapping[str, Any] | None = None, **columns: Any
+    ) -> str:
+        """A job with checkpoints of these steps; with them it is cancelled."""
+        with transaction(self.sessions) as session:
+            project = factories.make_project(session)
+            file = factories.make_file(session, self.storage, project)
+            job = factories.make_job(session, project, file, MODEL, suffix=suffix, body=body)
+            for step in steps:
+                factories.make_checkpoint(session, self.storage, project, job, step)
+            if steps:
+                jobs.cancel(session, job)
+            for name, value in columns.items():
+                setattr(job, name, value)
+            return job.id
 
 
 @contextmanager

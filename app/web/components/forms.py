@@ -116,24 +116,15 @@ def _select(options: Mapping[str, str], value: str, **attributes: Any) -> TextEl
 
 
 def ask(question: str, label: str, act: Callable[[], Awaitable[None]]) -> None:
-    """Show a dialog with the question. Its button `label` calls `act`, and the dialog stays until that has returned."""
-
-    async def confirm() -> None:
-        try:
-            await act()
-        finally:
-            if not dialog.is_deleted:  # it was closed meanwhile
-                dialog.close()
-
-    with _opened(question) as dialog, box("t-card t-dialog", role="document"):
-        tag("h2", question)
-        with box("t-actions"):
-            button(label, confirm, "t-danger")
-            button("Keep it", dialog.close)
+    """Show a dialog with the question. Its button `label` calls `act`."""
+    with form_dialog(question, label, act, "t-danger", "Keep it"):
+        pass
 
 
 @contextmanager
-def form_dialog(title: str, label: str, send: Callable[[], Awaitable[None]]) -> Iterator[None]:
+def form_dialog(
+    title: str, label: str, send: Callable[[], Awaitable[None]], classes: str = "t-primary", close: str = "Close"
+) -> Iterator[None]:
     """Show a dialog with the fields that the block makes. Its button `label` calls `send`; while the API refuses the
     request, the dialog stays, with the reason.
     """
@@ -147,20 +138,15 @@ def form_dialog(title: str, label: str, send: Callable[[], Awaitable[None]]) -> 
                 with refusal:
                     error_note(error)
             return
-        if not dialog.is_deleted:
+        if not dialog.is_deleted:  # it was closed meanwhile
             dialog.close()
 
-    with _opened(title) as dialog, box("t-card t-dialog", role="document"):
+    with ui.dialog(value=True) as dialog, box("t-card t-dialog", role="document"):
+        dialog.props["aria-label"] = clean(title)
+        dialog.on("hide", dialog.delete)
         tag("h2", title)
         yield
         refusal = tag("div")
         with box("t-actions"):
-            button(label, confirm, "t-primary")
-            button("Close", dialog.close)
-
-
-def _opened(name: str) -> ui.dialog:
-    dialog = ui.dialog(value=True)
-    dialog.props["aria-label"] = clean(name)
-    dialog.on("hide", dialog.delete)
-    return dialog
+            button(label, confirm, classes)
+            button(close, dialog.close)

@@ -1,25 +1,4 @@
-"""The screens of the dashboard, one module or package per subject."""
+"""The screens of the dashboard, one module or package per subject. Its import registers them."""
 
-from __future__ import annotations
-
-from importlib import import_module
-
-# routes are matched in order: /jobs/new precedes /jobs/{job_id}
-MODULES = (
-    "jobs.jobs",
-    "jobs.new_job",
-    "jobs.compare",
-    "jobs.job",
-    "convert",
-    "datasets",
-    "adapters",
-    "queue",
-    "project",
-    "admin",
-)
-
-
-def load() -> None:
-    """Import all screens, which registers them."""
-    for module in MODULES:
-        import_module(f"{__name__}.{module}")
+from app.web.pages import adapters, admin, convert, datasets, project, queue  # noqa: F401
+from app.web.pages.jobs import compare, job, jobs, new_job  # noqa: F401

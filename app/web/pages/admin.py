@@ -96,7 +96,7 @@ def _failed_columns(projects: list[Json], own_project_id: str) -> tuple[TableCol
 
     def name(job: Json) -> Cell:
         page = f"/jobs/{job['id']}" if job["project_id"] == own_project_id else None  # a key reads its own project's
-        return {"text": wording.name(job), "href": page, "sub": job["id"]}
+        return wording.job_cell(job) | {"href": page, "sub": job["id"]}
 
     return (
         lead_column("Failed job", "", name),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
@@ -69,11 +69,11 @@ def _show_usage(project: Json) -> None:
     with card("Usage and limits"):
         facts(
             {
-                "Stored": _of(size(usage["stored_bytes"]), limits["max_stored_bytes"], size),
+                "Stored": _of(usage["stored_bytes"], limits["max_stored_bytes"], size),
                 "Queued jobs": f"{count(usage['queued_jobs'])}, {_or_default(limits['max_queued_jobs'])}",
-                "Running jobs": _of(count(usage["running_jobs"]), limits["max_running_jobs"], count),
+                "Running jobs": _of(usage["running_jobs"], limits["max_running_jobs"], count),
                 "GPU time this month": _of(
-                    duration(usage["gpu_seconds_this_month"]), limits["max_gpu_seconds_per_month"], duration
+                    usage["gpu_seconds_this_month"], limits["max_gpu_seconds_per_month"], duration
                 ),
                 "Planned GPU time": duration(usage["held_gpu_seconds"]),
                 "Requests per second": _or_default(limits["max_requests_per_second"]),
@@ -85,8 +85,8 @@ def _or_default(limit: int | None) -> str:
     return "at most the service's default" if limit is None else f"at most {count(limit)}"
 
 
-def _of(used: str, limit: float | None, format_limit: Any) -> str:
-    return f"{used}, {'no limit' if limit is None else f'at most {format_limit(limit)}'}"
+def _of(used: float, limit: float | None, text: Callable[[float], str]) -> str:
+    return f"{text(used)}, {'no limit' if limit is None else f'at most {text(limit)}'}"
 
 
 async def _show_webhooks(view: View) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
@@ -18,7 +17,7 @@ from app.web.components.data_table import (
     wide_column,
 )
 from app.web.components.elements import box, card, facts, note, refilled, tag
-from app.web.formatting import count, counted, duration, size
+from app.web.formatting import count, counted, duration, size, until
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import wording
 
@@ -58,7 +57,7 @@ class QueuePage(View):
                 text_column("Base model", "model"),
                 text_column("Phase", "phase", lambda phase: wording.PHASES.get(phase, brief(phase))),
                 number_column("Started", "started_at", ago),
-                number_column("Expected end", "expected_finish", _in),
+                number_column("Expected end", "expected_finish", until),
             ),
         )
         self._waiting = titled_table(
@@ -67,7 +66,7 @@ class QueuePage(View):
                 number_column("Position", "position", str),
                 lead_column("Queued job", "", lambda job: self._job(job["id"], _notes(job))),
                 text_column("Base model", "model"),
-                number_column("Expected start", "expected_start", _in),
+                number_column("Expected start", "expected_start", until),
                 number_column("Planned time", "planned_seconds", duration),
                 wide_column("Waits for", "", wording.reason),
                 CREATED,
@@ -180,9 +179,8 @@ def _device(device: Json) -> str:
 
 def _models(names: list[str]) -> Json:
     """The first ones; a table of many workers with many models has no room for all."""
-    shown = ", ".join(names[:MAX_MODELS]) or "–"
-    more = f", and {len(names) - MAX_MODELS} more" if len(names) > MAX_MODELS else ""
-    return {"text": shown + more, "title": ", ".join(names)}
+    more = ", …" if len(names) > MAX_MODELS else ""
+    return {"text": brief(names[:MAX_MODELS]) + more, "title": ", ".join(names)}
 
 
 def _notes(job: Json) -> str:
@@ -197,10 +195,3 @@ def _notes(job: Json) -> str:
 def _answers(evaluation: Json) -> str:
     done, total = evaluation["answers"], evaluation["total_answers"]
     return "–" if total is None else f"{count(done)} of {count(total)}"
-
-
-def _in(unix_seconds: float | None) -> str:
-    if unix_seconds is None:
-        return "–"
-    seconds = unix_seconds - time.time()
-    return f"in {duration(seconds)}" if seconds > 5 else "soon"

@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from app.web.api_client import ApiError
 from app.web.sessions import COOKIE, SessionStore, WebSession
+from tests.app.web.stub_api import stub_http
 
 PROJECT = {"id": "proj_1", "name": "default", "api_key": {"id": "key_1", "scopes": []}}
 Answer = Callable[[str], httpx2.Response]  # by the key
@@ -37,7 +38,7 @@ def with_sessions(
 
     async def run() -> None:
         api = Api()
-        http = httpx2.AsyncClient(base_url="http://api/v1/", transport=httpx2.MockTransport(api))
+        http = stub_http(api)
         store = SessionStore(http, http, seconds, ended.append)
         sessions = [await store.sign_in(f"key {number}") for number in range(count)]
         api.asked.clear()

@@ -9,10 +9,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.web.api_client import RESPONSE_SECONDS, ApiClient, make_http
+from app.web.api_client import RESPONSE_SECONDS
 from app.web.csv_tables import MAX_TABLE_BYTES, TableStore
 from app.web.sessions import COOKIE, SessionStore
 from app.web.transfers import NO_UPLOAD, REFUSALS, refuse, routes, send_piece
+from tests.app.web.stub_api import stub_client, stub_http
 
 TWO_GIGABYTES = 2_000_000_000
 CHECK_SECONDS = TWO_GIGABYTES / 50e6  # on a free core
@@ -26,10 +27,8 @@ def sent(offset: int, piece: bytes, total: int) -> httpx2.Request:
         requests.append(request)
         return httpx2.Response(200, json={})
 
-    async def send() -> Any:
-        http = make_http("http://127.0.0.1:1")
-        http._transport = httpx2.MockTransport(answer)
-        await send_piece(ApiClient(http, "key", lambda: None), {"id": "upload_1", "bytes": total}, offset, piece)
+    async def send() -> None:
+        await send_piece(stub_client(answer), {"id": "upload_1", "bytes": total}, offset, piece)
 
     asyncio.run(send())
     (request,) = requests
@@ -40,9 +39,6 @@ def test_the_last_piece_waits_for_the_check_of_all_lines() -> None:
     request = sent(TWO_GIGABYTES - 4, b"last", TWO_GIGABYTES)
     assert request.headers["content-range"] == f"bytes {TWO_GIGABYTES - 4}-{TWO_GIGABYTES - 1}/{TWO_GIGABYTES}"
     assert request.extensions["timeout"]["read"] > RESPONSE_SECONDS + 3 * CHECK_SECONDS
-
-
-def test_another_piece_does_not() -> None:
     assert sent(0, b"first", TWO_GIGABYTES).extensions["timeout"]["read"] == RESPONSE_SECONDS
 
 
@@ -53,7 +49,7 @@ def test_without_a_further_byte_the_check_is_repeated(total: int) -> None:
     assert request.extensions["timeout"]["read"] >= RESPONSE_SECONDS + total / 10e6
 
 
-def ask(*requests: tuple[str, str, Any]) -> list[httpx2.Response]:
+def ask(*requests: tuple[str, str, Any], **headers: str) -> list[httpx2.Response]:
     """The dashboard's responses to (method, path, JSON body) of one session; the API is asked only at the sign-in."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -61,43 +57,38 @@ def ask(*requests: tuple[str, str, Any]) -> list[httpx2.Response]:
         return httpx2.Response(200, json={})
 
     async def send() -> list[httpx2.Response]:
-        http, tables = make_http("http://127.0.0.1:1"), TableStore()
-        http._transport = httpx2.MockTransport(answer)
-        sessions = SessionStore(http, http, 60, tables.discard_of)
-        session = await sessions.sign_in("key")
+        tables = TableStore()
+        sessions = SessionStore(stub_http(answer), stub_http(answer), 60, tables.discard_of)
         app = FastAPI()
         app.state.sessions, app.state.tables = sessions, tables
         app.include_router(routes)
         for kind in REFUSALS:
             app.add_exception_handler(kind, refuse)
+        cookies = {COOKIE: (await sessions.sign_in("key")).token}
         transport = httpx2.ASGITransport(app)
-        cookies = {COOKIE: session.token}
         async with httpx2.AsyncClient(transport=transport, base_url="http://dashboard", cookies=cookies) as client:
-            responses = [await client.request(method, path, content=body) for method, path, body in requests]
+            responses = [await client.request(*each[:2], content=each[2], headers=headers) for each in requests]
         tables.close()
         return responses
 
     return asyncio.run(send())
 
 
+SIZES = ("-1", "0", "-1000000000000000", "true", '"5"', "1.5", "NaN", "1e400", "null", "[]")
+BODIES = ('{"filename": "a.csv"}', '{"bytes": 5}', '{"filename": 5, "bytes": 5}', "[1]", "5", "", "{", "[" * 60_000)
+
+
 def test_a_size_that_is_none_is_refused_and_lifts_no_limit() -> None:
-    sizes = ("-1", "0", "-1000000000000000", "true", '"5"', "1.5", "NaN", "1e400", "null", "[]")
-    bodies = [f'{{"filename": "a.csv", "bytes": {size}}}' for size in sizes]
-    bodies += [
-        '{"filename": "a.csv"}',
-        '{"bytes": 5}',
-        '{"filename": 5, "bytes": 5}',
-        "[1]",
-        "5",
-        "",
-        "{",
-        "[" * 60_000,
-    ]
+    bodies = [*(f'{{"filename": "a.csv", "bytes": {size}}}' for size in SIZES), *BODIES]
     largest = f'{{"filename": "a.csv", "bytes": {MAX_TABLE_BYTES}}}'
     first, *refused, last = ask(*(("POST", "/uploads", body) for body in (largest, *bodies, largest)))
     assert (first.status_code, last.status_code) == (200, 400)
-    assert {answer.status_code for answer in refused} == {400}
-    assert {answer.json()["message"] for answer in refused} == {NO_UPLOAD}
+    assert {(answer.status_code, answer.json()["message"]) for answer in refused} == {(400, NO_UPLOAD)}
+
+
+def test_an_upload_of_another_site_is_refused() -> None:
+    (response,) = ask(("POST", "/uploads", '{"filename": "a.csv", "bytes": 3}'), origin="https://evil.test")
+    assert response.status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -112,5 +103,4 @@ def test_a_size_that_is_none_is_refused_and_lifts_no_limit() -> None:
 )
 def test_an_invalid_parameter_is_refused_without_the_api(method: str, path: str, param: str) -> None:
     (response,) = ask((method, path, b""))
-    assert response.status_code == 400
-    assert response.json()["message"].startswith(f"{param}: ")
+    assert (response.status_code, response.json()["message"].split(": ")[0]) == (400, param)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import secrets
-import time
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +30,7 @@ from app.web.components.elements import (
     tag,
 )
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
-from app.web.formatting import count, counted, duration, size
+from app.web.formatting import count, counted, duration, size, until
 from app.web.frame import View, screen
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
@@ -142,12 +141,9 @@ class NewJobPage(View):
 
         def keep() -> Any:
             self._kept = kept if is_kept.value else only_quantization
-            dropped.set_visibility(not is_kept.value)
             return self._update()
 
-        is_kept = checkbox("Keep the other settings of the original", "true", keep)
-        dropped = note("The defaults apply instead of these settings", "", "warn", role="status")
-        dropped.set_visibility(False)
+        is_kept = checkbox("Keep the other settings of the original; else the defaults apply", "true", keep)
         facts({name: wording.setting_text(value) for name, value in rest.items()})
 
     def _add(self, *names: str, **hints: str) -> None:
@@ -297,6 +293,4 @@ def _expected_start(queue: Json | None) -> str:
     if workers["busy"] < workers["alive"] and not waiting:
         return "at once"
     ends = [one["expected_finish"] for one in queue["running"]]
-    seconds = min(ends) - time.time() if ends else 0.0
-    first = f", first worker free in {duration(seconds)}" if seconds > 5 else ", first worker free soon" if ends else ""
-    return f"after {counted(waiting, 'queued job')}{first}"
+    return f"after {counted(waiting, 'queued job')}" + (f", first worker free {until(min(ends))}" if ends else "")

@@ -10,7 +10,7 @@ from typing import Any
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import Json
 from app.web.components.elements import link
-from app.web.formatting import clean, count, counted, duration, size
+from app.web.formatting import clean, count, counted, duration, size, until
 
 TONES = {
     "validating_files": "run",
@@ -61,7 +61,7 @@ UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 
 def label(job: Json) -> str:
-    if job.get("pause_requested"):
+    if job["pause_requested"]:
         return "Pausing"
     if job["status"] in ("running", "queued", "validating_files") and job["phase"] in PHASES:
         return PHASES[job["phase"]]
@@ -112,39 +112,36 @@ def steps(job: Json) -> str:
     return f"{count(job['trained_steps'] or 0)} of {counted(job['total_steps'], 'step')}"
 
 
-def remaining_seconds(job: Json, now: float | None = None) -> float | None:
+def remaining_seconds(job: Json) -> float | None:
     """None once the estimate has passed: the time that remains is unknown then."""
     if job["status"] != "running" or job["estimated_finish"] is None:
         return None
-    seconds = float(job["estimated_finish"] - (now or time.time()))
+    seconds = float(job["estimated_finish"] - time.time())
     return seconds if seconds > 0 else None
 
 
-def reason(job: Json, other: str = "its turn") -> str:
+def reason(job: Json) -> str:
     """What a queued job waits for in the queue."""
-    return job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else other)
+    return job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else "its turn")
 
 
-def waiting(job: Json, now: float | None = None) -> str:
+def waiting(job: Json) -> str:
     """What a queued job waits for."""
     if job["phase"] == "waiting_for_storage":
         return "Waits for disk space; it is retried automatically."
-    why = reason(job, "")
-    if job["queue_position"] is None:
+    why, position = job["waiting_for"], job["queue_position"]
+    if position is None:
         return why or "Waits for a worker."
-    text = "Next in the queue" if job["queue_position"] == 1 else f"Position {job['queue_position']} in the queue"
+    text = "Next in the queue" if position == 1 else f"Position {position} in the queue"
     if why:
         return f"{text}. {why}"
-    if job["expected_start"] is None:
-        return f"{text}."
-    seconds = job["expected_start"] - (now or time.time())
-    return f"{text}, starts in about {duration(seconds)}." if seconds > 5 else f"{text}, starts soon."
+    return f"{text}, starts {until(job['expected_start'])}." if job["expected_start"] else f"{text}."
 
 
 def failure(job: Json) -> str | None:
     """Why a job failed, in a few words."""
     error = job["error"]
-    return error["code"].replace("_", " ") if error and error.get("code") else None
+    return error["code"].replace("_", " ") if error else None
 
 
 def remedy(error: Json) -> str | None:
@@ -157,7 +154,7 @@ def remedy(error: Json) -> str | None:
     return str(text.replace("`POST /v1/fine_tuning/jobs/plan`", plan).replace("`", ""))
 
 
-def sentence(job: Json, now: float | None = None) -> str:
+def sentence(job: Json) -> str:
     """What is happening with the job, in one or two sentences."""
     match job["status"]:
         case "validating_files":
@@ -165,9 +162,9 @@ def sentence(job: Json, now: float | None = None) -> str:
                 return "The check of the files waits for disk space; it is repeated by itself."
             return "The files are being checked: format, roles, tokens. This usually takes seconds."
         case "queued":
-            return f"{_before_the_queue(job)} {waiting(job, now)}"
+            return f"{_before_the_queue(job)} {waiting(job)}"
         case "running":
-            return _running_sentence(job, now)
+            return _running_sentence(job)
         case "paused":
             if not job["trained_steps"]:
                 return "Paused before its first step. Resume it to start the training."
@@ -192,16 +189,16 @@ def _before_the_queue(job: Json) -> str:
     return f"Interrupted at step {count(job['trained_steps'])}; it continues by itself."
 
 
-def _running_sentence(job: Json, now: float | None) -> str:
-    if job.get("pause_requested"):
+def _running_sentence(job: Json) -> str:
+    if job["pause_requested"]:
         return "Pausing: the trainer finishes its current step and saves a checkpoint."
     if job["phase"] in ("loading", "publishing"):
         return f"{PHASES[job['phase']]}."
     if job["trained_steps"] is None:
         return "A worker has the job and prepares the training."
-    remaining = remaining_seconds(job, now)
+    remaining = remaining_seconds(job)
     rest = f" About {duration(remaining)} remain." if remaining is not None else ""
-    return f"Training: step {steps(job)}.{rest}".replace("step step", "step")
+    return f"Training: step {steps(job)}.{rest}"
 
 
 def setting_text(value: Any) -> str:

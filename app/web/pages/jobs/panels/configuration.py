@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from app.domain.jobs.create_job import CreateJob, settings_of
 from app.domain.jobs.request_parameters import METHOD_OF, collect
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, text_column, titled_table
@@ -13,6 +14,15 @@ from app.web.pages.jobs.panels.panel import Panel
 from app.web.pages.jobs.wording import UNITS, setting_text
 
 MAX_REQUEST_CHARACTERS = 20_000
+GROUPS = {
+    "method": "Training",
+    "seed": "Training",
+    "lora": "LoRA",
+    "quantization": "Quantization",
+    "priority": "Queue",
+    "urgent": "Queue",
+    "worker_labels": "Queue",
+}
 
 
 class ConfigurationPanel(Panel):
@@ -21,11 +31,13 @@ class ConfigurationPanel(Panel):
     def build(self) -> None:
         job = self.job
         requested = asked_values(job)
-        for title, values in _groups(job).items():
+        settings = settings_of(job)
+        for title in dict.fromkeys(GROUPS.values()):
             rows = [
-                {"name": name, "unit": UNITS.get(name), "value": values[name]}
+                {"name": name, "unit": UNITS.get(name), "value": value}
                 | ({"requested": requested[name]} if name in requested else {})
-                for name in values
+                for name, value in settings.items()
+                if title == _group(name, settings["method"])
             ]
             titled_table(title, COLUMNS, rows, key="name").classes("t-even")  # the same columns in each group
         if job["metadata"]:
@@ -50,18 +62,10 @@ def asked_values(job: Json) -> Json:
     return {name: given.value for name, given in collect(request).given.items()} | named
 
 
-def _groups(job: Json) -> dict[str, Json]:
-    """The resolved settings by title; their names are those of `asked_values`."""
-    method = job["method"]["type"]
-    hyperparameters = job["method"][method]["hyperparameters"]  # those of the other method are null
-    quantization = {f"quantization.{name}": value for name, value in (job["quantization"] or {}).items()}
-    return {
-        "Training": {"method": method, "seed": job["seed"]}
-        | {name: value for name, value in hyperparameters.items() if METHOD_OF.get(name, method) == method},
-        "LoRA": {f"lora.{name}": value for name, value in job["lora"].items()},
-        "Quantization": quantization or {"quantization": "none: the base model is trained in 16 bits"},
-        "Queue": {name: job[name] for name in ("priority", "urgent", "worker_labels")},
-    }
+def _group(name: str, method: str) -> str | None:
+    """The title of the table that has the setting; None for one of another method, or that the page shows elsewhere."""
+    is_hyperparameter = name not in CreateJob.model_fields and METHOD_OF.get(name, method) == method
+    return GROUPS.get(name.partition(".")[0], "Training" if is_hyperparameter else None)
 
 
 COLUMNS = (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
-from operator import itemgetter
 
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, number_column, state, text_column
@@ -18,10 +18,6 @@ REASONS = {
     "done": "finished",
     "drained": "stopped by its worker; progress saved",
     "gave_way": "preempted by an urgent job; progress saved",
-    "paused": "paused",
-    "cancelled": "cancelled",
-    "worker_lost": "worker lost",
-    "trainer_crashed": "trainer crashed",
     "device_lost": "GPU lost",
     "killed_for_memory": "out of memory; the next attempt uses less",
     "stalled": "no progress; stopped by the watchdog",
@@ -44,7 +40,7 @@ def numbered(attempts: Sequence[Json]) -> list[Json]:
 def _result(attempt: Json) -> str:
     if attempt["ended_at"] is None:
         return "running"
-    return REASONS.get(attempt["reason"], str(attempt["reason"])) if attempt["reason"] else "valid"
+    return REASONS.get(reason, reason.replace("_", " ")) if (reason := attempt["reason"]) else "valid"
 
 
 def _time_line(attempts: list[Json]) -> None:
@@ -70,6 +66,10 @@ def _time_line(attempts: list[Json]) -> None:
         tag("span", f"{duration(span)} later")
 
 
+def _duration(attempt: Json) -> str:
+    return duration(attempt["ended_at"] - attempt["started_at"]) if attempt["ended_at"] else "running"
+
+
 class AttemptsPanel(ListPanel):
     """Each attempt of a worker, as a row and as a bar on the time line of the job."""
 
@@ -78,9 +78,7 @@ class AttemptsPanel(ListPanel):
         number_column("Attempt", "number", count),
         lead_column("Task", "number", lambda number: "Training" if number else "Check of the files"),
         text_column("Started", "started_at", exact_moment),
-        number_column(
-            "Duration", "", lambda one: duration(one["ended_at"] - one["started_at"]) if one["ended_at"] else "running"
-        ),
+        number_column("Duration", "", _duration),
         text_column("Worker", "worker_id"),
         text_column("Result", "", _result),
     )
@@ -154,15 +152,14 @@ class LogPanel(Panel):
         self._href = f"/jobs/{self.job['id']}/log.txt"
         self._numbers: dict[str, int] = {}  # of the trainings, by the API's number
         self._offered: object = None  # the number of trainings whose attempts the select has
-        self._requested = 0
         with box("t-filters"):
             self._search = filter_text("Search the log", "", self._show)
             with tag("div") as self._attempts:
                 self._attempt = filter_select("Attempt", {"": "Last attempt"}, "", self.load)
-            self._follow_button = button("Following", self._toggle)
-            self._follow_button.props["aria-pressed"] = "true"
+            self._follow_button = button("", self._toggle)
             self._download = link("Download", self._href, "t-button", download="")
-        self._is_following = self._may_grow = True
+        self._is_following, self._may_grow = False, True
+        self._toggle()
         self._output = tag("pre", classes="t-code t-log", tabindex="0", aria_label="Log of the trainer")
 
     async def refresh(self, job: Json) -> None:
@@ -175,21 +172,18 @@ class LogPanel(Panel):
     async def _offer_attempts(self, job: Json) -> None:
         """The attempts that trained, under the numbers of the tab Attempts: a check of the files has no log."""
         attempts = numbered((await self.api.get(f"{self.path}/attempts"))["data"])
-        trainings = sorted((one for one in attempts if one["number"]), key=itemgetter("number"), reverse=True)
-        self._numbers = {str(one["attempt"]): one["number"] for one in trainings}
+        self._numbers = {str(one["attempt"]): one["number"] for one in reversed(attempts) if one["number"]}
         options = {"": "Last attempt"} | {each: f"Attempt {number}" for each, number in self._numbers.items()}
         self._offered = job["attempts"]
         with refilled(self._attempts):
             self._attempt = filter_select("Attempt", options, self._attempt.value, self.load)
 
     async def load(self) -> None:
-        self._requested += 1
-        number = self._requested
         attempt = self._attempt.value
         query = f"?attempt={attempt}&number={self._numbers[attempt]}" if attempt else ""
         self._download.props["href"] = f"{self._href}{query}"
         text = await self.api.text(f"{self.path}/logs", attempt=attempt or None)
-        if number == self._requested:
+        if attempt == self._attempt.value:  # no other one was chosen meanwhile
             self._text = text
             self._show()
 
