@@ -5,18 +5,23 @@ A statement for each row took three times the CPU, a fifth of the cost of creati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, bindparam, select
+from sqlalchemy import and_, bindparam, func, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
 from app.db.base_models.models import is_offered_to
 from app.db.files import is_visible_to
-from app.db.tables import BaseModelRow, File, Project
+from app.db.tables import BaseModelRow, DeliveryTarget, File, Project
 
 TRAINING, VALIDATION = aliased(File), aliased(File)
+DEFAULT_TARGETS = select(func.array_agg(aggregate_order_by(DeliveryTarget.name, DeliveryTarget.seq))).where(
+    DeliveryTarget.project_id == Project.id, DeliveryTarget.deleted_at.is_(None), DeliveryTarget.is_default
+)
 LOAD_REFERENCES = (
-    select(Project, BaseModelRow, TRAINING, VALIDATION)
+    select(Project, BaseModelRow, TRAINING, VALIDATION, DEFAULT_TARGETS.scalar_subquery())
     .select_from(Project)
     .outerjoin(BaseModelRow, and_(BaseModelRow.name == bindparam("base"), is_offered_to(Project.id)))
     .outerjoin(TRAINING, and_(TRAINING.id == bindparam("training_file"), is_visible_to(Project.id, TRAINING)))
@@ -33,6 +38,7 @@ class JobReferences:
     base: BaseModelRow | None
     training_file: File | None
     validation_file: File | None
+    default_targets: Sequence[str] | None  # names of delivery targets
 
 
 def load_job_references(
