@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.db import files
 from app.db.base_models import models
 from app.db.jobs import checkpoints, jobs, references
-from app.db.tables import BaseModelRow, DeliveryTarget, File, Job
+from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.warnings import SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
@@ -54,9 +54,10 @@ def build_job(
     BadRequest with all problems, NotFound if the only problem is a missing model or file, or NotPermitted.
     """
     request, problems = parse_create(body) if original is None else _parse_clone(session, original, body)
-    deliver_to: list[DeliveryTarget] = []
+    deliver_to: Sequence[str] | None = request.deliver_to
     try:
-        deliver_to = targets.resolve(session, project_id, request.deliver_to)
+        if deliver_to:
+            deliver_to = [target.name for target in targets.resolve(session, project_id, deliver_to)]
     except BadRequest as problem:
         problems.append(problem)
     rows = references.load_job_references(
@@ -87,7 +88,7 @@ def build_job(
         warnings.append(request_warning("same_file", SAME_FILE))
     given = {column: value for name, column in COLUMNS.items() if (value := getattr(request, name)) is not None}
     given["worker_labels"] = sorted(set(request.worker_labels or ()))
-    given["deliver_to"] = [target.name for target in deliver_to]
+    given["deliver_to"] = (rows.default_targets or []) if deliver_to is None else deliver_to
     return Job(
         **given,
         project_id=project_id,
