@@ -2,7 +2,7 @@
 
 A router with `route_class=IdempotentRoute` adds it to each of its POST routes that takes a SessionDep. A route with
 transactions of its own takes an IdempotentRequestDep, and calls `reserve` first and `store_response` last in the
-transaction that creates.
+transaction that creates; `respond_once` does so in one thread, for the most frequent POST.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
 from itertools import chain, repeat
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from fastapi import Depends, Header, Request
 from fastapi.routing import APIRoute
@@ -20,11 +22,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import ConnectionPermitDep, SessionDep, app_state_of
+from app.api.dependencies import ConnectionPermitDep, SessionDep, app_state_of, get_connection_permit
+from app.api.limits import ConnectionPermit
 from app.api.transport.json_body import NO_BODY, BodyBytesDep, request_body
+from app.db.engine import Sessions, transaction
 from app.domain.datasets.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
 from app.services.access.idempotency import IdempotentRequest, Replay, fingerprint_of, key_in_use_error
+
+Result = TypeVar("Result")
 
 REPLAYED = {"Idempotency-Replayed": "true"}
 DUPLICATE_TIMEOUT_SECONDS = 20.0  # for a concurrent duplicate; a create takes milliseconds
@@ -94,19 +100,34 @@ async def begin_idempotent_request(
     session: SessionDep,
     permit: ConnectionPermitDep,
 ) -> None:
-    """Claim the key in the transaction of the request. Raises what `IdempotentRequest.reserve` raises.
+    """Claim the key in the transaction of the request. Raises what `IdempotentRequest.reserve` raises."""
+    if fingerprint is not None:
+        await _until_claimed(permit, partial(_begin, idempotent_request, session, fingerprint))
+        request.state.idempotent = (idempotent_request, session)
 
-    A duplicate in another process is awaited by polling, and the connection is released between the attempts.
-    """
-    if fingerprint is None:
-        return
+
+async def respond_once(
+    request: Request, idempotent_request: IdempotentRequest, body: bytes, work: Callable[[Session], bytes]
+) -> Response:
+    """The JSON that `work` makes in a transaction of its own. Raises what `IdempotentRequest.reserve` raises."""
+    sessions = app_state_of(request).sessions
+    async with (
+        asynccontextmanager(acquire_key_lock)(request, body, idempotent_request) as fingerprint,
+        asynccontextmanager(get_connection_permit)(request) as permit,
+    ):
+        return await _until_claimed(permit, partial(_respond, idempotent_request, sessions, fingerprint, work))
+
+
+async def _until_claimed(permit: ConnectionPermit, attempt: Callable[[bool], Result | None]) -> Result:
+    """The result of `attempt(may_retry)`, in a thread. It is None while a duplicate in another process holds the key,
+    which is awaited by polling; the connection is released between the attempts."""
     deadline = time.monotonic() + DUPLICATE_TIMEOUT_SECONDS
     delays_seconds = chain(POLL_DELAYS_SECONDS, repeat(POLL_DELAYS_SECONDS[-1]))
-    while not await run_in_threadpool(_begin, idempotent_request, session, fingerprint, time.monotonic() < deadline):
+    while (result := await run_in_threadpool(attempt, time.monotonic() < deadline)) is None:
         permit.release()
         await asyncio.sleep(next(delays_seconds))
         await permit.acquire()
-    request.state.idempotent = (idempotent_request, session)
+    return result
 
 
 class IdempotentRoute(APIRoute):
@@ -145,14 +166,29 @@ def takes_body(endpoint: Callable[..., Any]) -> bool:
     return request_body(endpoint) is not None or Request in get_type_hints(endpoint).values()
 
 
-def _begin(idempotent_request: IdempotentRequest, session: Session, fingerprint: str, may_retry: bool) -> bool:
-    """Claim the key. False if a duplicate holds it and `may_retry`; the connection is released then."""
+def _respond(
+    idempotent_request: IdempotentRequest,
+    sessions: Sessions,
+    fingerprint: str | None,
+    work: Callable[[Session], bytes],
+    may_retry: bool,
+) -> Response | None:
+    with transaction(sessions) as session:
+        if fingerprint is not None and not _begin(idempotent_request, session, fingerprint, may_retry):
+            return None
+        body = work(session)
+        idempotent_request.store_response(session, 200, body.decode())
+    return Response(body, media_type="application/json")
+
+
+def _begin(idempotent_request: IdempotentRequest, session: Session, fingerprint: str, may_retry: bool) -> bool | None:
+    """Claim the key. None if a duplicate holds it and `may_retry`; the connection is released then."""
     try:
         idempotent_request.reserve(session, fingerprint)
     except IdempotencyKeyInUse:
         session.rollback()
         if may_retry:
-            return False
+            return None
         raise
     return True
 

@@ -14,7 +14,7 @@ from types import TracebackType
 import psycopg
 from sqlalchemy import Engine
 
-from app.db.fast_reads.pool import SingleFlight, connect_arguments
+from app.db.fast_reads.pool import connect_arguments
 from app.log import get_logger
 
 CHANNEL = "tunery_jobs"  # payload: "project job event_seq", plus " queue" if the change moves other jobs in the queue
@@ -32,7 +32,6 @@ class NotificationListener:
     def __init__(self, engine: Engine) -> None:
         self._arguments = connect_arguments(engine)
         self._by_topic: defaultdict[str, set[Subscription]] = defaultdict(set)
-        self.single_flight = SingleFlight()  # for the reads of subscribers that the same notification woke
         self._task: asyncio.Task[None] | None = None
         self._queue_timer: asyncio.TimerHandle | None = None
         self._is_closing = False

@@ -16,14 +16,21 @@ from starlette.responses import Response
 
 from app.api.auth import AUTHENTICATED, Caller, CallerDep, JobDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
-from app.api.idempotency import IdempotentRoute
+from app.api.idempotency import IdempotentRequestDep, IdempotentRoute, respond_once
 from app.api.openapi import responses
 from app.api.schemas.common import UnixSeconds, list_of, utc_datetime
 from app.api.schemas.jobs import CloneJob, JobBody, OrganizationJob, UpdateJob
 from app.api.schemas.plans import DiffBody, PlanBody
 from app.api.transport.etags import jobs_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
-from app.api.transport.json_body import JsonBody, JsonBodyDep, OptionalJsonBodyDep, RequestBody
+from app.api.transport.json_body import (
+    JsonBody,
+    JsonBodyDep,
+    OptionalJsonBodyDep,
+    RequestBody,
+    read_body,
+    read_json_object,
+)
 from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
 from app.db.jobs import reads
@@ -156,12 +163,23 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 
 
 @router.post("", response_model=JobBody, summary="Create a job")
-def create_job(body: CreateJobBody, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+async def create_job(
+    request: Annotated[Request, RequestBody(CreateJob)],
+    caller: CallerDep,
+    app_state: AppStateDep,
+    idempotent_request: IdempotentRequestDep,
+) -> Response:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
-    settings = app_state.settings
-    job = jobs.create(session, app_state.worker_notifier, caller.project_id, caller.is_admin, body, settings)
-    # As a poll, without validation by the response model, which takes another thread.
-    return Response(to_json(body_of(app_state, job)), media_type="application/json")
+    # With few dependencies and one thread: those of the other routes take as long as the job itself.
+    data = await read_body(request, caller)
+    body = await read_json_object(request, data)
+
+    def create(session: Session) -> bytes:
+        notifier, settings = app_state.worker_notifier, app_state.settings
+        row = jobs.create(session, notifier, caller.project_id, caller.is_admin, body, settings)
+        return to_json(body_of(app_state, row))
+
+    return await respond_once(request, idempotent_request, data, create)
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.routing import APIRoute
-from sqlalchemy import Executable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -67,35 +65,30 @@ async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     """Suited to polling: send the last `ETag` as `If-None-Match`; an unchanged job is a 304 without a body."""
     app_state: AppState = request.app.state.app_state
     secret = bearer_secret(request)
-    since = None
     if wait:
-        since = await _wait_for_change(app_state, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
+        await _wait_for_change(app_state, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
     if "if-none-match" in request.headers:
-        etag = _etag(app_state, await read_job_version(app_state, request, secret, job_id, since))
+        etag = _etag(app_state, await read_job_version(app_state, request, secret, job_id))
         if matches_etag(request.headers, etag):
             return not_modified(etag)
-    row = _authorized_row(request, await _read(app_state, JOB_BY_KEY, secret, job_id, since), job_id)
+    row = _authorized_row(request, await fetch_with_key(app_state.connections, JOB_BY_KEY, secret, job_id), job_id)
     body = JobBody.of_row(row, app_state.settings.organization)
     return json_response(_etag(app_state, row), body)
 
 
-async def read_job_version(
-    app_state: AppState, request: Request, secret: str, job_id: str, since: float | None = None
-) -> Any:
+async def read_job_version(app_state: AppState, request: Request, secret: str, job_id: str) -> Any:
     """The columns that change whenever the job changes.
 
     Raises InvalidApiKey, RateLimited, MissingScope, NotFound, Unavailable.
     """
-    return _authorized_row(request, await _read(app_state, VERSION_BY_KEY, secret, job_id, since), job_id)
+    row = await fetch_with_key(app_state.connections, VERSION_BY_KEY, secret, job_id)
+    return _authorized_row(request, row, job_id)
 
 
-async def _wait_for_change(
-    app_state: AppState, request: Request, secret: str, job_id: str, seconds: float
-) -> float | None:
+async def _wait_for_change(app_state: AppState, request: Request, secret: str, job_id: str, seconds: float) -> None:
     """Wait for a change of the job, without holding a thread or a database connection.
 
-    Returns the time of the notification: a read that starts later sees the change. None without a notification. For a
-    finished job it waits only if the client has its ETag already.
+    For a finished job it waits only if the client has its ETag already.
     """
     now = asyncio.get_running_loop().time
     deadline = now() + seconds
@@ -106,25 +99,15 @@ async def _wait_for_change(
         if (version.state in TERMINAL and not is_conditional) or (
             is_conditional and not matches_etag(request.headers, initial_etag)
         ):
-            return None
+            return
         async with close_on_disconnect(request, subscription):
             while (left_seconds := deadline - now()) > 0 and not subscription.is_closed:
                 subscription.include_queue(version.state == JobState.QUEUED)
                 is_notified = await subscription.wait(min(left_seconds, READ_INTERVAL_SECONDS))
                 if is_notified or left_seconds > READ_INTERVAL_SECONDS:
-                    since = subscription.notified_at if is_notified else None
-                    version = await read_job_version(app_state, request, secret, job_id, since)
+                    version = await read_job_version(app_state, request, secret, job_id)
                     if _etag(app_state, version) != initial_etag:
-                        return since
-    return None
-
-
-async def _read(app_state: AppState, query: Executable, secret: str, job_id: str, since: float | None) -> Any:
-    """Read the job. Requests of one key that were notified of the same change share one read."""
-    read = partial(fetch_with_key, app_state.connections, query, secret, {"job_id": job_id})
-    if since is None:
-        return await read()
-    return await app_state.notifications.single_flight.do((query, secret, job_id), since, read)
+                        return
 
 
 def _etag(app_state: AppState, row: Any) -> str:

@@ -1,1 +1,1 @@
-"""The hottest reads (jobs, keys) on raw asynchronous connections, with coalescing of identical reads."""
+"""The hottest reads (jobs, keys) on raw asynchronous connections, with one query for all reads that wait."""

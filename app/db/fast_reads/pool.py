@@ -7,8 +7,8 @@ fails at once; after a restart of the server, a query is tried a second time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Mapping
-from functools import cache
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import psycopg
@@ -31,6 +31,7 @@ class AsyncConnections:
         self._arguments = connect_arguments(engine)
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(limit)
+        self._batches: dict[Executable, _Batch] = {}
 
     async def fetch_one(self, query: str | Executable, values: Mapping[str, Any]) -> Any:
         """The first row, or None; the query is its own transaction. Raises Unavailable."""
@@ -44,6 +45,15 @@ class AsyncConnections:
                 return await self._fetch_all(sql, values)
         except (psycopg.OperationalError, TimeoutError) as error:
             raise Unavailable("PostgreSQL does not answer; try again in a few seconds") from error
+
+    async def fetch_batched(self, query: Executable, values: Mapping[str, str]) -> Any:
+        """The row of `query` for these values, or None, by a read that begins after this call. Raises Unavailable.
+
+        The calls that arrive while the query runs are answered together by its next run. Each value is an element of
+        the array of its name, and the query returns for a row the `number` of the elements, from 1.
+        """
+        batch = self._batches.setdefault(query, _Batch(partial(self.fetch_all, query), tuple(values)))
+        return await batch.fetch(tuple(values.values()))
 
     async def close(self) -> None:
         while self._idle:
@@ -97,32 +107,40 @@ def _sql(query: Executable) -> str:
     return str(query.compile(dialect=DIALECT))  # type: ignore[attr-defined]
 
 
-class SingleFlight:
-    """Coalesce identical concurrent reads: a caller shares an in-flight read that started at or after `since`.
+class _Batch:
+    """The calls that wait for the next run of a query. Belongs to one event loop."""
 
-    No result is kept after its read has ended. Belongs to one event loop.
-    """
+    def __init__(self, fetch_all: Callable[[Mapping[str, Any]], Coroutine[Any, Any, list[Any]]], names: Sequence[str]):
+        self._fetch_all = fetch_all
+        self._names = names
+        self._waiting: dict[tuple[str, ...], asyncio.Future[Any]] = {}
+        self._task: asyncio.Task[None] | None = None
 
-    def __init__(self) -> None:
-        self._in_flight: dict[Hashable, tuple[float, asyncio.Task[Any]]] = {}
-
-    async def do(self, key: Hashable, since: float, read: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """The result of a `read` that started at `since` or later, by the loop's clock. Raises what `read` raises."""
-        started_at, task = self._in_flight.get(key, (0.0, None))
-        if task is None or started_at < since:
-            task = self._start(key, read)
-        return await asyncio.shield(task)
-
-    def _start(self, key: Hashable, read: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+    async def fetch(self, values: tuple[str, ...]) -> Any:
+        """The row of these values; equal calls share it."""
         loop = asyncio.get_running_loop()
-        task = loop.create_task(read())
-        entry = self._in_flight[key] = (loop.time(), task)
+        future = self._waiting.get(values) or self._waiting.setdefault(values, loop.create_future())
+        if self._task is None:
+            self._task = loop.create_task(self._run())
+        return await asyncio.shield(future)  # a client that disconnects does not cancel the read of the others
 
-        def forget(done: asyncio.Task[Any]) -> None:
-            if self._in_flight.get(key) is entry:
-                del self._in_flight[key]
-            if not done.cancelled():
-                done.exception()  # retrieved here, as every caller may have disconnected
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, {}
+                await self._answer(batch)
+        finally:
+            self._task = None
 
-        task.add_done_callback(forget)
-        return task
+    async def _answer(self, batch: Mapping[tuple[str, ...], asyncio.Future[Any]]) -> None:
+        try:
+            columns = map(list, zip(*batch, strict=True))
+            rows = await self._fetch_all(dict(zip(self._names, columns, strict=True)))
+        except Exception as error:
+            for future in batch.values():
+                future.set_exception(error)
+                future.exception()  # retrieved here, as every caller may have disconnected
+            return
+        row_by_number = {row.number: row for row in rows}
+        for number, future in enumerate(batch.values(), 1):
+            future.set_result(row_by_number.get(number))

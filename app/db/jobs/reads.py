@@ -33,7 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
-from app.db.fast_reads.keys import KEY
+from app.db.fast_reads import keys
+from app.db.fast_reads.keys import ASKED, KEY
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.tables import Attempt, Checkpoint, Delivery, DeliveryTarget, File, Job, JobEvent, QueuePlace
 from app.db.tables.base import core_table
@@ -142,7 +143,7 @@ COLUMNS = (
 # Only what changes whenever the job changes: the cost of a 304 response.
 VERSION_COLUMNS = (Job.id, Job.version, Job.state, Job.event_seq, *PLACE)
 # The key with this secret, and the job of its project: the columns of the job are NULL if there is none.
-OF_KEY = KEY.outerjoin(Job, and_(Job.project_id == KEY.c.project_id, Job.id == bindparam("job_id")))
+OF_KEY = keys.OF_KEY.outerjoin(Job, and_(Job.project_id == KEY.c.project_id, Job.id == ASKED.c.job_id))
 
 
 def _select(columns: Iterable[Any], source: Any) -> Select[*tuple[Any, ...]]:
@@ -153,7 +154,9 @@ def _select(columns: Iterable[Any], source: Any) -> Select[*tuple[Any, ...]]:
 JOB, VERSION = _select(COLUMNS, Job), _select(VERSION_COLUMNS, Job)
 ONE_JOB = JOB.where(Job.id == bindparam("job_id"))
 # For `app.db.fast_reads.keys.fetch_with_key`. psycopg parses a statement of more than 4,096 characters each time.
-JOB_BY_KEY, VERSION_BY_KEY = _select((*KEY.c, *COLUMNS), OF_KEY), _select((*KEY.c, *VERSION_COLUMNS), OF_KEY)
+JOB_BY_KEY, VERSION_BY_KEY = (
+    _select((ASKED.c.number, *KEY.c, *columns), OF_KEY) for columns in (COLUMNS, VERSION_COLUMNS)
+)
 
 SEQ_OF_EVENT = select(JobEvent.seq).where(JobEvent.job_id == bindparam("job_id"), JobEvent.id == bindparam("event_id"))
 NEXT_EVENTS = (

@@ -115,13 +115,9 @@ def delete(session: Session, project_id: str, target_id: str) -> DeliveryTarget:
     return target
 
 
-def resolve(
-    session: Session, project_id: str, names: Sequence[str] | None, param: str = "deliver_to"
-) -> list[DeliveryTarget]:
-    """The targets of a job: those named, or those of its project that are a default. Raises BadRequest."""
+def resolve(session: Session, project_id: str, names: Sequence[str], param: str = "deliver_to") -> list[DeliveryTarget]:
+    """The targets with these names. Raises BadRequest."""
     query = select(DeliveryTarget).where(*_existing(project_id)).order_by(DeliveryTarget.seq)
-    if names is None:
-        return list(session.scalars(query.where(DeliveryTarget.is_default)))
     existing = {target.name: target for target in session.scalars(query)} if names else {}
     if unknown := [name for name in names if name not in existing]:
         listed = ", ".join(existing) or "none yet"

@@ -15,8 +15,9 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, text
 from sqlalchemy import update as update_rows
 
-from app.api.routes import polling, streams
+from app.api.routes import streams
 from app.db.engine import Sessions, transaction
+from app.db.fast_reads.pool import AsyncConnections
 from app.db.jobs import jobs, leases
 from app.db.tables import ApiKey, Job, Project
 from app.main import create_app
@@ -192,8 +193,8 @@ class TestWait:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         looks: list[None] = []
-        read = polling.fetch_with_key
-        monkeypatch.setattr(polling, "fetch_with_key", lambda *given: (looks.append(None), read(*given))[1])
+        read = AsyncConnections.fetch_all
+        monkeypatch.setattr(AsyncConnections, "fetch_all", lambda *given: (looks.append(None), read(*given))[1])
         with serve(app) as server, client_of(server, api_key) as http:
             known = {"If-None-Match": http.get(path_of(job)).headers["etag"]}
             waiting = [aside(http.get, path_of(job), params={"wait": 20}, headers=known) for _ in range(50)]

@@ -1,0 +1,95 @@
+"""One query for all who ask while another one runs, and a new one for whoever asks later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, select
+
+from app.db.fast_reads.pool import AsyncConnections
+
+QUERY = select(1)
+
+
+class Source(AsyncConnections):
+    """Queries that end on request; each returns the doubled value of every even `id`."""
+
+    def __init__(self) -> None:
+        super().__init__(create_engine("postgresql+psycopg://"), 1)
+        self.asked: list[list[str]] = []
+        self._ends: list[asyncio.Future[None]] = []
+
+    async def fetch_all(self, query: Any, values: Mapping[str, Any]) -> list[Any]:
+        self.asked.append(values["id"])
+        self._ends.append(asyncio.get_running_loop().create_future())
+        await self._ends[-1]
+        numbers = enumerate(map(int, values["id"]), 1)
+        return [SimpleNamespace(number=number, value=2 * each) for number, each in numbers if each % 2 == 0]
+
+    async def end(self, error: Exception | None = None) -> None:
+        """End the last query, as soon as it has begun."""
+        await settle()
+        if error is None:
+            self._ends[-1].set_result(None)
+        else:
+            self._ends[-1].set_exception(error)
+        await settle()
+
+    def ask(self, number: int) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.fetch_batched(QUERY, {"id": str(number)}))
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 5))
+
+
+def test_one_query_answers_all_calls_that_came_while_another_ran() -> None:
+    async def story() -> None:
+        source = Source()
+        first = source.ask(2)
+        await settle()
+        later = [source.ask(number) for number in (4, 2, 5, 4)]
+        await source.end()
+        assert (await first).value == 4
+        await source.end()
+        rows = await asyncio.gather(*later)
+        assert [row and row.value for row in rows] == [8, 4, None, 8]
+        assert source.asked == [["2"], ["4", "2", "5"]]  # 2 again: the first read may not have seen a later commit
+
+    run(story())
+
+
+def test_a_cancelled_call_does_not_cancel_the_others() -> None:
+    async def story() -> None:
+        source = Source()
+        first, second = source.ask(2), source.ask(2)
+        await settle()
+        first.cancel()
+        await source.end()
+        assert (await second).value == 4
+
+    run(story())
+
+
+def test_an_error_is_raised_by_all_calls_of_the_query_and_not_by_the_next() -> None:
+    async def story() -> None:
+        source = Source()
+        asking = [source.ask(number) for number in (2, 3)]
+        await source.end(ConnectionError())
+        for each in asking:
+            with pytest.raises(ConnectionError):
+                await each
+        again = source.ask(2)
+        await source.end()
+        assert (await again).value == 4
+
+    run(story())
