@@ -10,11 +10,9 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from app.db import files
-from app.db.jobs import checkpoints, jobs, measurements
+from app.db.jobs import checkpoints, measurements
 from app.db.tables import Attempt, Job, JobEvent, MeasurementRow
-from app.domain.error_text.json_text import unquoted
 from app.domain.jobs.spec import JobSpec
-from app.errors import NotFound
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,6 @@ DATASET_COUNTS = ("examples", "tokens_per_epoch", "labelled_tokens_per_epoch")
 BASE_SHA256 = "base_model_sha256"
 ENVIRONMENT_KEYS = ("device", "compute_dtype", "threads", "versions")
 RESULT_METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
-
-
-def get_other(session: Session, project_id: str, job_id: str) -> Job:
-    job = jobs.get(session, project_id, job_id)
-    if job is None:
-        raise NotFound(f"with: no such fine-tuning job: {unquoted(job_id)}", "with")
-    return job
 
 
 def compare(session: Session, left: Job, right: Job) -> dict[str, Job | Differences]:
