@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from httpx2 import Response
+
 PATH = Path(__file__).parents[1] / "app/api/openapi/examples.json"
 EXAMPLES: dict[str, Any] = json.loads(PATH.read_bytes())
 
@@ -14,6 +16,12 @@ def response(operation: str) -> dict[str, Any]:
     """The JSON response of an operation, such as `GET /v1/models`."""
     body: dict[str, Any] = EXAMPLES[operation]["responses"]["200 application/json"]
     return body
+
+
+def error_of(answer: Response) -> dict[str, Any]:
+    """The error of a refused request."""
+    assert answer.status_code == 400, answer.text
+    return dict(answer.json()["error"])
 
 
 JOBS = "/v1/fine_tuning/jobs"

@@ -165,34 +165,27 @@ def remove(session: Session, name: str) -> None:
 
 
 def register(
-    session: Session, allowed_directories: Sequence[str], name: str, directory: str, options: RegistrationOptions
+    session: Session,
+    allowed_directories: Sequence[str],
+    pull_directory: str | None,
+    name: str,
+    directory: str | None,
+    options: RegistrationOptions,
 ) -> BaseModelRegistration:
-    """Queue a registration for a worker with torch. Raises BadRequest with all problems."""
+    """Queue a registration for a worker with torch, which without `directory` downloads the model first.
+
+    Raises BadRequest with all problems.
+    """
     problems = option_problems(name, options.learning_rate, options.source, options.revision)
-    if problem := directory_problem(directory, allowed_directories):
+    if directory is None:
+        problems += pull_problems(pull_directory, options.source)
+    elif problem := directory_problem(directory, allowed_directories):
         problems.append(problem)
     if problems:
         raise combine_errors(problems)
-    return _queue(session, name, directory, options, is_pull=False)
-
-
-def pull(
-    session: Session, pull_directory: str | None, name: str, options: RegistrationOptions
-) -> BaseModelRegistration:
-    """Queue a registration for a worker with torch, which downloads the model first. Raises BadRequest with all
-    problems."""
-    problems = option_problems(name, options.learning_rate, options.source, options.revision)
-    problems += pull_problems(pull_directory, options.source)
-    if problems or pull_directory is None:
-        raise combine_errors(problems)
-    return _queue(session, name, pull_directory, options, is_pull=True)
-
-
-def _queue(
-    session: Session, name: str, directory: str, options: RegistrationOptions, is_pull: bool
-) -> BaseModelRegistration:
     refuse_alias_name(session, name)
-    columns = {"id": new_id("basereg", "_"), "name": name, "directory": directory, "is_pull": is_pull, **vars(options)}
+    place = {"directory": directory or pull_directory, "is_pull": directory is None}
+    columns = {"id": new_id("basereg", "_"), "name": name, **place, **vars(options)}
     statement = upsert(BaseModelRegistration).values(columns).on_conflict_do_nothing().returning(BaseModelRegistration)
     row: BaseModelRegistration | None = session.scalar(statement)
     if row is None:

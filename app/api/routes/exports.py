@@ -12,11 +12,12 @@ from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi import responses
 from app.api.schemas.common import Deleted, deleted, list_of
-from app.api.schemas.exports import CreateExport, ExportBody
+from app.api.schemas.exports import ExportBody
 from app.api.schemas.records import AdapterBody
 from app.api.transport.file_response import content_response
 from app.api.transport.json_body import OptionalJsonBodyDep, RequestBody
 from app.api.transport.pagination import PageDep, list_page
+from app.domain.artifacts.exports import CreateExport
 from app.services.jobs import exports, records
 
 CreateExportBody = Annotated[OptionalJsonBodyDep, RequestBody(CreateExport)]

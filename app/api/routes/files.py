@@ -28,7 +28,7 @@ from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets import profile
 from app.services.datasets.check_process import CheckProcess
-from app.services.datasets.profile import ProfileInputs
+from app.services.datasets.profile import MAX_PREVIEW_ROWS, ProfileInputs
 from app.services.files import files
 from app.services.files.files import StagedFile, is_long
 from app.services.resources import Page
@@ -176,7 +176,9 @@ async def validate_file(
     ] = None,
     method: Annotated[str | None, Query(description="supervised or dpo. Default: the method of the first row.")] = None,
     context_length: Annotated[int | None, Query(description="Tokens. Default: the model's.")] = None,
-    rows: Annotated[int, Query(description="How many rows to show as the model sees them, up to 50.")] = 3,
+    rows: Annotated[
+        int, Query(ge=0, le=MAX_PREVIEW_ROWS, description="How many rows to show as the model sees them.")
+    ] = 3,
 ) -> Any:
     """Format, findings with line numbers, token counts, truncated and empty rows, duplicates, and rows as trained.
 

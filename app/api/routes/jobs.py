@@ -285,7 +285,7 @@ def diff_jobs(
         raise BadRequest(
             "you must provide with: the id of the job to compare with", "with", "missing_required_parameter"
         )
-    return diffs.compare(session, job, diffs.get_other(session, job.project_id, other))
+    return diffs.compare(session, job, jobs.get(session, job.project_id, other, "with"))
 
 
 organization = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and keys"], dependencies=[AUTHENTICATED])

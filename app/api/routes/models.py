@@ -110,12 +110,8 @@ def register_base_model(body: JsonBody[RegisterBaseModel], session: SessionDep, 
     registration until it has ended. A model of the same name is replaced. Without `directory` the worker downloads
     `source` from its hub first, into a directory of its own in `TUNERY_BASE_MODEL_PULL_DIRECTORY`."""
     options = RegistrationOptions(body.learning_rate, body.license, body.source, body.revision)
-    settings = app_state.settings
-    if body.directory is None:
-        row = base_models.pull(session, settings.base_model_pull_directory, body.name, options)
-    else:
-        allowed = settings.base_model_directories
-        row = base_models.register(session, allowed, body.name, body.directory, options)
+    directories = app_state.settings.base_model_directories, app_state.settings.base_model_pull_directory
+    row = base_models.register(session, *directories, body.name, body.directory, options)
     app_state.worker_notifier.after_commit(session, "cpu")
     return row
 

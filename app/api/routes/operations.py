@@ -70,9 +70,7 @@ def readyz(app_state: AppStateDep, response: Response) -> Any:
     response.status_code = 200 if is_ready else 503
     return {
         "status": "ready" if is_ready else "not ready",
-        "checks": {
-            check.name: {"ok": check.ok, "required": check.required, "detail": check.detail} for check in checks
-        },
+        "checks": {check.name: check for check in checks},
     }
 
 

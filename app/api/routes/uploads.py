@@ -18,7 +18,6 @@ from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import list_page
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, limit_body, read_form
 from app.api.transport.resumable_upload import parse_content_range, receive_content
-from app.db.engine import transaction
 from app.db.tables import Upload
 from app.domain.files import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest
@@ -55,7 +54,8 @@ async def add_part(
     """Up to 64 MiB. Parts may be sent concurrently and in any order. Sending a part again adds another part."""
     io_pools, project_id = app_state.io_pools, caller.project_id
 
-    upload = await io_pools.write(uploads.check_pending, app_state.sessions, project_id, upload_id)
+    upload = await io_pools.write(uploads.read, app_state.sessions, project_id, upload_id)
+    uploads.require_pending(upload, uploads.TAKES_NO_PARTS)
     digest = app_state.upload_digests.get_at(upload_id, upload.received_bytes)
     body = limit_body(request, MAX_PART_BYTES + MAX_FORM_OVERHEAD_BYTES, uploads.part_too_large)
     staged = await io_pools.write(
@@ -124,7 +124,7 @@ async def put_content(upload_id: str, request: Request, caller: CallerDep, app_s
     `Content-Range: bytes OFFSET-LAST/TOTAL` (`curl -C OFFSET -T`). Without Content-Range the content starts again.
     """
     content_range = parse_content_range(request.headers)
-    writer = await app_state.io_pools.write(
+    upload = await app_state.io_pools.write(
         uploads.begin_writing,
         app_state.sessions,
         app_state.storage,
@@ -132,9 +132,9 @@ async def put_content(upload_id: str, request: Request, caller: CallerDep, app_s
         upload_id,
         content_range.start,
     )
-    if await receive_content(request, app_state, caller.key_id, writer, content_range) == writer.total_bytes:
+    if await receive_content(request, app_state, caller.key_id, upload, content_range) == upload.bytes:
         return await _complete(request, app_state, caller, upload_id, None, None)
-    return await app_state.io_pools.write(_get_upload, app_state, caller.project_id, upload_id)
+    return await app_state.io_pools.write(uploads.read, app_state.sessions, caller.project_id, upload_id)
 
 
 @router.head("/{upload_id}/content", include_in_schema=False)
@@ -155,7 +155,7 @@ async def _complete(
 ) -> Upload:
     io_pools, settings = app_state.io_pools, app_state.settings
     async with io_pools.key_lock(upload_id):
-        upload = await io_pools.write(_get_upload, app_state, caller.project_id, upload_id)
+        upload = await io_pools.write(uploads.read, app_state.sessions, caller.project_id, upload_id)
         complete = partial(
             upload_completion.complete,
             app_state.sessions,
@@ -172,8 +172,3 @@ async def _complete(
         else:
             completed = await io_pools.finish(caller.key_id, upload.bytes, complete, CheckProcess())
     return completed
-
-
-def _get_upload(app_state: AppState, project_id: str, upload_id: str) -> Upload:
-    with transaction(app_state.sessions) as session:
-        return uploads.get(session, project_id, upload_id)

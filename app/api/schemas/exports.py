@@ -10,17 +10,6 @@ from app.api.schemas.common import Body, JobPart, UnixTime
 from app.api.schemas.records import AdapterFile
 
 
-class CreateExport(Body):
-    """What is exported."""  # documents the body, which app.services.jobs.exports parses
-
-    type: Literal["merged", "gguf", "gguf_adapter"]
-    """A merged model directory, the same as a GGUF file, or the adapter as one."""
-    quantization: Literal["F16", "Q8_0", "Q4_K_M"] | None = None
-    """The weights of a `gguf` export. Default: `Q8_0`."""
-    checkpoint: str | None = None
-    """Id or model name of a kept checkpoint. Default: the job's result."""
-
-
 class ExportErrorBody(Body):
     code: str
     """The error code for programs, such as `adapter_deleted`, `storage_full` or `worker_lost`."""

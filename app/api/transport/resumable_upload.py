@@ -14,13 +14,13 @@ from starlette.requests import ClientDisconnect
 
 from app.api.dependencies import AppState
 from app.api.transport.request_bodies import limit_body, rebatch
+from app.db.tables import Upload
 from app.domain.error_text.json_text import as_json
 from app.domain.files import MAX_PART_BYTES
 from app.errors import BadRequest, RequestTimeout
 from app.services.files import uploads
 from app.services.files.files import StagedFile
 from app.services.files.upload_completion import piece_digests
-from app.services.files.uploads import UploadCursor
 
 PATTERN = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 CHUNK_BYTES = MAX_PART_BYTES
@@ -71,13 +71,13 @@ def _error(problem: str) -> BadRequest:
 
 
 async def receive_content(
-    request: Request, app_state: AppState, owner: str, writer: UploadCursor, content_range: ContentRange
+    request: Request, app_state: AppState, owner: str, upload: Upload, content_range: ContentRange
 ) -> int:
     """Store the body and return the number of bytes stored. A disconnect or timeout keeps what has arrived."""
     declared_length = request.headers.get("content-length")
-    end = content_range.check(writer.total_bytes, None if declared_length is None else int(declared_length))
-    body = limit_body(request, end - writer.start, lambda: _body_too_long(end))
-    chunks = ChunkWriter(app_state, owner, writer)
+    end = content_range.check(upload.bytes, None if declared_length is None else int(declared_length))
+    body = limit_body(request, end - (content_range.start or 0), lambda: _body_too_long(end))
+    chunks = ChunkWriter(app_state, owner, upload, content_range.start or 0)
     try:
         try:
             async for batch in rebatch(body):
@@ -99,13 +99,13 @@ async def receive_content(
 class ChunkWriter:
     """Stages the content in chunks of CHUNK_BYTES and stores each full one."""
 
-    def __init__(self, app_state: AppState, owner: str, writer: UploadCursor) -> None:
+    def __init__(self, app_state: AppState, owner: str, upload: Upload, start: int) -> None:
         self._app_state = app_state
         self._owner = owner
-        self._writer = writer
+        self._upload = upload
         self._staged: StagedFile | None = None
-        self._stored_bytes = writer.start
-        self._digest = app_state.upload_digests.get_at(writer.upload_id, writer.start)
+        self._stored_bytes = start
+        self._digest = app_state.upload_digests.get_at(upload.id, start)
 
     async def write(self, batch: bytes) -> None:
         io_pools = self._app_state.io_pools
@@ -129,7 +129,7 @@ class ChunkWriter:
                 uploads.add_piece,
                 app_state.sessions,
                 app_state.storage,
-                self._writer,
+                self._upload,
                 staged,
                 self._stored_bytes,
             )
@@ -137,7 +137,7 @@ class ChunkWriter:
             self._stored_bytes += piece.bytes
             if self._digest is not None:
                 self._digest = self._digest.extend(piece.id, piece.bytes, staged.digests[-1])
-                app_state.upload_digests.store(self._writer.upload_id, self._digest)
+                app_state.upload_digests.store(self._upload.id, self._digest)
         return self._stored_bytes
 
     def discard(self) -> None:

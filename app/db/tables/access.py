@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.db.tables.base import Base, Flag, Key, ProjectId, Seq, Time
+from app.db.tables.base import Base, Flag, IndexedProjectId, Key, ProjectId, ProjectKey, Seq, Time, checks
 from app.domain.access import scopes
 
 LIMITS = (
@@ -26,12 +26,13 @@ class Project(Base):
 
     __tablename__ = "projects"
     __table_args__ = (
-        CheckConstraint(
-            "max_stored_bytes >= 0 AND max_queued_jobs >= 0 AND max_running_jobs >= 0 "
-            "AND max_gpu_seconds_per_month >= 0 AND max_requests_per_second >= 1",
-            name="limits",
+        *checks(
+            limits=(
+                "max_stored_bytes >= 0 AND max_queued_jobs >= 0 AND max_running_jobs >= 0 "
+                "AND max_gpu_seconds_per_month >= 0 AND max_requests_per_second >= 1"
+            ),
+            share_weight="share_weight > 0 AND share_weight < 'Infinity'",
         ),
-        CheckConstraint("share_weight > 0 AND share_weight < 'Infinity'", name="share_weight"),
     )
 
     id: Mapped[Key]
@@ -65,14 +66,16 @@ class ApiKey(Base):
 
     __tablename__ = "api_keys"
     __table_args__ = (
-        CheckConstraint("(previous_secret_sha256 IS NULL) = (previous_expires_at IS NULL)", name="previous_whole"),
-        CheckConstraint("previous_secret_sha256 <> secret_sha256", name="previous_differs"),
-        CheckConstraint("jsonb_typeof(scopes) = 'array' AND scopes <> '[]'::jsonb", name="scopes"),
+        *checks(
+            previous_whole="(previous_secret_sha256 IS NULL) = (previous_expires_at IS NULL)",
+            previous_differs="previous_secret_sha256 <> secret_sha256",
+            scopes="jsonb_typeof(scopes) = 'array' AND scopes <> '[]'::jsonb",
+        ),
     )
 
     id: Mapped[Key]
     seq: Mapped[Seq]
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    project_id: Mapped[IndexedProjectId]
     name: Mapped[str]
     secret_sha256: Mapped[str] = mapped_column(unique=True)
     redacted: Mapped[str] = mapped_column(server_default="")  # enough characters of the secret to recognize the key
@@ -119,14 +122,14 @@ class CheckpointPermission(Base):
     __tablename__ = "checkpoint_permissions"
     __table_args__ = (
         UniqueConstraint("model_id", "grantee_id"),
-        CheckConstraint("project_id <> grantee_id", name="grantee_is_another"),
+        *checks(grantee_is_another="project_id <> grantee_id"),
     )
 
     id: Mapped[Key]
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     model_id: Mapped[str] = mapped_column(ForeignKey("tuned_models.id"))
-    grantee_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    grantee_id: Mapped[IndexedProjectId]
     created_at: Mapped[Time]
 
 
@@ -135,14 +138,15 @@ class IdempotencyKey(Base):
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (
-        CheckConstraint("(status IS NULL) = (answer IS NULL)", name="answer_whole"),
-        CheckConstraint(
-            "status BETWEEN 200 AND 299", name="status"
-        ),  # an error response is not stored, as nothing was created
+        *checks(
+            answer_whole="(status IS NULL) = (answer IS NULL)",
+            status="status BETWEEN 200 AND 299",
+        ),
+        # an error response is not stored, as nothing was created
         Index("ix_idempotency_keys_created_at", "created_at"),
     )
 
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    project_id: Mapped[ProjectKey]
     key: Mapped[Key]
     method: Mapped[str]
     path: Mapped[str]
@@ -160,7 +164,7 @@ class AuditEntry(Base):
 
     __tablename__ = "audit_log"
     __table_args__ = (
-        CheckConstraint("actor_type IN ('api_key', 'operator', 'system')", name="actor_type"),
+        *checks(actor_type="actor_type IN ('api_key', 'operator', 'system')"),
         Index("ix_audit_log_page", "project_id", "seq"),
     )
 

@@ -13,7 +13,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Key = Annotated[str, mapped_column(primary_key=True)]
 Seq = Annotated[int, mapped_column(Identity(), unique=True)]  # the order of creation
+NumberKey = Annotated[int, mapped_column(primary_key=True, autoincrement=False)]
 ProjectId = Annotated[str, mapped_column(ForeignKey("projects.id"))]
+ProjectKey = Annotated[str, mapped_column(ForeignKey("projects.id"), primary_key=True)]
+IndexedProjectId = Annotated[str, mapped_column(ForeignKey("projects.id"), index=True)]
+JobId = Annotated[str, mapped_column(ForeignKey("jobs.id"))]
+JobKey = Annotated[str, mapped_column(ForeignKey("jobs.id"), primary_key=True)]
+IndexedJobId = Annotated[str, mapped_column(ForeignKey("jobs.id"), index=True)]
+CheckpointId = Annotated[str, mapped_column(ForeignKey("checkpoints.id"), index=True)]
 # By default the server's clock at the statement, not at the transaction's begin.
 Time = Annotated[datetime, mapped_column(server_default=func.clock_timestamp())]
 Count = Annotated[int, mapped_column(server_default="0")]
@@ -55,6 +62,11 @@ def sql_string_list(values: Any) -> str:
     return ", ".join(f"'{value}'" for value in sorted(values))
 
 
+def checks(**conditions: str) -> tuple[CheckConstraint, ...]:
+    """A CHECK constraint of each name."""
+    return tuple(CheckConstraint(condition, name=name) for name, condition in conditions.items())
+
+
 class Leased:
     """The columns of a lease; `app.db.jobs.leases` writes them."""
 
@@ -81,11 +93,25 @@ class LeasedRow(Leased):
         return {"code": self.error_code, "message": self.error_message or ""} if self.error_code else None
 
 
+class CheckpointWork(LeasedRow):
+    """Work on a checkpoint: the request, which is immutable."""
+
+    seq: Mapped[Seq]
+    project_id: Mapped[ProjectId]
+    job_id: Mapped[JobId]
+    checkpoint_id: Mapped[CheckpointId]
+    created_at: Mapped[Time]
+    model: Mapped[str]  # the checkpoint's fine_tuned_model_checkpoint
+    base_model: Mapped[str]
+    step_number: Mapped[int]
+    adapter_file_ids: Mapped[list[str]]
+
+
 def lease_constraints(states: type[StrEnum], finished: Iterable[StrEnum]) -> tuple[CheckConstraint, ...]:
-    return (
-        CheckConstraint(f"state IN ({sql_string_list(states)})", name="state"),
-        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
-        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
-        CheckConstraint(f"(state IN ({sql_string_list(finished)})) = (finished_at IS NOT NULL)", name="finished_at"),
-        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+    return checks(
+        state=f"state IN ({sql_string_list(states)})",
+        lease_whole=LEASE_WHOLE,
+        running_has_lease="(state = 'running') = (lease_owner IS NOT NULL)",
+        finished_at=f"(state IN ({sql_string_list(finished)})) = (finished_at IS NOT NULL)",
+        error="(state = 'failed') = (error_code IS NOT NULL)",
     )

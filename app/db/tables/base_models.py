@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Index, text
+from sqlalchemy import Index, text
 from sqlalchemy.orm import Mapped, foreign, relationship
 
 from app.db.tables.base import (
@@ -16,6 +16,7 @@ from app.db.tables.base import (
     Seq,
     Strings,
     Time,
+    checks,
     lease_constraints,
     sql_string_list,
 )
@@ -74,7 +75,7 @@ class BaseModelRegistration(LeasedRow, Base):
     __tablename__ = "base_model_registrations"
     __table_args__ = (
         *lease_constraints(RegistrationState, FINISHED),
-        CheckConstraint("source IS NOT NULL OR NOT is_pull", name="pull_has_source"),
+        *checks(pull_has_source="source IS NOT NULL OR NOT is_pull"),
         Index(
             "uq_base_model_registrations_unfinished",
             "name",

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.base import (
     LEASE_WHOLE,
     Base,
+    CheckpointId,
     Count,
     Flag,
+    JobId,
     Key,
     Leased,
     ProjectId,
     Seq,
     Strings,
     Time,
+    checks,
     sql_string_list,
 )
 from app.db.tables.jobs import Checkpoint, Job
@@ -31,8 +34,10 @@ class DeliveryTarget(Base):
 
     __tablename__ = "delivery_targets"
     __table_args__ = (
-        CheckConstraint(f"kind IN ({sql_string_list(TargetKind)})", name="kind"),
-        CheckConstraint("(deleted_at IS NOT NULL) <= (credentials IS NULL)", name="deleted_without_credentials"),
+        *checks(
+            kind=f"kind IN ({sql_string_list(TargetKind)})",
+            deleted_without_credentials="(deleted_at IS NOT NULL) <= (credentials IS NULL)",
+        ),
         Index(
             "uq_delivery_targets_name", "project_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")
         ),
@@ -68,13 +73,13 @@ class Delivery(Leased, Base):
 
     __tablename__ = "deliveries"
     __table_args__ = (
-        CheckConstraint(f"state IN ({sql_string_list(DeliveryState)})", name="state"),
-        CheckConstraint(
-            f"(state IN ({sql_string_list(DUE_STATES)})) <= (next_attempt_at IS NOT NULL)", name="next_attempt_at"
+        *checks(
+            state=f"state IN ({sql_string_list(DeliveryState)})",
+            next_attempt_at=f"(state IN ({sql_string_list(DUE_STATES)})) <= (next_attempt_at IS NOT NULL)",
+            ended="(state IN ('failed', 'withdrawn')) <= (next_attempt_at IS NULL)",
+            tries="tries BETWEEN 0 AND attempt",
+            lease_whole=LEASE_WHOLE,
         ),
-        CheckConstraint("(state IN ('failed', 'withdrawn')) <= (next_attempt_at IS NULL)", name="ended"),
-        CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
-        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
         Index("ix_deliveries_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index(
             "uq_deliveries_one_of_a_model",
@@ -94,8 +99,8 @@ class Delivery(Leased, Base):
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
     target_id: Mapped[str] = mapped_column(ForeignKey("delivery_targets.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    job_id: Mapped[JobId]
+    checkpoint_id: Mapped[CheckpointId]
     model: Mapped[str]  # the `ft:` name
     served_model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=DeliveryState.PENDING.value)

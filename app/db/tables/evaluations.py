@@ -5,21 +5,32 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.tables.base import Base, Flag, LeasedRow, ProjectId, Seq, Time, lease_constraints
+from app.db.tables.base import (
+    Base,
+    CheckpointWork,
+    Flag,
+    NumberKey,
+    ProjectId,
+    Time,
+    checks,
+    lease_constraints,
+)
 from app.domain.evaluations.spec import FINISHED, EvaluationState
 
 
-class Evaluation(LeasedRow, Base):
+class Evaluation(CheckpointWork, Base):
     """Base model and adapter answer the rows of a file, and graders compare the answers."""
 
     __tablename__ = "evaluations"
     __table_args__ = (
         *lease_constraints(EvaluationState, FINISHED),
-        CheckConstraint("(state = 'succeeded') = (summary IS NOT NULL)", name="summary"),
-        CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
+        *checks(
+            summary="(state = 'succeeded') = (summary IS NOT NULL)",
+            reservation_whole="(gpu_uuids IS NULL) = (budget_bytes IS NULL)",
+        ),
         Index("ix_evaluations_claim", "seq", postgresql_where=text("state = 'queued'")),
         Index("ix_evaluations_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index("ix_evaluations_page", "job_id", "seq"),
@@ -27,19 +38,9 @@ class Evaluation(LeasedRow, Base):
         Index("ix_evaluations_unfinished", "project_id", postgresql_where=text("state IN ('queued', 'running')")),
     )
 
-    seq: Mapped[Seq]
-    project_id: Mapped[ProjectId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
-    created_at: Mapped[Time]
-
-    # the request; immutable
+    # the request, in addition to that of all CheckpointWork
     file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
     settings: Mapped[dict[str, Any]]  # a graders.EvaluationSettings
-    model: Mapped[str]  # the checkpoint's fine_tuned_model_checkpoint
-    base_model: Mapped[str]
-    step_number: Mapped[int]
-    adapter_file_ids: Mapped[list[str]]
 
     # the state, in addition to that of every LeasedRow
     plan: Mapped[dict[str, Any]]  # {rows, prompt_tokens, max_answer_tokens, estimated_seconds}
@@ -61,13 +62,13 @@ class EvaluationAttempt(Base):
 
     __tablename__ = "evaluation_attempts"
     __table_args__ = (
-        CheckConstraint("gpus > 0", name="gpus"),
+        *checks(gpus="gpus > 0"),
         Index("ix_evaluation_attempts_usage", "project_id", "ended_at"),
         Index("ix_evaluation_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted")),
     )
 
     evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[NumberKey]
     project_id: Mapped[ProjectId]
     worker: Mapped[str]
     gpus: Mapped[float]  # that it had; a slot of a shared GPU is a part of one

@@ -5,26 +5,28 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, and_, text
-from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
+from sqlalchemy import Index, and_, text
+from sqlalchemy.orm import Mapped, foreign, relationship
 
-from app.db.tables.base import Base, LeasedRow, ProjectId, Seq, Strings, Time, lease_constraints, sql_string_list
+from app.db.tables.base import Base, CheckpointWork, Strings, checks, lease_constraints, sql_string_list
 from app.db.tables.files import File
 from app.domain.artifacts.exports import FINISHED, WAITING_FOR_WORKER, ExportState, ExportType
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
 
 
-class Export(LeasedRow, Base):
+class Export(CheckpointWork, Base):
     """`model` names the content: a checkpoint that is published again gets another name in the same row."""
 
     __tablename__ = "exports"
     __table_args__ = (
-        CheckConstraint(f"type IN ({sql_string_list(ExportType)})", name="type"),
-        CheckConstraint("(type = 'gguf') = (quantization IS NOT NULL)", name="quantization"),
+        *checks(
+            type=f"type IN ({sql_string_list(ExportType)})",
+            quantization="(type = 'gguf') = (quantization IS NOT NULL)",
+            manifest="(state = 'succeeded') = (manifest IS NOT NULL)",
+            cancelled_is_deleted="(state = 'cancelled') <= (deleted_at IS NOT NULL)",
+            deleted_is_finished="(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)",
+        ),
         *lease_constraints(ExportState, FINISHED),
-        CheckConstraint("(state = 'succeeded') = (manifest IS NOT NULL)", name="manifest"),
-        CheckConstraint("(state = 'cancelled') <= (deleted_at IS NOT NULL)", name="cancelled_is_deleted"),
-        CheckConstraint("(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)", name="deleted_is_finished"),
         # One export per model, type and quantization, also for concurrent requests.
         Index(
             "uq_exports_one_of_a_kind",
@@ -40,19 +42,9 @@ class Export(LeasedRow, Base):
         Index("ix_exports_page", "job_id", "seq"),
     )
 
-    seq: Mapped[Seq]
-    project_id: Mapped[ProjectId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
-    created_at: Mapped[Time]
-
-    # the request; immutable
+    # the request, in addition to that of all CheckpointWork
     type: Mapped[str]
     quantization: Mapped[str | None]  # the weights of a GGUF file of the merged model
-    model: Mapped[str]  # the checkpoint's fine_tuned_model_checkpoint
-    base_model: Mapped[str]
-    step_number: Mapped[int]
-    adapter_file_ids: Mapped[list[str]]
     expected_bytes: Mapped[int]  # the estimated size; that of a merged model is the size of the base model's files
 
     # the state, in addition to that of every LeasedRow

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, and_, func, or_, text
+from sqlalchemy import ColumnElement, ForeignKey, Index, and_, func, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.ids import new_id
-from app.db.tables.base import Base, Key, ProjectId, Seq, Time, sql_string_list
+from app.db.tables.base import Base, IndexedProjectId, Key, ProjectId, Seq, Time, checks, sql_string_list
 from app.domain.files import UploadStatus
 
 
@@ -22,8 +22,10 @@ class File(Base):
         Index(
             "ix_files_stored", "project_id", postgresql_include=["bytes"], postgresql_where=text("purged_at IS NULL")
         ),
-        CheckConstraint("bytes >= 0", name="bytes"),
-        CheckConstraint("archive_members IS NULL OR purged_at IS NOT NULL", name="archive_has_no_object"),
+        *checks(
+            bytes="bytes >= 0",
+            archive_has_no_object="archive_members IS NULL OR purged_at IS NOT NULL",
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("file"))
@@ -56,14 +58,16 @@ class Upload(Base):
 
     __tablename__ = "uploads"
     __table_args__ = (
-        CheckConstraint(f"status IN ({sql_string_list(UploadStatus)})", name="status"),
-        CheckConstraint("(status = 'completed') = (file_id IS NOT NULL)", name="completed"),
-        CheckConstraint("bytes >= 0", name="bytes"),
+        *checks(
+            status=f"status IN ({sql_string_list(UploadStatus)})",
+            completed="(status = 'completed') = (file_id IS NOT NULL)",
+            bytes="bytes >= 0",
+        ),
         Index("ix_uploads_pending", "expires_at", postgresql_where=text("status = 'pending'")),
     )
 
     id: Mapped[Key]
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    project_id: Mapped[IndexedProjectId]
     filename: Mapped[str]
     purpose: Mapped[str]
     mime_type: Mapped[str]
@@ -90,8 +94,10 @@ class UploadPart(Base):
 
     __tablename__ = "upload_parts"
     __table_args__ = (
-        CheckConstraint("bytes >= 0", name="bytes"),
-        CheckConstraint("start >= 0", name="start"),
+        *checks(
+            bytes="bytes >= 0",
+            start="start >= 0",
+        ),
         Index("ix_upload_parts_start", "upload_id", "start", unique=True, postgresql_where=text("start IS NOT NULL")),
     )
 

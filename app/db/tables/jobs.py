@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, UniqueConstraint, func, select, text
+from sqlalchemy import Float, ForeignKey, Index, UniqueConstraint, func, select, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.db.ids import new_id
@@ -17,12 +17,18 @@ from app.db.tables.base import (
     Base,
     Count,
     Flag,
+    IndexedJobId,
+    IndexedProjectId,
+    JobId,
+    JobKey,
     Key,
     Leased,
+    NumberKey,
     ProjectId,
     Seq,
     Strings,
     Time,
+    checks,
     sql_string_list,
 )
 from app.domain.jobs.states import TERMINAL, Desired, JobState
@@ -36,16 +42,18 @@ class Attempt(Base):
     __table_args__ = (
         Index("uq_attempts_one_open", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
         Index("ix_attempts_usage", "project_id", "ended_at", postgresql_where=text("kind = 'train'")),
-        CheckConstraint("kind IN ('validate', 'train')", name="kind"),
-        CheckConstraint("gpus >= 1", name="gpus"),
-        CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
-        CheckConstraint("gpu_share > 0 AND gpu_share <= 1", name="gpu_share"),
+        *checks(
+            kind="kind IN ('validate', 'train')",
+            gpus="gpus >= 1",
+            reservation_whole="(gpu_uuids IS NULL) = (budget_bytes IS NULL)",
+            gpu_share="gpu_share > 0 AND gpu_share <= 1",
+        ),
         Index("ix_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted AND kind = 'train'")),
         Index("ix_attempts_reserved", "ended_at", postgresql_where=text("budget_bytes IS NOT NULL")),
     )
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_id: Mapped[JobKey]
+    attempt: Mapped[NumberKey]
     project_id: Mapped[ProjectId]
     kind: Mapped[str]
     worker: Mapped[str]
@@ -63,18 +71,18 @@ class Attempt(Base):
 class Job(Leased, Base):
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(f"state IN ({sql_string_list(JobState)})", name="state"),
-        CheckConstraint(f"desired IN ({sql_string_list(Desired)})", name="desired"),
-        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
-        CheckConstraint("(state = 'running') <= (lease_owner IS NOT NULL)", name="running_has_lease"),
-        CheckConstraint(
-            "(lease_owner IS NOT NULL) <= (state IN ('running', 'validating_files'))", name="lease_only_while_active"
+        *checks(
+            state=f"state IN ({sql_string_list(JobState)})",
+            desired=f"desired IN ({sql_string_list(Desired)})",
+            lease_whole=LEASE_WHOLE,
+            running_has_lease="(state = 'running') <= (lease_owner IS NOT NULL)",
+            lease_only_while_active="(lease_owner IS NOT NULL) <= (state IN ('running', 'validating_files'))",
+            finished_at=f"(state IN ({sql_string_list(TERMINAL)})) = (finished_at IS NOT NULL)",
+            adapter="(state = 'succeeded') = (adapter_sha256 IS NOT NULL)",
+            error="(state = 'failed') = (error_code IS NOT NULL)",
+            priority="priority BETWEEN -100 AND 100",
+            yield_only_while_running="(yield_requested_at IS NOT NULL) <= (state = 'running')",
         ),
-        CheckConstraint(f"(state IN ({sql_string_list(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished_at"),
-        CheckConstraint("(state = 'succeeded') = (adapter_sha256 IS NOT NULL)", name="adapter"),
-        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
-        CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
-        CheckConstraint("(yield_requested_at IS NOT NULL) <= (state = 'running')", name="yield_only_while_running"),
         Index("ix_jobs_page", "project_id", "seq"),
         Index("ix_jobs_state", "project_id", "state", "seq"),
         Index("ix_jobs_created", "project_id", "created_at"),
@@ -186,12 +194,14 @@ class JobEvent(Base):
 
     __tablename__ = "job_events"
     __table_args__ = (
-        CheckConstraint("level IN ('info', 'warn', 'error')", name="level"),
-        CheckConstraint("type IN ('message', 'metrics')", name="type"),
+        *checks(
+            level="level IN ('info', 'warn', 'error')",
+            type="type IN ('message', 'metrics')",
+        ),
     )
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_id: Mapped[JobKey]
+    seq: Mapped[NumberKey]
     id: Mapped[str] = mapped_column(unique=True)
     project_id: Mapped[ProjectId]
     attempt: Mapped[int]
@@ -207,12 +217,14 @@ class JobLog(Base):
 
     __tablename__ = "job_logs"
     __table_args__ = (
-        CheckConstraint(f"octet_length(text) <= {MAX_LOG_BYTES}", name="bounded"),
-        CheckConstraint("cut_bytes >= 0", name="cut_bytes"),
+        *checks(
+            bounded=f"octet_length(text) <= {MAX_LOG_BYTES}",
+            cut_bytes="cut_bytes >= 0",
+        ),
     )
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_id: Mapped[JobKey]
+    attempt: Mapped[NumberKey]
     project_id: Mapped[ProjectId]
     text: Mapped[str]
     cut_bytes: Mapped[int]  # the size of the log's beginning, which is not stored
@@ -228,7 +240,7 @@ class Checkpoint(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftckpt", "_"))
     seq: Mapped[Seq]
     project_id: Mapped[ProjectId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[IndexedJobId]
     attempt: Mapped[int]
     step_number: Mapped[int]
     name: Mapped[str] = mapped_column(unique=True)  # fine_tuned_model_checkpoint
@@ -249,7 +261,7 @@ class Snapshot(Base):
 
     id: Mapped[Key]
     project_id: Mapped[ProjectId]
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[IndexedJobId]
     attempt: Mapped[int]
     step: Mapped[int]
     manifest_sha256: Mapped[str]
@@ -264,8 +276,8 @@ class TunedModel(Base):
 
     id: Mapped[Key]
     seq: Mapped[Seq]
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    project_id: Mapped[IndexedProjectId]
+    job_id: Mapped[JobId]
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
     created_at: Mapped[Time]
     deleted_at: Mapped[datetime | None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, text
+from sqlalchemy import text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.access import Project
-from app.db.tables.base import Base, Key, Time, sql_string_list
+from app.db.tables.base import Base, Key, ProjectKey, Time, checks, sql_string_list
 from app.domain.operations.retention import MAX_DAYS, RetentionKind
 
 
@@ -17,11 +17,13 @@ class RetentionRule(Base):
 
     __tablename__ = "retention_rules"
     __table_args__ = (
-        CheckConstraint(f"kind IN ({sql_string_list(RetentionKind)})", name="kind"),
-        CheckConstraint(f"days BETWEEN 1 AND {MAX_DAYS}", name="days"),
+        *checks(
+            kind=f"kind IN ({sql_string_list(RetentionKind)})",
+            days=f"days BETWEEN 1 AND {MAX_DAYS}",
+        ),
     )
 
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    project_id: Mapped[ProjectKey]
     kind: Mapped[Key]
     days: Mapped[int]
     due: Any = None  # no column: an app.db.operations.retention.Due, once a service has looked for it

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.tables.base import Base, Key, ProjectId, Time
+from app.db.tables.base import Base, JobKey, Key, NumberKey, ProjectId, ProjectKey, Time, checks
 from app.domain.scheduling.worker_capacity import worker_capacity
 
 
@@ -17,9 +17,9 @@ class ProjectUsage(Base):
     """`gpu_seconds` is decayed up to `counted_at`. Attempts with `is_counted` false are not included yet."""
 
     __tablename__ = "project_usage"
-    __table_args__ = (CheckConstraint("gpu_seconds >= 0", name="gpu_seconds"),)
+    __table_args__ = (*checks(gpu_seconds="gpu_seconds >= 0"),)
 
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    project_id: Mapped[ProjectKey]
     gpu_seconds: Mapped[float] = mapped_column(server_default="0")
     counted_at: Mapped[Time]
     validation_turn_at: Mapped[datetime | None]  # when a validation of this project last began
@@ -34,8 +34,10 @@ class QueuePlace(Base):
 
     __tablename__ = "queue_places"
     __table_args__ = (
-        CheckConstraint("position >= 1", name="position"),
-        CheckConstraint("(waiting_for IS NULL) = (waiting_since IS NULL)", name="waiting_whole"),
+        *checks(
+            position="position >= 1",
+            waiting_whole="(waiting_for IS NULL) = (waiting_since IS NULL)",
+        ),
         Index("ix_queue_places_position", "position"),
         {"prefixes": ["UNLOGGED"]},
     )
@@ -107,8 +109,8 @@ class MeasurementRow(Base):
         Index("ix_measurements_alike", "base_manifest_sha256", "device_name", "quantization", "created_at"),
     )
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_id: Mapped[JobKey]
+    attempt: Mapped[NumberKey]
     project_id: Mapped[ProjectId]
     created_at: Mapped[Time]
     device_kind: Mapped[str]

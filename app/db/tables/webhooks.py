@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.tables.access import Project
-from app.db.tables.base import LEASE_WHOLE, Base, Count, Flag, Key, Leased, ProjectId, Seq, Time
+from app.db.tables.base import LEASE_WHOLE, Base, Count, Flag, Key, Leased, NumberKey, ProjectId, Seq, Time, checks
 from app.domain.webhooks import secret_hint
 
 
@@ -18,11 +18,13 @@ class WebhookEndpoint(Base):
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (
-        CheckConstraint("secret LIKE 'whsec_%' OR secret LIKE 'gAAAA%'", name="secret"),
-        CheckConstraint("(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", name="previous_secret"),
-        CheckConstraint("jsonb_array_length(event_types) > 0", name="event_types"),
-        CheckConstraint("enabled = (disabled_at IS NULL)", name="disabled_at"),
-        CheckConstraint("enabled = (disabled_reason IS NULL)", name="disabled_reason"),
+        *checks(
+            secret="secret LIKE 'whsec_%' OR secret LIKE 'gAAAA%'",
+            previous_secret="(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)",
+            event_types="jsonb_array_length(event_types) > 0",
+            disabled_at="enabled = (disabled_at IS NULL)",
+            disabled_reason="enabled = (disabled_reason IS NULL)",
+        ),
         Index("ix_webhook_endpoints_page", "project_id", "seq"),
     )
 
@@ -66,12 +68,14 @@ class WebhookDelivery(Leased, Base):
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         UniqueConstraint("endpoint_id", "event_id"),
-        CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
-        CheckConstraint("(state = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_at"),
-        CheckConstraint("(state = 'pending') = (finished_at IS NULL)", name="finished_at"),
-        CheckConstraint("(lease_owner IS NOT NULL) <= (state = 'pending')", name="leased_while_pending"),
-        CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
-        CheckConstraint(LEASE_WHOLE, name="lease_whole"),
+        *checks(
+            state="state IN ('pending', 'delivered', 'failed')",
+            next_attempt_at="(state = 'pending') = (next_attempt_at IS NOT NULL)",
+            finished_at="(state = 'pending') = (finished_at IS NULL)",
+            leased_while_pending="(lease_owner IS NOT NULL) <= (state = 'pending')",
+            tries="tries BETWEEN 0 AND attempt",
+            lease_whole=LEASE_WHOLE,
+        ),
         Index("ix_webhook_deliveries_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index("ix_webhook_deliveries_page", "endpoint_id", "seq"),
         Index(
@@ -102,12 +106,14 @@ class WebhookAttempt(Base):
 
     __tablename__ = "webhook_attempts"
     __table_args__ = (
-        CheckConstraint("status_code IS NOT NULL OR error IS NOT NULL", name="outcome"),
-        CheckConstraint("duration_ms >= 0", name="duration_ms"),
+        *checks(
+            outcome="status_code IS NOT NULL OR error IS NOT NULL",
+            duration_ms="duration_ms >= 0",
+        ),
     )
 
     delivery_id: Mapped[str] = mapped_column(ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[NumberKey]
     project_id: Mapped[ProjectId | None]  # NULL: the operator's
     finished_at: Mapped[Time]
     duration_ms: Mapped[int]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
 
 from app.domain.artifacts.engines import Engine, incompatibilities
 from app.domain.jobs.spec import LoraSpec
@@ -31,7 +33,25 @@ class ExportKind(NamedTuple):
     quantization: Quantization | None = None  # only of GGUF
 
 
-DEFAULT_QUANTIZATION = Quantization.Q8_0
+class CreateExport(BaseModel):
+    """What is exported."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    type: Literal["merged", "gguf", "gguf_adapter"]
+    """A merged model directory, the same as a GGUF file, or the adapter as one."""
+    quantization: Literal["F16", "Q8_0", "Q4_K_M"] | None = None
+    """The weights of a `gguf` export. Default: `Q8_0`."""
+    checkpoint: str | None = None
+    """Id or model name of a kept checkpoint. Default: the job's result."""
+
+    @property
+    def kind(self) -> ExportKind:
+        if self.type != ExportType.GGUF:
+            return ExportKind(ExportType(self.type))
+        return ExportKind(ExportType.GGUF, Quantization(self.quantization or Quantization.Q8_0))
+
+
 WAITING_FOR_WORKER = "waiting_for_worker"  # phase of a queued export while no running worker makes its type
 BITS_PER_WEIGHT: Mapping[Quantization, float] = {  # Q4_K_M: a small model keeps more of its weights at 8 bits
     Quantization.F16: 16.0,

@@ -77,7 +77,10 @@ def load_inputs(
     if validation_file is not None:
         other = requests.find_file(session, project_id, validation_file, "validation_file")
     requests.require_fine_tune_purpose(file, other, param="file_id")
-    length = most if context_length is None else _within("context_length", context_length, 1, most)
+    length = most if context_length is None else context_length
+    if not 1 <= length <= most:
+        text = f"context_length: {length} is not a whole number from 1 to {most}"
+        raise BadRequest(text, "context_length")
     return ProfileInputs(
         file=file,
         validation_file=other,
@@ -87,7 +90,7 @@ def load_inputs(
         parameters=DataParameters(context_length=length),
         limits=ProfileLimits(
             max_line_bytes=settings.max_line_bytes,
-            preview_rows=_within("rows", rows, 0, MAX_PREVIEW_ROWS),
+            preview_rows=rows,
             tokenize_every=max(1, -(-file.bytes // SAMPLED_ABOVE_BYTES)),
             timeout_seconds=READ_TIMEOUT_SECONDS,
         ),
@@ -145,9 +148,3 @@ def _method(requested: str | None) -> Method | None:
         text = f"method: {as_json(requested)} is not offered here; allowed are {' and '.join(map(as_json, METHODS))}"
         raise BadRequest(text, "method", "unsupported_value")
     return known
-
-
-def _within(name: str, requested: int, least: int, most: int) -> int:
-    if not least <= requested <= most:
-        raise BadRequest(f"{name}: {requested} is not a whole number from {least} to {most}", name)
-    return requested

@@ -46,21 +46,17 @@ def copy_objects(
 
     Raises StorageError for a target that fails: a repeated copy continues there.
     """
+
+    def copy(named: NamedObject) -> str | None:
+        try:
+            return _copy_object(source, target, named, ledger, on_copied)
+        except StorageError:
+            raise  # of the whole bucket, not of this object
+        except OSError as error:
+            return f"{named.key} was not copied: {error.strerror}."
+
     with ThreadPoolExecutor(THREADS) as pool:
-        for problem in pool.map(lambda each: _try_to_copy(source, target, each, ledger, on_copied), objects):
-            if problem is not None:
-                yield problem
-
-
-def _try_to_copy(
-    source: Storage, target: Storage, named: NamedObject, ledger: CopyLedger, on_copied: Callable[[int], None]
-) -> str | None:
-    try:
-        return _copy_object(source, target, named, ledger, on_copied)
-    except StorageError:
-        raise  # of the whole bucket, not of this object
-    except OSError as error:
-        return f"{named.key} was not copied: {error.strerror}."
+        yield from filter(None, pool.map(copy, objects))
 
 
 def _copy_object(

@@ -6,7 +6,6 @@ Every change locks the upload's row, which serializes changes, and decides by it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -28,7 +27,7 @@ from app.services.files.files import StagedFile, discard_object, inserting
 from app.settings import Settings
 from app.storage import Storage
 
-TAKES_NO_CONTENT = "takes no more content"
+TAKES_NO_CONTENT, TAKES_NO_PARTS = "takes no more content", "takes no more parts"
 
 
 def create(session: Session, project_id: str, given: Mapping[str, Any], settings: Settings) -> Upload:
@@ -78,12 +77,10 @@ def stream_pieces(session: Session, upload: Upload) -> list[UploadPart]:
     return list(session.scalars(query.order_by(UploadPart.start)))
 
 
-def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> Upload:
-    """The upload, if it accepts parts; called before a body is read. Raises NotFound, BadRequest."""
+def read(sessions: Sessions, project_id: str, upload_id: str) -> Upload:
+    """As `get`, in a transaction of its own."""
     with transaction(sessions) as session:
-        upload = get(session, project_id, upload_id)
-        require_pending(upload, "takes no more parts")
-        return upload
+        return get(session, project_id, upload_id)
 
 
 def add_part(
@@ -103,7 +100,7 @@ def add_part(
     def insert(session: Session, part: UploadPart) -> None:
         before_insert(session)
         upload = get(session, project_id, upload_id, lock=True)
-        require_pending(upload, "takes no more parts")
+        require_pending(upload, TAKES_NO_PARTS)
         _require_part_quota(session, upload, staged.size_bytes)
         resources.store(session, part)
         after_insert(session, part)
@@ -182,17 +179,6 @@ def _total_of_pending(column: Any, session: Session, project_id: str) -> int:
     return int(session.scalar(select(column).where(Upload.project_id == project_id, *is_pending)) or 0)
 
 
-@dataclass(frozen=True)
-class UploadCursor:
-    """A request that may add content from byte `start` on, up to `total_bytes`; `number` is its writer number."""
-
-    project_id: str
-    upload_id: str
-    number: int
-    start: int
-    total_bytes: int
-
-
 def progress(session: Session, project_id: str, upload_id: str) -> tuple[Upload, int]:
     """An upload and the bytes of its stored content. Raises BadRequest for one that is cancelled or expired."""
     upload = get(session, project_id, upload_id)
@@ -202,10 +188,11 @@ def progress(session: Session, project_id: str, upload_id: str) -> tuple[Upload,
     return upload, _stored_bytes(session, upload)
 
 
-def begin_writing(
-    sessions: Sessions, storage: Storage, project_id: str, upload_id: str, start: int | None
-) -> UploadCursor:
-    """Become the writer at byte `start`, the end of the stored content; None deletes the content and starts at 0."""
+def begin_writing(sessions: Sessions, storage: Storage, project_id: str, upload_id: str, start: int | None) -> Upload:
+    """Become the latest writer of the upload, at byte `start`, the end of the stored content.
+
+    None deletes the content and starts at 0.
+    """
     dropped: list[UploadPart] = []
     with transaction(sessions) as session:
         upload = get(session, project_id, upload_id, lock=True)
@@ -213,44 +200,36 @@ def begin_writing(
         if start is None:
             dropped = stream_pieces(session, upload)
             delete_parts(session, dropped)
-        _require_offset(upload, _stored_bytes(session, upload), start or 0)
+        if (start or 0) != (stored_bytes := _stored_bytes(session, upload)):
+            text = (
+                f"Content-Range: begins at byte {start:,}, but {stored_bytes:,} bytes of upload {upload.id} are "
+                "stored; continue there, or send all of it without Content-Range."
+            )
+            raise BadRequest(text, "Content-Range", "upload_offset_mismatch")
         upload.writer += 1
-        writer = UploadCursor(project_id, upload_id, upload.writer, start or 0, upload.bytes)
     for piece in dropped:
         discard_object(storage, piece.storage_key)
-    return writer
+    return upload
 
 
-def add_piece(sessions: Sessions, storage: Storage, writer: UploadCursor, staged: StagedFile, start: int) -> UploadPart:
-    """Store a staged piece of content at byte `start`. Raises BadRequest for an outdated writer."""
+def add_piece(sessions: Sessions, storage: Storage, begun: Upload, staged: StagedFile, start: int) -> UploadPart:
+    """Store a staged piece of content at byte `start`, of the writer that `begin_writing` returned.
+
+    Raises BadRequest for an outdated writer. An upload that expired after its request began counts as pending.
+    """
 
     def insert(session: Session, piece: UploadPart) -> None:
-        _require_latest_writer(get(session, writer.project_id, writer.upload_id, lock=True), writer)
+        upload = get(session, begun.project_id, begun.id, lock=True)
+        if upload.status != UploadStatus.PENDING:
+            require_pending(upload, TAKES_NO_CONTENT)
+        if upload.writer != begun.writer:
+            text = f"A later request sends the content of upload {upload.id} now; no more of this request is stored."
+            raise BadRequest(text, code="upload_taken_over")
         resources.store(session, piece, start=start)
 
-    return store_part(sessions, storage, writer.project_id, writer.upload_id, staged, insert)
+    return store_part(sessions, storage, begun.project_id, begun.id, staged, insert)
 
 
 def _stored_bytes(session: Session, upload: Upload) -> int:
     query = select(func.max(UploadPart.start + UploadPart.bytes)).where(UploadPart.upload_id == upload.id)
     return int(session.scalar(query) or 0)
-
-
-def _require_offset(upload: Upload, stored_bytes: int, start: int) -> None:
-    if start != stored_bytes:
-        text = (
-            f"Content-Range: begins at byte {start:,}, but {stored_bytes:,} bytes of upload {upload.id} are stored; "
-            f"continue there, or send all of it without Content-Range."
-        )
-        raise BadRequest(text, "Content-Range", "upload_offset_mismatch")
-
-
-def _require_latest_writer(upload: Upload, writer: UploadCursor) -> None:
-    """Raises BadRequest for an outdated writer. An upload that expired after its request began counts as pending."""
-    if upload.status != UploadStatus.PENDING:
-        require_pending(upload, TAKES_NO_CONTENT)
-    if upload.writer != writer.number:
-        text = (
-            f"A later request sends the content of upload {upload.id} now; no more content of this request is stored."
-        )
-        raise BadRequest(text, code="upload_taken_over")

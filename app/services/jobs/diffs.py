@@ -10,11 +10,9 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from app.db import files
-from app.db.jobs import checkpoints, jobs, measurements
+from app.db.jobs import checkpoints, measurements
 from app.db.tables import Attempt, Job, JobEvent, MeasurementRow
-from app.domain.error_text.json_text import unquoted
 from app.domain.jobs.spec import JobSpec
-from app.errors import NotFound
 
 
 @dataclass(frozen=True)
@@ -71,29 +69,12 @@ ENVIRONMENT_KEYS = ("device", "compute_dtype", "threads", "versions")
 RESULT_METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
 
 
-@dataclass(frozen=True)
-class Diff:
-    left: Job
-    right: Job
-    data: Differences
-    config: Differences
-    environment: Differences
-    result: Differences
-
-
-def get_other(session: Session, project_id: str, job_id: str) -> Job:
-    job = jobs.get(session, project_id, job_id)
-    if job is None:
-        raise NotFound(f"with: no such fine-tuning job: {unquoted(job_id)}", "with")
-    return job
-
-
-def compare(session: Session, left: Job, right: Job) -> Diff:
+def compare(session: Session, left: Job, right: Job) -> dict[str, Job | Differences]:
     """The differences; the environment of a job is that of the last attempt, which made the result."""
     one, other = _facts(session, left), _facts(session, right)
     known_after_run = {"data": DATASET_COUNTS, "config": (BASE_SHA256,), "environment": one["environment"]}
     sections = {name: diff(one[name], other[name], known_after_run.get(name, ())) for name in one}
-    return Diff(left, right, **sections)
+    return {"left": left, "right": right, **sections}
 
 
 def _facts(session: Session, job: Job) -> dict[str, dict[str, Any]]:
@@ -155,7 +136,9 @@ def _environment(
 
 
 def _result(session: Session, job: Job, last: MeasurementRow | None) -> dict[str, Any]:
-    metrics = _metrics(session, job)
+    metrics = _last_data(session, job, JobEvent.type == "metrics")  # completed by those of the result
+    for checkpoint in checkpoints.by_names(session, [job.fine_tuned_model or ""]).values():
+        metrics = metrics | {key: value for key, value in checkpoint.metrics.items() if value is not None}
     rate = last.step_tokens / last.step_seconds if last and last.step_tokens and last.step_seconds else None
     return {
         "status": job.state,
@@ -163,7 +146,10 @@ def _result(session: Session, job: Job, last: MeasurementRow | None) -> dict[str
         "steps": (job.progress or {}).get("step"),
         "trained_tokens": job.trained_tokens,
         **{key: metrics.get(key) for key in RESULT_METRICS},
-        "seconds": _seconds(job),
+        # from the first training claim to the end, with pauses and waits between attempts
+        "seconds": round((job.finished_at - job.started_at).total_seconds(), 1)
+        if job.started_at and job.finished_at
+        else None,
         "training_seconds": round(job.training_seconds, 1) if job.started_at else None,
         "tokens_per_second": rate,
         "peak_memory_bytes": last.peak_bytes if last else None,
@@ -173,21 +159,7 @@ def _result(session: Session, job: Job, last: MeasurementRow | None) -> dict[str
     }
 
 
-def _metrics(session: Session, job: Job) -> dict[str, Any]:
-    """The metrics of the result checkpoint, completed by those of the last step."""
-    result = checkpoints.by_names(session, [job.fine_tuned_model]) if job.fine_tuned_model else {}
-    last = _last_data(session, job, JobEvent.type == "metrics")
-    return last | {key: value for each in result.values() for key, value in each.metrics.items() if value is not None}
-
-
 def _last_data(session: Session, job: Job, *conditions: ColumnElement[bool]) -> dict[str, Any]:
     """The data of the last such event; that of a started trainer has device, versions and counts."""
     query = select(JobEvent.data).where(JobEvent.job_id == job.id, *conditions).order_by(JobEvent.seq.desc()).limit(1)
     return session.scalar(query) or {}
-
-
-def _seconds(job: Job) -> float | None:
-    """Seconds from the first training claim to the end, including pauses and waits between attempts."""
-    if job.started_at is None or job.finished_at is None:
-        return None
-    return round((job.finished_at - job.started_at).total_seconds(), 1)

@@ -12,15 +12,14 @@ from app.db.jobs import exports
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Checkpoint, Export, Job
 from app.domain.artifacts.exports import (
-    DEFAULT_QUANTIZATION,
+    CreateExport,
     ExportKind,
     ExportState,
     ExportType,
-    Quantization,
     gguf_adapter_problem,
     gguf_bytes,
 )
-from app.domain.error_text.json_text import as_json, unknown_parameter
+from app.domain.error_text.validation_text import check_shape
 from app.domain.jobs.spec import LoraSpec
 from app.errors import BadRequest, combine_errors
 from app.job_queue import Queue, WorkerNotifier
@@ -30,7 +29,6 @@ from app.services.jobs.records import lock_files, select_checkpoint, trained_bas
 from app.services.resources import Page
 from app.telemetry.tracing import link_to
 
-BODY_KEYS = ("type", "quantization", "checkpoint")
 QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # a deployment may have torch only on the workers of one queue
 
 
@@ -39,8 +37,8 @@ def create(session: Session, notifier: WorkerNotifier, job: Job, body: Mapping[s
 
     Raises BadRequest, QuotaExceeded.
     """
-    kind, checkpoint_name = _parse(body)
-    checkpoint = select_checkpoint(session, job, checkpoint_name, "export")
+    request = _parse(body)
+    kind, checkpoint = request.kind, select_checkpoint(session, job, request.checkpoint, "export")
     base = trained_base(session, job.project_id, job, checkpoint)
     if isinstance(base, str):
         raise BadRequest(f"The adapter cannot be exported: {base}; ask its operator.", "model", "model_unavailable")
@@ -86,33 +84,18 @@ def delete(session: Session, export: Export) -> None:
     files.delete_all(session, export.file_ids)
 
 
-def _parse(body: Mapping[str, Any]) -> tuple[ExportKind, str | None]:
-    problems: list[BadRequest] = [
-        unknown_parameter(key, BODY_KEYS, earlier) for earlier, key in enumerate(sorted(body.keys() - set(BODY_KEYS)))
+def _parse(body: Mapping[str, Any]) -> CreateExport:
+    request, found = check_shape(CreateExport, body)
+    problems = [
+        BadRequest(each.message, each.param, "unsupported_value") if each.code == "invalid_value" else each
+        for each in found
     ]
-    offered = ", ".join(ExportType)
-    type, checkpoint = body.get("type"), body.get("checkpoint")
-    if type is None:
-        problems.append(BadRequest(f"type: is missing; there are: {offered}", "type", "missing_required_parameter"))
-    elif type not in tuple(ExportType):
-        text = f"type: {as_json(type)} is not offered here; there are: {offered}"
-        problems.append(BadRequest(text, "type", "unsupported_value"))
-    quantization = body.get("quantization")
-    if quantization is not None and type != ExportType.GGUF:
+    if body.get("quantization") is not None and body.get("type") != ExportType.GGUF:
         text = f"quantization: only exports of type {ExportType.GGUF} have one; omit it"
         problems.append(BadRequest(text, "quantization"))
-    elif quantization is not None and quantization not in tuple(Quantization):
-        text = f"quantization: {as_json(quantization)} is not offered here; there are: {', '.join(Quantization)}"
-        problems.append(BadRequest(text, "quantization", "unsupported_value"))
-    if not (checkpoint is None or isinstance(checkpoint, str)):
-        text = "checkpoint: must be the id of a checkpoint of the job, or its fine_tuned_model_checkpoint"
-        text += f", not {as_json(checkpoint)}"
-        problems.append(BadRequest(text, "checkpoint", "invalid_type"))
-    if problems:
+    if request is None or problems:
         raise combine_errors(problems)
-    if type == ExportType.GGUF:
-        return ExportKind(ExportType.GGUF, Quantization(quantization or DEFAULT_QUANTIZATION)), checkpoint
-    return ExportKind(ExportType(str(type))), checkpoint
+    return request
 
 
 def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, checkpoint: Checkpoint) -> int:

@@ -12,6 +12,7 @@ from app.db.access import audit
 from app.db.jobs import jobs, reads
 from app.db.jobs.reads import JobFilter
 from app.db.tables import Job
+from app.domain.error_text.json_text import unquoted
 from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound
 from app.job_queue import WorkerNotifier
@@ -44,10 +45,10 @@ def create(
     return row
 
 
-def get(session: Session, project_id: str, job_id: str) -> Job:
+def get(session: Session, project_id: str, job_id: str, param: str = "id") -> Job:
     job = jobs.get(session, project_id, job_id)
     if job is None:
-        raise job_not_found(job_id)
+        raise job_not_found(job_id, param)
     return job
 
 
@@ -113,8 +114,8 @@ def change(session: Session, job: Job, given: Mapping[str, Any]) -> JobRow:
     return reads.get(session, job.id)
 
 
-def job_not_found(job_id: str) -> NotFound:
-    return NotFound(f"No such fine-tuning job: {job_id}", "id")
+def job_not_found(job_id: str, param: str = "id") -> NotFound:
+    return NotFound(f"No such fine-tuning job: {unquoted(job_id)}", param)
 
 
 def _change_message(columns: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def register(resources: Resources, directory: Path, **options: str) -> str:
     with transaction(resources.sessions) as session:
         allowed = resources.settings.base_model_directories
-        return base_models.register(session, allowed, "tiny", str(directory), RegistrationOptions(**options)).id  # type: ignore[arg-type]
+        return base_models.register(session, allowed, None, "tiny", str(directory), RegistrationOptions(**options)).id  # type: ignore[arg-type]
 
 
 def run(resources: Resources, registration_id: str) -> BaseModelRegistration:
@@ -159,7 +159,9 @@ def test_a_stopping_worker_queues_it_again(resources: Resources, model_directory
 def queue_pull(resources: Resources, revision: str = "main") -> str:
     with transaction(resources.sessions) as session:
         parent = resources.settings.base_model_pull_directory
-        return base_models.pull(session, parent, "pulled", RegistrationOptions(source=SOURCE, revision=revision)).id
+        return base_models.register(
+            session, (), parent, "pulled", None, RegistrationOptions(source=SOURCE, revision=revision)
+        ).id
 
 
 @pytest.mark.usefixtures("without_torch")

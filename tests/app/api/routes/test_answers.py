@@ -19,19 +19,19 @@ from starlette.testclient import TestClient
 from app.api.routes import answers as answers_routes
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
-from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
+from app.db.tables import Delivery, DeliveryTarget, Job, TunedModel
 from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
 from app.errors import BadRequest
 from app.main import create_app
 from app.services import base_models
-from app.services.access import keys, permissions
+from app.services.access import permissions
 from app.services.answers import answers, engine_client
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.answering_engine import BASE, TO_ENGINES, WORDS, AnsweringEngine, answering, deliver
 from tests.deadline import until
 from tests.dripping import dripping
-from tests.factories import make_key, make_project, make_succeeded_job
+from tests.factories import make_key, make_project
 from tests.serving import LiveServer, free_port
 
 CHAT = "/v1/chat/completions"
@@ -56,12 +56,6 @@ def server() -> Iterator[AnsweringEngine]:
         yield server
 
 
-@pytest.fixture
-def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
-
-
 @dataclass
 class Deliverer:
     sessions: Sessions
@@ -73,8 +67,8 @@ class Deliverer:
 
 
 @pytest.fixture
-def delivered(sessions: Sessions, job: Job) -> Deliverer:
-    return Deliverer(sessions, job)
+def delivered(sessions: Sessions, succeeded: Job) -> Deliverer:
+    return Deliverer(sessions, succeeded)
 
 
 def error_of(response: Any) -> tuple[int, str, str]:
@@ -150,19 +144,6 @@ class TestPassedOn:
 
 
 class TestAccess:
-    @pytest.mark.parametrize("scopes", [["answers:read"], ["all:read"], ["models:write"]])
-    def test_it_needs_the_scope_for_answers(
-        self, client: TestClient, delivered: Deliverer, project: Project, scopes: list[str]
-    ) -> None:
-        with transaction(delivered.sessions) as session:
-            project = session.merge(project)
-            secret, right = (keys.issue(session, project, "k", each).secret for each in (scopes, ["answers:write"]))
-        body = {"model": "nothing", "messages": MESSAGES}
-        refused = client.post(CHAT, json=body, headers={"Authorization": f"Bearer {secret}"})
-        assert error_of(refused)[:2] == (403, "insufficient_permissions")
-        assert "answers:write" in error_of(refused)[2]
-        assert client.post(CHAT, json=body, headers={"Authorization": f"Bearer {right}"}).status_code == 404
-
     def test_another_project_gets_a_404_until_the_model_is_shared(
         self, client: TestClient, server: AnsweringEngine, delivered: Deliverer
     ) -> None:
@@ -187,16 +168,7 @@ class TestAccess:
         assert error_of(client.post(CHAT, json={"model": model}))[:2] == (404, "model_not_found")
         assert server.asked == []
 
-    def test_the_request_rate_applies(
-        self, client: TestClient, server: AnsweringEngine, delivered: Deliverer, project: Project
-    ) -> None:
-        model = delivered(server.url)
-        with transaction(delivered.sessions) as session:
-            session.merge(project).max_requests_per_second = 1
-        statuses = [client.post(CHAT, json={"model": model, "messages": MESSAGES}).status_code for _ in range(6)]
-        assert statuses.count(429) >= 1
-
-    @pytest.mark.parametrize("body", [{}, {"model": None}, {"model": 5}, {"model": ""}, {"model": ["a"]}])
+    @pytest.mark.parametrize("body", [{}, {"model": 5}, {"model": ""}])
     def test_a_body_without_a_name_is_refused(self, client: TestClient, body: Any) -> None:
         response = client.post(CHAT, json=body)
         assert (response.status_code, response.json()["error"]["param"]) == (400, "model")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from httpx2 import Response
-from openai import OpenAI
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from starlette.testclient import TestClient
@@ -131,23 +130,3 @@ class TestBadInput:
         row = {"id": "cp_1", "project_id": project.id, "grantee_id": project.id, "model_id": succeeded.fine_tuned_model}
         with pytest.raises(IntegrityError, match="grantee_is_another"), transaction(sessions) as session:
             session.execute(insert(CheckpointPermission).values(row))
-
-
-class TestTheOfficialClient:
-    def test_the_official_client_shares_a_checkpoint(
-        self, client: TestClient, admin_headers: dict[str, str], sessions: Sessions, succeeded: Job, other: Project
-    ) -> None:
-        with transaction(sessions) as session:
-            third = make_project(session, "third")
-        secret = admin_headers["Authorization"].removeprefix("Bearer ")
-        official = OpenAI(api_key=secret, base_url="http://testserver/v1", http_client=client)
-        permissions = official.fine_tuning.checkpoints.permissions
-        name = str(succeeded.fine_tuned_model)
-        created = [row.project_id for row in permissions.create(name, project_ids=[other.id, third.id])]
-        assert created == [other.id, third.id]
-        assert [row.project_id for row in permissions.list(name, limit=1)] == [third.id, other.id]
-        ascending = permissions.list(name, order="ascending", project_id=third.id)
-        assert [row.project_id for row in ascending] == [third.id]
-        for row in permissions.list(name):
-            assert permissions.delete(row.id, fine_tuned_model_checkpoint=name).deleted
-        assert list(permissions.list(name)) == []

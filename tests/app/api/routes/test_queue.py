@@ -98,22 +98,6 @@ class TestCreate:
         assert (job["priority"], job["urgent"], job["worker_labels"]) == (-3, False, ["a", "b=1"])
         assert (job["queue_position"], job["expected_start"], job["waiting_for"]) == (None, None, None)
 
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"priority": 101},
-            {"urgent": "yes"},
-            {"worker_labels": ["a b"]},
-        ],
-        ids=str,
-    )
-    def test_refuses_invalid_queue_options(
-        self, client: TestClient, base_model: str, training_file: str, wrong: dict[str, Any]
-    ) -> None:
-        answer = client.post(JOBS, json=self.body(training_file, **wrong))
-        assert answer.status_code == 400
-        assert answer.json()["error"]["param"].startswith(next(iter(wrong)))
-
     def test_an_urgent_job_needs_a_project_that_may_or_an_admin(
         self, client: TestClient, base_model: str, training_file: str, sessions: Sessions, project: Project
     ) -> None:

@@ -16,6 +16,7 @@ from app.db.engine import Sessions, transaction
 from app.db.operations import status
 from app.db.tables import Project, WebhookDelivery
 from app.db.webhooks import endpoints
+from tests.api_objects import error_of
 
 URL = "https://hooks.example.com/tunery"
 SUCCEEDED = "fine_tuning.job.succeeded"
@@ -39,11 +40,6 @@ def delivery(endpoint: dict[str, Any], client: TestClient, sessions: Sessions, p
     with transaction(sessions) as session:
         endpoints.announce(session, project.id, SUCCEEDED, json.dumps({"id": "ftjob-1"}))
     return dict(client.get(f"{PATH}/{endpoint['id']}/deliveries").json()["data"][0])
-
-
-def error_of(answer: Response) -> dict[str, Any]:
-    assert answer.status_code == 400, answer.text
-    return dict(answer.json()["error"])
 
 
 class TestCreate:

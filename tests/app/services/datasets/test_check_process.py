@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from app.errors import Unavailable
 from app.services.datasets.check_process import CheckCancelledError, CheckProcess
+from app.services.files import files
 from app.services.files.files import check_lines
 from tests.deadline import until
+from tests.factories import chat_lines
 from tests.limited import limited_processes
 
 ENDLESS = Path("/dev/zero")  # `check_lines` reads it without an end
@@ -50,3 +54,10 @@ def test_a_cancel_before_its_start_lets_it_not_start() -> None:
     check.cancel()
     with pytest.raises(CheckCancelledError):
         run(check)
+
+
+def test_a_child_that_was_killed_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(files, "check_lines", os._exit)
+    (tmp_path / "lines").write_bytes(chat_lines())
+    with (tmp_path / "lines").open("rb") as file, pytest.raises(Unavailable, match="interrupted"):
+        files.count_lines(file, 1 << 20, 1 << 20, CheckProcess())

@@ -25,6 +25,7 @@ from app.services.files import uploads
 from app.services.files.files import StagedFile
 from app.settings import Settings
 from app.storage import LocalStorage
+from tests.api_objects import error_of
 from tests.deadline import until
 from tests.factories import chat_lines
 from tests.serving import LiveServer
@@ -62,11 +63,6 @@ def offset(client: TestClient, url: str) -> int:
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
     return int(answer.headers["upload-offset"])
-
-
-def error_of(answer: Response) -> dict[str, Any]:
-    assert answer.status_code == 400, answer.text
-    return dict(answer.json()["error"])
 
 
 class TestPut:
@@ -113,9 +109,6 @@ class TestPut:
         assert len(list(storage.older_than("uploads", float("inf")))) == 5
         assert done["file"]["sha256"] == hashlib.sha256(data).hexdigest()
         assert client.get(f"/v1/files/{done['file']['id']}/content").content == data
-
-    def test_empty_content_completes_an_empty_upload(self, begin: Begin, put: Put) -> None:
-        assert put(begin(0, purpose="batch"), b"").json()["file"]["bytes"] == 0
 
     def test_a_bad_dataset_may_be_sent_again(self, begin: Begin, put: Put) -> None:
         url = begin()

@@ -72,10 +72,6 @@ class TestPriority:
         assert change(client, running, priority=-5).json()["priority"] == -5
         assert client.get(f"{JOBS}/{running.id}").json()["status"] == "running"
 
-    def test_a_null_priority_is_the_default(self, client: TestClient, waiting: list[Job]) -> None:
-        change(client, waiting[0], priority=9)
-        assert change(client, waiting[0], priority=None).json()["priority"] == 0
-
     def test_the_priority_of_an_ended_job_stays(
         self, client: TestClient, base_model: str, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:

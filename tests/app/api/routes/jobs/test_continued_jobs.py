@@ -70,11 +70,6 @@ class TestCreate:
         error = create(lora={"r": 8}).json()["error"]
         assert (error["param"], error["code"]) == ("lora.r", "conflicting_parameters")
 
-    def test_the_base_may_be_held_in_another_width(self, create: Any) -> None:
-        assert create(quantization=None).json()["quantization"] is None
-        eight = create(quantization={"bits": 8}).json()["quantization"]
-        assert eight == {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "bfloat16"}
-
     def test_a_foreign_model_is_not_found(
         self, client: TestClient, parent: Job, foreign_headers: dict[str, str], upload: Any
     ) -> None:

@@ -13,6 +13,7 @@ from app.api.schemas.jobs import JobBody
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
+from tests.api_objects import error_of
 from tests.app.api.conftest import Upload
 from tests.factories import make_base_model
 from tests.stack import as_redis_py
@@ -27,11 +28,6 @@ def create(client: TestClient, training_file: str) -> Any:
         return client.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": training_file} | body)
 
     return send
-
-
-def error_of(answer: Response) -> dict[str, Any]:
-    assert answer.status_code == 400, answer.text
-    return dict(answer.json()["error"])
 
 
 def jobs_in(sessions: Sessions) -> int:
@@ -170,6 +166,9 @@ class TestBadInput:
             ("metadata", {str(n): "v" for n in range(17)}),
             ("metadata", {"k" * 65: "v"}),
             ("metadata", {"k": "v" * 513}),
+            ("priority", 101),
+            ("urgent", "yes"),
+            ("worker_labels", ["a b"]),
         ],
     )
     def test_an_invalid_field_is_refused(self, create: Any, sessions: Sessions, field: str, value: Any) -> None:

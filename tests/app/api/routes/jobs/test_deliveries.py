@@ -12,10 +12,8 @@ from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
 from app.db.operations import status
-from app.db.tables import Delivery, Job, Project
+from app.db.tables import Delivery, Job
 from app.settings import Settings
-from app.storage import LocalStorage
-from tests.factories import make_succeeded_job
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -26,9 +24,8 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
+def job(succeeded: Job) -> Job:
+    return succeeded
 
 
 def make_target(client: TestClient, tmp_path: Path, name: str = "production", **fields: Any) -> None:

@@ -16,6 +16,7 @@ from app.db.jobs.leases import FencedError
 from app.db.tables import Attempt, Job, Project
 from app.domain.jobs.states import Desired, JobState, Reason, training_seconds
 from app.storage import LocalStorage
+from tests.api_objects import error_of
 from tests.factories import (
     append_step_event,
     forecast_queue,
@@ -56,11 +57,6 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project) -> Jo
 def ids(answer: Any) -> list[str]:
     assert answer.status_code == 200, answer.text
     return [item["id"] for item in answer.json()["data"]]
-
-
-def error_of(answer: Any) -> dict[str, Any]:
-    assert answer.status_code == 400, answer.text
-    return dict(answer.json()["error"])
 
 
 class TestList:
@@ -237,11 +233,6 @@ class TestCheckpoints:
                 break
         assert seen == [(2, True), (3, False), (1, False)]
         assert [(one["step_number"], one["best"]) for one in client.get(path).json()["data"]] == seen
-
-    def test_files_of_a_checkpoint_are_downloaded(self, client: TestClient, succeeded: Job) -> None:
-        checkpoint = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"][0]
-        for file_id in [*checkpoint["result_files"], checkpoint["adapter_archive_file_id"]]:
-            assert client.get(f"/v1/files/{file_id}/content").status_code == 200
 
 
 class TestTrainingTime:

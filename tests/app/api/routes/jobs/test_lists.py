@@ -18,6 +18,7 @@ from app.db.jobs.reads import JobColumn
 from app.db.tables import ApiKey, Attempt, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
+from tests.api_objects import error_of
 from tests.factories import (
     append_step_event,
     make_failed_job,
@@ -38,11 +39,6 @@ pytestmark = pytest.mark.usefixtures("base_model")
 def ids(answer: Response) -> list[str]:
     assert answer.status_code == 200, answer.text
     return [item["id"] for item in answer.json()["data"]]
-
-
-def error_of(answer: Response) -> dict[str, Any]:
-    assert answer.status_code == 400, answer.text
-    return dict(answer.json()["error"])
 
 
 def pages(client: TestClient, path: str, **params: Any) -> list[str]:

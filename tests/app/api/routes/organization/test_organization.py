@@ -12,6 +12,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import ApiKey, Project
 from app.storage import LocalStorage
+from tests.api_objects import error_of
 from tests.factories import make_file, make_job, make_project
 
 PROJECTS = "/v1/organization/projects"
@@ -21,11 +22,6 @@ PROJECTS = "/v1/organization/projects"
 def research(admin: TestClient) -> str:
     """The id of a project that an admin made."""
     return str(admin.post(PROJECTS, json={"name": "research"}).json()["id"])
-
-
-def error_of(answer: Any) -> dict[str, Any]:
-    assert answer.status_code == 400, answer.text
-    return dict(answer.json()["error"])
 
 
 class TestProjects:
