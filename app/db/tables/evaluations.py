@@ -9,7 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.tables.base import Base, Flag, LeasedRow, ProjectId, Seq, Time, lease_constraints
-from app.domain.evaluations.spec import FINISHED, EvaluationState
+from app.domain.jobs.states import FINISHED_WORK, WorkState
 
 
 class Evaluation(LeasedRow, Base):
@@ -17,7 +17,7 @@ class Evaluation(LeasedRow, Base):
 
     __tablename__ = "evaluations"
     __table_args__ = (
-        *lease_constraints(EvaluationState, FINISHED),
+        *lease_constraints(WorkState, FINISHED_WORK),
         CheckConstraint("(state = 'succeeded') = (summary IS NOT NULL)", name="summary"),
         CheckConstraint("(gpu_uuids IS NULL) = (budget_bytes IS NULL)", name="reservation_whole"),
         Index("ix_evaluations_claim", "seq", postgresql_where=text("state = 'queued'")),

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Mapped, foreign, mapped_column, relationship
 
 from app.db.tables.base import Base, LeasedRow, ProjectId, Seq, Strings, Time, lease_constraints, sql_string_list
 from app.db.tables.files import File
-from app.domain.artifacts.exports import FINISHED, WAITING_FOR_WORKER, ExportState, ExportType
+from app.domain.artifacts.exports import WAITING_FOR_WORKER, ExportType
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
+from app.domain.jobs.states import FINISHED_WORK, WorkState
 
 
 class Export(LeasedRow, Base):
@@ -21,7 +22,7 @@ class Export(LeasedRow, Base):
     __table_args__ = (
         CheckConstraint(f"type IN ({sql_string_list(ExportType)})", name="type"),
         CheckConstraint("(type = 'gguf') = (quantization IS NOT NULL)", name="quantization"),
-        *lease_constraints(ExportState, FINISHED),
+        *lease_constraints(WorkState, FINISHED_WORK),
         CheckConstraint("(state = 'succeeded') = (manifest IS NOT NULL)", name="manifest"),
         CheckConstraint("(state = 'cancelled') <= (deleted_at IS NOT NULL)", name="cancelled_is_deleted"),
         CheckConstraint("(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)", name="deleted_is_finished"),
@@ -79,7 +80,7 @@ class Export(LeasedRow, Base):
 
     @property
     def phase(self) -> str | None:
-        if self.state != ExportState.QUEUED:
+        if self.state != WorkState.QUEUED:
             return None
         if self.storage_full_since is not None:
             return WAITING_FOR_STORAGE

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.domain.artifacts.exports import UNFINISHED, ExportState, ExportType, Quantization
+from app.domain.artifacts.exports import ExportType, Quantization
 from app.domain.deliveries.served_check import Verdict
 from app.domain.evaluations.graders import EvaluationSettings
-from app.domain.jobs.states import JobState, Reason
+from app.domain.jobs.states import UNFINISHED_WORK, JobState, Reason, WorkState
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels import deliveries, exports, panel, records
 from app.web.pages.jobs.panels.evaluations import GRADERS
@@ -25,8 +25,8 @@ def test_every_verdict_on_what_a_target_serves_has_a_text() -> None:
 def test_every_type_quantization_and_state_of_an_export_has_a_text() -> None:
     assert exports.TYPES.keys() == exports.NAMES.keys() == set(ExportType)
     assert exports.QUANTIZATIONS.keys() == set(Quantization)
-    assert wording.TONES.keys() >= set(ExportState)
-    assert set(panel.UNFINISHED) == UNFINISHED
+    assert wording.TONES.keys() >= set(WorkState)
+    assert set(panel.UNFINISHED) == set(UNFINISHED_WORK)
 
 
 @pytest.mark.parametrize("name", GRADERS)
