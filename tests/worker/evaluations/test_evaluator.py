@@ -202,51 +202,29 @@ class TestSummary:
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("content", "options", "text"),
+        ("content", "options"),
         [
-            (b'{"x": 1}\n', {}, 'Line 1: expected "messages" or "prompt"; found the keys "x".'),
-            (b"not json\n", {}, "Line 1: not valid JSON"),
-            (b"a,b\n1,2\n", {}, 'Line 1: a CSV with the columns "a", "b"'),
-            (b"\n", {}, "The evaluation file has no rows."),
-            (
-                b'{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n',
-                {},
-                'Line 2: for the grader "exact" there is no {{ item.reference_answer }}; item has: prompt.',
-            ),
-            (
-                b'{"prompt": "' + b"long " * 200 + b'", "completion": "b"}\n',
-                {},
-                "with max_new_tokens at most 256 fit into the context of the base model",
-            ),
-            (
-                b'{"prompt": "a", "completion": "b"}\n',
-                {"graders": [{"type": "json_fields", "name": "json"}]},
-                'for the grader "json" the expected answer must be a JSON object',
-            ),
-            (
-                b'{"prompt": "a", "completion": "b"}\n',
-                {"graders": [{"type": "label_accuracy", "name": "label", "labels": ["x", "y"]}]},
-                'for the grader "label" the expected label "b" is not among its labels',
-            ),
-            (
-                lines(1, tools=[{"type": "function", "function": {"name": "look_up"}}]),
-                {},
-                "Line 1: the model's chat template does not print tools",
-            ),
+            (b'{"x": 1}\n', {}),
+            (b'{"prompt": "a", "completion": "b"}\n', {"graders": [{"type": "json_fields", "name": "json"}]}),
+            (b'{"prompt": "' + b"long " * 200 + b'", "completion": "b"}\n', {}),
+            (lines(1, tools=[{"type": "function", "function": {"name": "look_up"}}]), {}),
         ],
-        ids=[
-            "other shape", "not JSON", "a table", "no rows", "no field", "too long", "no JSON answer", "unknown label",
-            "tools",
-        ],
-    )  # fmt: skip
+        ids=["other shape", "no JSON answer", "too long", "tools"],
+    )
     def test_a_bad_file_fails_the_evaluation_before_anything_is_generated(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, content: bytes, options: dict[str, Any], text: str
+        self,
+        harness: WorkerHarness,
+        ask: Ask,
+        tmp_path: Path,
+        reviewed: Reviewed,
+        content: bytes,
+        options: dict[str, Any],
     ) -> None:
         evaluation = ask(content, **options)
         assert evaluator(harness, tmp_path, *fake(tmp_path, "raise SystemExit('not expected')")).run_next()
         done = read(harness, evaluation)
         assert (done.state, done.error_code) == ("failed", "invalid_evaluation_file")
-        assert text in str(done.error_message)
+        reviewed(str(done.error_message))
 
     def test_a_bad_file_names_its_first_problems(
         self, harness: WorkerHarness, ask: Ask, tmp_path: Path, reviewed: Reviewed

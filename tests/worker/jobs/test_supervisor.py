@@ -104,20 +104,13 @@ class TestSuccess:
         kept = harness.checkpoints(job)
         with transaction(harness.sessions) as session:
             tuned = [model.id for model in models.list_usable(session, job.project_id)]
+            rows = [row for row in session.scalars(select(File).where(File.job_id == job.id)) if row.deleted_at is None]
         assert [checkpoint.step_number for checkpoint in kept] == [4, 3, 2]
+        stored = {row.storage_key.split("/")[5] for row in rows if "checkpoints" in row.storage_key}
+        assert stored == {"step-000002", "step-000003", "step-000004-result"}
         assert kept[0].name == done.fine_tuned_model
         assert [c.name.rpartition(":")[2] for c in kept[1:]] == ["ckpt-step-3", "ckpt-step-2"]
         assert sorted(tuned) == sorted(checkpoint.name for checkpoint in kept)
-
-    def test_only_the_files_of_the_last_three_checkpoints_are_kept(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=5, checkpoint_every=1))
-        with transaction(harness.sessions) as session:
-            rows = list(session.scalars(select(File).where(File.job_id == job.id)))
-        steps = {
-            row.storage_key.split("/")[5]: row.deleted_at is None for row in rows if "checkpoints" in row.storage_key
-        }
-        assert steps == {f"step-00000{step}": step > 2 for step in range(1, 5)} | {"step-000005-result": True}
 
     def test_the_best_checkpoint_is_never_retired(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
@@ -252,24 +245,6 @@ class TestTrainerErrors:
         harness.run_next_job(TrainerPlan(faults={"*": {"2": "hang:close"}}))
         assert harness.attempts(job)[-1].reason == "trainer_crashed"
 
-    @pytest.mark.parametrize(
-        "line",
-        [
-            "no JSON at all",
-            '{"kind": "metric"}',
-            '{"kind": "message", "run_id": "another", "message": "hello"}',
-            '{"kind": "unheard-of", "run_id": "RUN"}',
-            "x" * (2 << 20),
-        ],
-        ids=["text", "incomplete", "of another run", "unknown kind", "two megabytes"],
-    )
-    def test_a_line_that_is_no_record_is_ignored(self, harness: WorkerHarness, line: str) -> None:
-        job = harness.create_queued_job()
-        plan = TrainerPlan(steps=3, faults={"*": {"2": f"print:{line}"}})
-        harness.run_next_job(plan if len(line) < 1000 else TrainerPlan(steps=3, faults={"*": {"2": "print:LONG"}}))
-        assert harness.job(job).state == "succeeded"
-        assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3]
-
     def test_values_that_postgresql_refuses_are_replaced(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         message = '{"kind": "message", "run_id": "%s", "message": "a\\u0000b", "data": {"x": NaN, "\\u0000": [1e999]}}'
@@ -291,32 +266,23 @@ class TestBeforeTheTrainer:
         JobSupervisor(harness.resources, OWNER, harness.trainer_lock, ("/nowhere/python",)).run_next()
         assert (harness.job(job).state, harness.job(job).reason) == ("queued", "trainer_crashed")
 
-    def test_a_base_model_whose_files_changed_fails_the_job(self, harness: WorkerHarness) -> None:
+    @pytest.mark.parametrize("what", ["changed", "unregistered", "missing"])
+    def test_a_base_model_that_cannot_be_used_fails_the_job(
+        self, harness: WorkerHarness, reviewed: Reviewed, what: str
+    ) -> None:
         job = harness.create_queued_job()
         with transaction(harness.sessions) as session:
             directory = Path(session.get_one(BaseModelRow, "tiny").directory)
-        (directory / "config.json").write_text("{}")
+            if what == "unregistered":
+                base_models.remove(session, "tiny")
+        if what == "changed":
+            (directory / "config.json").write_text("{}")
+        if what == "missing":
+            shutil.rmtree(directory)
         harness.run_next_job(TrainerPlan())
         failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-
-    def test_a_base_model_that_was_removed_fails_the_job(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        with transaction(harness.sessions) as session:
-            base_models.remove(session, "tiny")
-        harness.run_next_job(TrainerPlan())
-        failed = harness.job(job)
-        assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-
-    def test_a_missing_base_model_directory_fails_the_job_without_naming_a_path(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        with transaction(harness.sessions) as session:
-            directory = Path(session.get_one(BaseModelRow, "tiny").directory)
-        shutil.rmtree(directory)
-        harness.run_next_job(TrainerPlan())
-        failed = harness.job(job)
-        assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-        assert str(directory) not in str(failed.error_message)
+        reviewed(str(failed.error_message))
 
     def test_a_changed_data_set_fails_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
