@@ -200,7 +200,8 @@ def _put_snapshot(attempt: JobAttempt, source: Path, record: SnapshotSaved) -> N
             lambda session: _add_snapshot(session, attempt, record, keys),
             lambda session: _is_stored(session, job, record.step),
         )
-    drop_snapshots(resources, attempt.transact(lambda session: checkpoints.old_snapshots(session, job.id)))
+    newest_first = attempt.transact(lambda session: checkpoints.snapshots(session, job.id))
+    drop_snapshots(resources, newest_first[checkpoints.KEPT_SNAPSHOTS :])
 
 
 def restore_snapshot(attempt: JobAttempt, rows: Sequence[Snapshot]) -> Path | None:

@@ -130,15 +130,6 @@ class TestOutbox:
         assert all(row.data == {"id": job.id} for row in rows)
         assert len({row.event_id for row in rows}) == 3
 
-    def test_the_outbox_has_state_changes_made_by_the_api(self, harness: WorkerHarness) -> None:
-        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
-        job = harness.create_queued_job()
-        for move in (jobs.pause, jobs.resume, jobs.cancel):
-            with transaction(harness.sessions) as session:
-                move(session, harness.project.id, job.id)
-        states = [row.event_type.rpartition(".")[2] for row in outbox(harness.sessions)]
-        assert states == ["queued", "paused", "queued", "cancelled"]
-
     def test_the_outbox_has_only_event_types_of_an_endpoint(self, harness: WorkerHarness) -> None:
         endpoint = make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [SUCCEEDED])
         harness.create_queued_job()

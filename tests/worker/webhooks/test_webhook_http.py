@@ -63,21 +63,26 @@ class TestRequest:
 
 
 class TestAllowedAddresses:
-    @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1"])
+    @pytest.mark.parametrize(
+        "addresses",
+        [
+            ["127.0.0.1"],
+            ["10.0.0.1"],
+            ["169.254.169.254"],
+            ["::1"],
+            ["::ffff:127.0.0.1"],
+            ["93.184.216.34", "10.0.0.1"],
+        ],
+        ids=str,
+    )
     def test_a_name_with_a_private_address_is_refused_before_a_connection(
-        self, receiver: Receiver, address: str
+        self, receiver: Receiver, addresses: list[str]
     ) -> None:
         limits = PostLimits(2, 3, allow_http=True)
-        response, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, (address,))
+        response, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, tuple(addresses))
         assert response.status is None
-        assert address in str(response.error)
+        assert addresses[-1] in str(response.error)
         assert receiver.received == []
-
-    def test_one_private_address_among_public_ones_is_refused(self, receiver: Receiver) -> None:
-        response, _ = send(
-            "http://hooks.example.com/", PostLimits(2, 3, allow_http=True), ("93.184.216.34", "10.0.0.1")
-        )
-        assert "10.0.0.1" in str(response.error)
 
     def test_an_address_in_the_url_is_checked(self, receiver: Receiver) -> None:
         response, resolved = send(receiver.url, PostLimits(2, 3, allow_http=True))
@@ -100,13 +105,6 @@ class TestAllowedAddresses:
         receiver.answers = [(307, {"Location": receiver.url + "/elsewhere"}, b"")]
         assert send(receiver.url)[0].status == 307
         assert len(receiver.received) == 1
-
-    def test_an_unknown_host_is_an_error(self) -> None:
-        def resolve(_host: str, _port: int) -> list[str]:
-            raise OSError(-2, "Name or service not known")
-
-        response = post("https://hooks.example.com/", {}, b"", OURS, resolve)
-        assert "not known" in str(response.error)
 
     def test_the_error_of_an_unknown_host_names_it(self, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed) -> None:
         def getaddrinfo(*_: object, **__: object) -> None:
