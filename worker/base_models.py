@@ -12,7 +12,8 @@ from app.db.base_models import models
 from app.db.jobs import leases
 from app.db.tables import BaseModelRegistration
 from app.domain.base_models.catalog import RefusedModel
-from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCode, RegistrationState, is_inside
+from app.domain.base_models.registrations import MAX_NOTES, RegistrationErrorCode, is_inside
+from app.domain.jobs.states import WorkState
 from app.errors import Unavailable
 from app.model_hub import PulledModel, pull
 from app.system.model_registration import CheckedModel, RegistrationOptions, check_and_hash
@@ -78,7 +79,7 @@ def _store(
         raise AttemptFailed(RegistrationErrorCode.REFUSED_MODEL, text)
     # A download or a conversion makes the directory, and a branch is a commit by now.
     made = {"directory": str(checked.directory), "revision": entry.revision, "notes": notes}
-    columns = leases.finished_columns(RegistrationState.SUCCEEDED) | made
+    columns = leases.finished_columns(WorkState.SUCCEEDED) | made
     leases.update_held(session, BaseModelRegistration, attempt.lease, **columns)
     models.register(session, name, checked.directory, checked.files, checked.manifest_sha256, entry)
 

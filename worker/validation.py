@@ -19,7 +19,6 @@ from app.db.jobs import claims
 from app.db.jobs.leases import FencedError
 from app.db.scheduling import workers
 from app.db.tables import File, Job
-from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.datasets.report import (
     DatasetReport,
@@ -37,12 +36,11 @@ from app.domain.planning.packing import Workload
 from app.log import get_logger
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
-from worker.jobs.base_and_adapter import AttemptFailed, unusable_base
-from worker.jobs.exit_classification import AttemptOutcome, storage_outcome
+from worker.jobs.base_and_adapter import unusable_base
+from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
-from worker.jobs.prepare import Inputs, PreparationError, load_inputs, lost_file_error, model_outcome
+from worker.jobs.prepare import Inputs, PreparationError, failure_outcome, load_inputs, lost_file_error
 from worker.jobs.sanitize import clean_text
-from worker.node import disk_space
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
@@ -96,19 +94,8 @@ class Validator:
             return None
         except FencedError:
             raise
-        except PreparationError as error:
-            return error.outcome
-        except AttemptFailed as error:
-            return model_outcome(error)
-        except OSError as error:
-            log.exception("storage failed")
-            if is_disk_full(error):
-                return disk_space.disk_full_outcome(self.resources, self.settings.work_dir, None, error)
-            return storage_outcome("The files could not be read", error, "the validation")
-        except Exception:
-            log.exception("the validator failed")
-            text = "The worker had an internal error while it validated the files; its log has the details"
-            return AttemptOutcome(Reason.TRAINER_CRASHED, text)
+        except Exception as error:
+            return failure_outcome(attempt, error)
 
     def _read(self, attempt: JobAttempt) -> tuple[Inputs, dict[str, DatasetReport]]:
         """Read both files. Raises PreparationError for the first one that cannot be used, AttemptFailed, FencedError,

@@ -13,9 +13,8 @@ from sqlalchemy.orm import Session, aliased
 from app.db.jobs.jobs import ACTIVE_STATES
 from app.db.tables import Checkpoint, Evaluation, Export, File, Job, Upload, UploadPart
 from app.db.tables.base import core_table
-from app.domain.artifacts.exports import UNFINISHED
-from app.domain.evaluations import spec as evaluation_states
 from app.domain.files import UploadStatus
+from app.domain.jobs.states import UNFINISHED_WORK
 
 
 def insert(session: Session, file: File) -> File:
@@ -91,11 +90,11 @@ def unneeded_by_work() -> list[ColumnElement[bool]]:
     exported = select(Export.id).where(
         Export.job_id == File.job_id,
         Export.adapter_file_ids.has_key(File.id),
-        Export.state.in_([state.value for state in UNFINISHED]),
+        Export.state.in_(UNFINISHED_WORK),
     )
     evaluated = select(Evaluation.id).where(
         or_(Evaluation.file_id == File.id, Evaluation.adapter_file_ids.has_key(File.id)),
-        Evaluation.state.in_([state.value for state in evaluation_states.UNFINISHED]),
+        Evaluation.state.in_(UNFINISHED_WORK),
     )
     requested = select(Job.id).where(
         Job.spec["evaluation"]["file"].astext == File.id,

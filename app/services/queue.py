@@ -15,8 +15,7 @@ from app.db.scheduling import fair_queue, workers
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Evaluation, Job, QueuePlace, Worker
 from app.db.tables.base import core_table
-from app.domain.evaluations.spec import UNFINISHED
-from app.domain.jobs.states import Desired, JobState
+from app.domain.jobs.states import UNFINISHED_WORK, Desired, JobState
 
 SHOWN_STATES = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
 RUNNING = f"""
@@ -108,7 +107,7 @@ def _lease_owners(session: Session, table: type[Job | Evaluation]) -> dict[str, 
 
 def _unfinished_evaluations(session: Session, project_id: str | None, limit: int) -> list[Evaluation]:
     """The evaluations of a project, or of all: running ones, then queued ones in the order of their claims."""
-    query = select(Evaluation).where(Evaluation.state.in_([state.value for state in UNFINISHED]))
+    query = select(Evaluation).where(Evaluation.state.in_(UNFINISHED_WORK))
     if project_id is not None:
         query = query.where(Evaluation.project_id == project_id)
     return list(session.scalars(query.order_by(Evaluation.lease_owner.is_(None), Evaluation.seq).limit(limit)))

@@ -190,9 +190,7 @@ def require_accessible(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-WRITES = pytest.mark.skipif(
-    "TUNERY_WRITE_SCREENSHOTS" not in os.environ, reason="writes pictures: make screenshots"
-)
+WRITES = pytest.mark.skipif("TUNERY_WRITE_SCREENSHOTS" not in os.environ, reason="writes pictures: make screenshots")
 
 
 @WRITES

@@ -18,7 +18,7 @@ def test_it_needs_no_setting_but_the_data_directory_and_names_that(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNERY_DATA_DIR", str(settings.data_dir))
     assert health.main(["reconciler"]) == 1
-    assert f"has no heartbeat in {settings.data_dir.resolve()} (TUNERY_DATA_DIR)" in capsys.readouterr().err
+    assert str(settings.data_dir.resolve()) in capsys.readouterr().err
     health.write_heartbeat(settings, "reconciler")
     assert health.main(["reconciler"]) == 0
 

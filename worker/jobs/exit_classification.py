@@ -61,12 +61,6 @@ class AttemptOutcome:
         return DELAY_FACTORS.get(self.reason, 1)
 
 
-def storage_outcome(what: str, error: OSError, repeated: str = "the job") -> AttemptOutcome:
-    """The outcome of an attempt whose files could not be read or written, with the reason, which names no path."""
-    why = f": {error.strerror}" if error.strerror else ""
-    return AttemptOutcome(Reason.STORAGE_UNAVAILABLE, f"{what}{why}; {repeated} will be retried")
-
-
 def classify_exit(ended: TrainerExit) -> AttemptOutcome:
     if isinstance(ended.final, Done):
         return AttemptOutcome(Reason.DONE, "")  # the result is verified and complete: a later crash changes nothing

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.jobs import checkpoints, measurements
+from app.db.jobs.claims import NoLongerDesiredError
 from app.db.scheduling import gpu_reservations
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
@@ -17,7 +18,9 @@ from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
+from app.log import get_logger
 from app.settings import Settings
+from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import stored_files
 from worker.jobs.base_and_adapter import (
     Adapter,
@@ -31,9 +34,12 @@ from worker.jobs.base_and_adapter import (
 )
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import JobAttempt
+from worker.jobs.sanitize import clean_text
 from worker.node import disk_space
 from worker.node.device import training_device
 from worker.node.resources import Resources
+
+log = get_logger(__name__)
 
 
 class PreparationError(Exception):
@@ -44,10 +50,31 @@ class PreparationError(Exception):
         self.outcome = outcome
 
 
-def model_outcome(error: AttemptFailed) -> AttemptOutcome:
-    """The outcome of a job whose base model or parent adapter cannot be used."""
-    reason = Reason.MODEL_UNAVAILABLE if error.code == Reason.MODEL_UNAVAILABLE else Reason.SERVER_ERROR
-    return AttemptOutcome(reason, error.message, "model")
+def failure_outcome(attempt: JobAttempt, error: Exception, needed_bytes: int | None = None) -> AttemptOutcome:
+    """The outcome of a job's attempt that ended with an error; `needed_bytes` of disk space, if that is known.
+
+    An error of files or storage is not blamed on the job: a later try may succeed.
+    """
+    match error:
+        case PreparationError():
+            return error.outcome
+        case AttemptFailed():
+            reason = Reason.MODEL_UNAVAILABLE if error.code == Reason.MODEL_UNAVAILABLE else Reason.SERVER_ERROR
+            return AttemptOutcome(reason, error.message, "model")
+        case NoLongerDesiredError():
+            return AttemptOutcome(Reason.PAUSED, "The job was paused while its result was being published")
+        case ManifestMismatch():
+            text = f"The trainer's result is incomplete or altered: {error}"
+            return AttemptOutcome(Reason.TRAINER_CRASHED, clean_text(text))
+        case OSError():
+            log.exception("files or storage failed")
+            if is_disk_full(error):
+                return disk_space.disk_full_outcome(attempt.resources, attempt.directory, needed_bytes, error)
+            why = f": {error.strerror}" if error.strerror else ""  # which names no path
+            text = f"Files could not be read or written{why}; the job will be retried"
+            return AttemptOutcome(Reason.STORAGE_UNAVAILABLE, text)
+    log.exception("the attempt failed")
+    return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
 
 
 @dataclass(frozen=True)

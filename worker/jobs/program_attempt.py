@@ -29,7 +29,7 @@ from app.db.jobs.leases import FencedError, Retries
 from app.db.tables import BaseModelRegistration, Evaluation, Export, File
 from app.domain.artifacts.exports import ExportErrorCode
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.jobs.states import ExitCode, Reason
+from app.domain.jobs.states import ExitCode, Reason, WorkState
 from app.log import get_logger
 from app.storage import StorageError
 from worker.jobs import stored_files, workdir
@@ -173,7 +173,7 @@ class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
 
         def has_succeeded(session: Session) -> bool:
             found = session.get(type(row), row.id)
-            return found is not None and found.state == leases.SUCCEEDED and found.attempt == row.attempt
+            return found is not None and found.state == WorkState.SUCCEEDED and found.attempt == row.attempt
 
         with stored_files.delete_unless_committed() as undo:
             stored = stored_files.put_directory(self, directory, stored_files.unique(prefix))

@@ -184,7 +184,7 @@ class JobRecordWriter:
         shutil.rmtree(self._attempt.directory / "outbox", ignore_errors=True)
         disk_space.release(self._attempt)
         try:
-            stored_files.move_snapshot(self._attempt, record)
+            stored_files.save_snapshot(self._attempt, record, is_trainer_running=False)
         except (OSError, ManifestMismatch) as error:
             log.exception("the last snapshot could not be stored", job=self._job.id)
             cause = error.strerror if isinstance(error, OSError) else clean_text(str(error))

@@ -37,6 +37,7 @@ from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
 PURPOSE = "fine-tune-results"
+COPIED_BYTES = 1 << 20  # at a time
 
 log = get_logger(__name__)
 
@@ -70,38 +71,30 @@ def fetch(storage: Storage, key: str, destination: Path) -> str:
 
 
 def copy_verified(directory: Path, destination: Path) -> dict[str, Any]:
-    """Copy a directory of files and its manifest, verify each file during the copy, and return the manifest.
+    """Copy a directory of files and its manifest, verify the copy, and return the manifest.
 
     Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
     """
     shutil.rmtree(destination, ignore_errors=True)  # a copy that failed
     destination.mkdir(parents=True)
-    manifest = read_manifest(directory)
-    for name, entry in manifest["files"].items():
+    for name in (MANIFEST, *read_manifest(directory)["files"]):
         if Path(name).name != name:
             raise ManifestMismatch(f"{directory.name}: the manifest names {name!r}; only plain file names are allowed")
-        sha256 = _copy_file(directory / name, destination / name)
-        if not isinstance(entry, dict) or sha256 != entry.get("sha256"):
-            raise ManifestMismatch(f"{directory.name}: the content of {name} differs from the manifest")
-    _copy_file(directory / MANIFEST, destination / MANIFEST)
-    if read_manifest(destination) != manifest:
-        raise ManifestMismatch(f"{directory.name}: the manifest changed while it was read")
-    return manifest
+        _copy_file(directory / name, destination / name)
+    return verify_in_place(destination)
 
 
-def verify_in_place(directory: Path) -> None:
-    """Verify a directory without copying it, before it is moved. Its writer must have exited.
+def verify_in_place(directory: Path) -> dict[str, Any]:
+    """Verify a directory that no program writes any more, and return its manifest.
 
     Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
     """
-    manifest = read_manifest(directory)
-    present = {item.name: item for item in os.scandir(directory)}
-    has_irregular = any(not item.is_file(follow_symlinks=False) for item in present.values())
-    if has_irregular or present.keys() != {MANIFEST, *manifest["files"]}:
+    if any(not item.is_file(follow_symlinks=False) for item in os.scandir(directory)):
         raise ManifestMismatch(f"{directory.name}: it must contain exactly the files that the manifest names")
-    for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or sha256_file(directory / name) != entry.get("sha256"):
-            raise ManifestMismatch(f"{directory.name}: the content of {name} differs from the manifest")
+    try:
+        return verify(directory)
+    except (KeyError, TypeError) as error:
+        raise ManifestMismatch(f"{directory.name}: the manifest has an entry without size and SHA-256") from error
 
 
 def unique(prefix: str) -> str:
@@ -166,37 +159,32 @@ def resolve_inside(directory: Path, relative: str) -> Path:
     return path
 
 
-def _copy_file(source: Path, destination: Path) -> str:
+def _copy_file(source: Path, destination: Path) -> None:
     """Copy a regular file. Symbolic links are refused: they could point at files of others. Raises ManifestMismatch."""
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError as error:
         raise ManifestMismatch(f"{source.parent.name}: {source.name} is missing") from error
     with os.fdopen(descriptor, "rb") as opened, destination.open("xb") as target:
-        return copy_and_hash(opened, target).sha256
+        shutil.copyfileobj(opened, target, COPIED_BYTES)
 
 
-def save_snapshot(attempt: JobAttempt, record: SnapshotSaved) -> None:
-    """Store a copy of a trainer's snapshot, add its row, and delete old ones. Raises ManifestMismatch, OSError."""
-    if attempt.transact(lambda session: _is_stored(session, attempt.row, record.step)):
-        return
-    directory = attempt.directory
-    copy = directory / "outbox" / f"snapshot-{record.step:06d}"
-    copy_verified(resolve_inside(directory, record.directory), copy)
-    _put_snapshot(attempt, copy, record)
-    copy.rmdir()
+def save_snapshot(attempt: JobAttempt, record: SnapshotSaved, *, is_trainer_running: bool = True) -> None:
+    """Store a trainer's snapshot, add its row, and delete old ones. Raises ManifestMismatch, OSError.
 
-
-def move_snapshot(attempt: JobAttempt, record: SnapshotSaved) -> None:
-    """Store a snapshot without a copy, after the trainer has exited: within one file system a move takes no space.
-
-    Raises ManifestMismatch, OSError.
+    After the trainer's exit it is moved without a copy: within one file system that takes no space.
     """
     if attempt.transact(lambda session: _is_stored(session, attempt.row, record.step)):
         return
     source = resolve_inside(attempt.directory, record.directory)
-    verify_in_place(source)
-    _put_snapshot(attempt, source, record)
+    if not is_trainer_running:
+        verify_in_place(source)
+        _put_snapshot(attempt, source, record)
+        return
+    copy = attempt.directory / "outbox" / f"snapshot-{record.step:06d}"
+    copy_verified(source, copy)
+    _put_snapshot(attempt, copy, record)
+    copy.rmdir()
 
 
 def _put_snapshot(attempt: JobAttempt, source: Path, record: SnapshotSaved) -> None:
@@ -212,7 +200,8 @@ def _put_snapshot(attempt: JobAttempt, source: Path, record: SnapshotSaved) -> N
             lambda session: _add_snapshot(session, attempt, record, keys),
             lambda session: _is_stored(session, job, record.step),
         )
-    drop_snapshots(resources, attempt.transact(lambda session: checkpoints.old_snapshots(session, job.id)))
+    newest_first = attempt.transact(lambda session: checkpoints.snapshots(session, job.id))
+    drop_snapshots(resources, newest_first[checkpoints.KEPT_SNAPSHOTS :])
 
 
 def restore_snapshot(attempt: JobAttempt, rows: Sequence[Snapshot]) -> Path | None:

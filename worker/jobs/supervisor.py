@@ -6,6 +6,8 @@ drops its results and writes no row any more.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +16,6 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import checkpoints, claims, measurements
-from app.db.jobs.claims import NoLongerDesiredError
 from app.db.jobs.leases import FencedError
 from app.db.scheduling import gpu_reservations
 from app.db.tables import Job
@@ -23,21 +24,17 @@ from app.domain.jobs.events import Done
 from app.domain.jobs.states import TERMINAL, Desired, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
-from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
 from worker.jobs import stored_files, workdir
-from worker.jobs.base_and_adapter import AttemptFailed
 from worker.jobs.child_program import Watchdog
 from worker.jobs.exit_classification import (
     AttemptOutcome,
     TrainerExit,
     classify_exit,
-    storage_outcome,
 )
 from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
-from worker.jobs.prepare import PreparationError, model_outcome, prepare
+from worker.jobs.prepare import PreparationError, failure_outcome, prepare
 from worker.jobs.record_writer import JobRecordWriter
-from worker.jobs.sanitize import clean_text
 from worker.jobs.trainer_log import LogPublisher
 from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, WarmTrainer, start_trainer
 from worker.node import disk_space
@@ -125,30 +122,20 @@ class JobSupervisor:
         """Prepare, train and publish; every error becomes an outcome. Raises FencedError."""
         needed: DiskSpace | None = None
         try:
-            needed = self._prepare(attempt)
+            workdir.create_empty(attempt.directory)
+            needed = prepare(attempt)
             outcome = self._stop_request(attempt) or self._train(attempt, lock)
             if outcome.reason == Reason.OUT_OF_MEMORY:
                 return self._out_of_memory(attempt, outcome)
-            return outcome if outcome.reason != Reason.STORAGE_FULL else self._disk_full(attempt, needed)
+            if outcome.reason != Reason.STORAGE_FULL:
+                return outcome
+            error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except FencedError:
             raise
-        except PreparationError as error:
-            return error.outcome
-        except AttemptFailed as error:
-            return model_outcome(error)
-        except NoLongerDesiredError:
-            return AttemptOutcome(Reason.PAUSED, "The job was paused while its result was being published")
-        except ManifestMismatch as error:
-            text = f"The trainer's result is incomplete or altered: {error}"
-            return AttemptOutcome(Reason.TRAINER_CRASHED, clean_text(text))
-        except OSError as error:
-            log.exception("files or storage failed")
-            if is_disk_full(error):
-                return self._disk_full(attempt, needed, error)
-            return storage_outcome("Files could not be read or written", error)
-        except Exception:
-            log.exception("the supervisor failed")
-            return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
+        except Exception as failed:
+            error = failed
+        self._clear(attempt)  # before the free space is measured; PostgreSQL may need that space to end the attempt
+        return failure_outcome(attempt, error, needed.next_attempt_bytes if needed else None)
 
     def _out_of_memory(self, attempt: JobAttempt, outcome: AttemptOutcome) -> AttemptOutcome:
         """A job that ran out of the memory of a slot is repeated with a whole GPU. Raises FencedError."""
@@ -160,27 +147,9 @@ class JobSupervisor:
         text = f"The memory of a slot ({slot_bytes / 1e9:.2f} GB) was too small; the job is queued for a whole GPU"
         return AttemptOutcome(Reason.SLOT_TOO_SMALL, text)
 
-    def _disk_full(self, attempt: JobAttempt, needed: DiskSpace | None, error: OSError | None = None) -> AttemptOutcome:
-        """Remove what the attempt wrote, then measure the free space. PostgreSQL may need that space to end it."""
-        self._clear(attempt)
-        needed_bytes = needed.next_attempt_bytes if needed else None
-        return disk_space.disk_full_outcome(self.resources, attempt.directory, needed_bytes, error)
-
     def _clear(self, attempt: JobAttempt) -> None:
         disk_space.release(attempt)
         workdir.remove_all_but_logs(attempt.directory)
-
-    def _prepare(self, attempt: JobAttempt) -> DiskSpace:
-        """Fill the work directory. An error of files or storage is not blamed on the job: a later try may succeed."""
-        try:
-            workdir.create_empty(attempt.directory)
-            return prepare(attempt)
-        except OSError as error:
-            log.exception("could not prepare the work directory")
-            if is_disk_full(error):
-                raise PreparationError(self._disk_full(attempt, None, error)) from error
-            text = "The job's files could not be copied to the worker"
-            raise PreparationError(storage_outcome(text, error)) from error
 
     def _stop_request(self, attempt: JobAttempt) -> AttemptOutcome | None:
         """The outcome of a stop that was requested during the preparation, before there was a trainer to stop."""
@@ -251,9 +220,9 @@ class JobSupervisor:
             warm = self.warm_trainer.take(directory, job_id)
             return warm or start_trainer(self.trainer, directory, job_id, lock, self.settings.threads)
         except OSError as error:
-            log.exception("the trainer could not be started")
             if is_disk_full(error):
-                raise PreparationError(self._disk_full(attempt, None, error)) from error
+                raise
+            log.exception("the trainer could not be started")
             outcome = AttemptOutcome(Reason.TRAINER_CRASHED, "The trainer could not be started")
             raise PreparationError(outcome) from error
 

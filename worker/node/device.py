@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -38,8 +37,15 @@ QUERY = (
     "--query-gpu=uuid,name,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw",
     "--format=csv,noheader,nounits",
 )
+# The columns of QUERY after the first two: name and documentation of the metric, and its units in one of nvidia-smi's.
+FAMILIES = (
+    ("utilization_ratio", "Share of the time in which a kernel ran.", 0.01),
+    ("memory_used_bytes", "Used memory of the GPU.", 1 << 20),
+    ("memory_bytes", "Memory of the GPU.", 1 << 20),
+    ("temperature_celsius", "Temperature of the GPU.", 1),
+    ("power_watts", "Power draw of the GPU.", 1),
+)
 MEASURE_SECONDS = 15.0
-MIB = 1 << 20
 
 
 def describe_machine(device_setting: str = "auto") -> dict[str, Any]:
@@ -188,23 +194,10 @@ def _package_version(package: str) -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class GpuReading:
-    """NaN stands for a value that this GPU does not report."""
-
-    uuid: str
-    name: str
-    utilization_ratio: float
-    used_bytes: float
-    total_bytes: float
-    celsius: float
-    watts: float
-
-
 class GpuMetrics(Collector):
     def __init__(self, command: Sequence[str] = QUERY) -> None:
         self._command = command
-        self._readings: list[GpuReading] = []
+        self._rows: list[list[str]] = []  # of QUERY
         self._measured_at = -float("inf")
         self._lock = threading.Lock()
         self._thread = threading.Thread()
@@ -212,20 +205,12 @@ class GpuMetrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         self._measure_in_background()
-        readings = self._readings
-        if not readings:
-            return
-        for name, documentation, values in (
-            ("utilization_ratio", "Share of the time in which a kernel ran.", [r.utilization_ratio for r in readings]),
-            ("memory_used_bytes", "Used memory of the GPU.", [r.used_bytes for r in readings]),
-            ("memory_bytes", "Memory of the GPU.", [r.total_bytes for r in readings]),
-            ("temperature_celsius", "Temperature of the GPU.", [r.celsius for r in readings]),
-            ("power_watts", "Power draw of the GPU.", [r.watts for r in readings]),
-        ):
+        for column, (name, documentation, unit) in enumerate(FAMILIES, 2):
             family = GaugeMetricFamily(f"tunery_gpu_{name}", documentation, labels=["uuid", "gpu"])
-            for reading, value in zip(readings, values, strict=True):
-                family.add_metric([reading.uuid, reading.name], value)
-            yield family
+            for row in self._rows:
+                family.add_metric(row[:2], unit * _number(row[column]))
+            if self._rows:
+                yield family
 
     def join(self) -> None:
         """Wait for the measurement that runs."""
@@ -242,21 +227,11 @@ class GpuMetrics(Collector):
 
     def _measure(self) -> None:
         try:
-            self._readings = parse_readings(_output_of(*self._command))
+            rows = [line.split(", ") for line in _output_of(*self._command).splitlines()]
         except (OSError, subprocess.SubprocessError):
-            self._readings = []
-
-
-def parse_readings(text: str) -> list[GpuReading]:
-    """The readings of the GPUs that this process may use."""
-    rows = [line.split(", ") for line in text.splitlines()]
-    visible = visible_gpus([{"uuid": row[0], "values": row} for row in rows if len(row) == 7])
-    return [_reading(gpu["values"]) for gpu in visible]
-
-
-def _reading(row: list[str]) -> GpuReading:
-    utilization, used, total, celsius, watts = map(_number, row[2:])
-    return GpuReading(row[0], row[1], utilization / 100, used * MIB, total * MIB, celsius, watts)
+            rows = []
+        gpus = visible_gpus([{"uuid": row[0], "row": row} for row in rows if len(row) == 2 + len(FAMILIES)])
+        self._rows = [gpu["row"] for gpu in gpus]
 
 
 def _number(text: str) -> float:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from app.db.base_models import models
-from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.engine import transaction
 from app.db.tables import BaseModelRow
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.jobs.base_and_adapter import AttemptFailed, verify_base
 from worker.node.device import training_device, training_gpu_uuids
-from worker.node.resources import Resources
+from worker.node.resources import Resources, errors_logged
 
 log = get_logger(__name__)
 
@@ -74,12 +74,8 @@ class ModelInventory:
     def _refresh_loop(self) -> None:
         stop = self._resources.stop
         while not stop.is_set():
-            try:
+            with errors_logged("check of base models"):
                 self.refresh()
-            except DATABASE_UNAVAILABLE as error:
-                log.warning("base models not checked", error=first_line(error))
-            except Exception:
-                log.exception("base models not checked")
             stop.wait(self._resources.settings.lease_renew_seconds)
 
     def _set_names(self, names: frozenset[str]) -> None:

@@ -10,14 +10,15 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, Self, TypeVar
 
 from sqlalchemy import Engine
 
-from app.db.engine import Sessions, make_engine, make_sessions
+from app.db.engine import DATABASE_UNAVAILABLE, Sessions, first_line, make_engine, make_sessions
 from app.db.jobs.leases import Retries
 from app.domain.artifacts.full_disk import duration_text, is_disk_full
 from app.job_queue import WorkerNotifier
@@ -57,6 +58,17 @@ class Background(ABC):
     @abstractmethod
     def _run(self) -> None:
         """Run until `_ended` is set."""
+
+
+@contextmanager
+def errors_logged(what: str) -> Iterator[None]:
+    """Log an error of the block instead of raising it: neither an unavailable PostgreSQL nor a bug ends a loop."""
+    try:
+        yield
+    except DATABASE_UNAVAILABLE as error:
+        log.warning("database unavailable", during=what, error=first_line(error))
+    except Exception:
+        log.exception(f"{what} failed")
 
 
 class StorageOutage:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.engine import transaction
 from app.db.jobs import leases, lost_workers
 from app.job_queue import Queue
 from app.log import get_logger
 from worker.jobs.lease import owner_name
-from worker.node.resources import Resources
+from worker.node.resources import Resources, errors_logged
 
 RunNext = Callable[[], bool]  # runs one job to its end; returns False if no job is due
 
@@ -86,14 +86,10 @@ class Slot:
             self._wake.wait(self.resources.settings.poll_seconds * random.uniform(0.8, 1.2))
 
     def _run_due_jobs(self) -> None:
-        """Run jobs until none is due. No error ends the slot: not an unavailable PostgreSQL, not a bug of ours."""
-        try:
+        """Run jobs until none is due. No error ends the slot."""
+        with errors_logged(f"slot {self.name}"):
             while not self.resources.stop.is_set() and self._run_next():
                 pass
-        except DATABASE_UNAVAILABLE as error:
-            log.warning("database unavailable", slot=self.name, error=first_line(error))
-        except Exception:
-            log.exception("slot failed", slot=self.name)
 
     def _reap_previous_incarnations(self) -> None:
         """End the attempts that earlier incarnations of this slot hold, without waiting for their leases to expire.
@@ -101,15 +97,12 @@ class Slot:
         This process holds the slot's lock, so the earlier ones are dead.
         """
         while not self.resources.stop.is_set():
-            try:
-                with transaction(self.resources.sessions) as session:
-                    for row in leases.lock_all(session, slot=self.name, owner=self.owner):
-                        log.warning("reaping an attempt of a previous incarnation", id=row.id, owner=row.lease_owner)
-                        lost_workers.end_attempt(session, row, self.resources.retries)
+            with errors_logged(f"slot {self.name}"), transaction(self.resources.sessions) as session:
+                for row in leases.lock_all(session, slot=self.name, owner=self.owner):
+                    log.warning("reaping an attempt of a previous incarnation", id=row.id, owner=row.lease_owner)
+                    lost_workers.end_attempt(session, row, self.resources.retries)
                 return
-            except DATABASE_UNAVAILABLE as error:
-                log.warning("database unavailable", slot=self.name, error=first_line(error))
-                self.resources.stop.wait(self.resources.settings.poll_seconds)
+            self.resources.stop.wait(self.resources.settings.poll_seconds)
 
 
 @contextmanager

@@ -7,16 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import REGISTRY
 from sqlalchemy.orm import Session
 
-from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.engine import transaction
 from app.db.scheduling import workers
 from app.domain.artifacts.exports import ExportType
 from app.job_queue import Queue
@@ -34,15 +32,10 @@ from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.node.device import GpuMetrics, describe_machine
 from worker.node.disk_space import describe_data_disk
 from worker.node.local_models import ModelInventory
-from worker.node.resources import Resources, open_resources
+from worker.node.resources import Resources, errors_logged, open_resources
 from worker.node.slot import RunNext, Slot
 from worker.reconciler.cleanup import clean_work_directories
 from worker.validation import Validator
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-
-    from worker.answers import TrialAnswers
 
 CLEANUP_INTERVAL_SECONDS = 600
 SHUTDOWN_TIMEOUT_SECONDS = 15  # in addition to the grace period of a drain: to end the attempts in the database
@@ -59,18 +52,16 @@ class WorkerNode:
         self.slots: dict[Queue, Slot] = {}
         self.export_slot: Slot | None = None  # also for registrations; a slot of its own, because they take minutes
         self._resources: Resources | None = None
-        self._models: ModelInventory | None = None
-        self._heartbeat_thread: threading.Thread | None = None
+        self._closing = ExitStack()  # what `close` does, the last first
         self._heartbeat_due = threading.Event()
-        self._trial_answers: TrialAnswers | None = None
-        self._metrics_server: WSGIServer | None = None
-        self._tracer_provider: TracerProvider | None = None
 
     def open(self, node: str, queues: Iterable[Queue]) -> None:
         """Start a slot for each queue. `node` is Celery's name of this process: "gpu0@host"."""
         resources = self._resources = open_resources(self.settings)
-        self._tracer_provider = configure_tracing(self.settings, node.partition("@")[0])
-        models = self._models = ModelInventory(resources, self._on_models_changed)
+        self._closing.callback(resources.close)
+        if (tracer_provider := configure_tracing(self.settings, node.partition("@")[0])) is not None:
+            self._closing.callback(tracer_provider.shutdown)
+        models = ModelInventory(resources, self._on_models_changed)
         for queue in queues:
             name = slot_name(queue, node)
             self.slots[queue] = Slot(resources, queue, name, self._make_runner(resources, models, queue, name))
@@ -88,14 +79,18 @@ class WorkerNode:
                 lambda owner: _run_export_or_registration(resources, owner, lock_path, types),
             )
             self.export_slot.start()
-        self._heartbeat_thread = threading.Thread(
+        begin_metrics()
+        if (server := start_metrics_server(self.settings, f"worker:{node.partition('@')[0]}")) is not None:
+            self._closing.callback(server.server_close)
+            self._closing.callback(server.shutdown)
+            if "gpu" in self.slots:
+                REGISTRY.register(GpuMetrics())
+        heartbeat = threading.Thread(
             target=self._heartbeat_loop, args=(resources, models), name="heartbeat", daemon=True
         )
-        self._heartbeat_thread.start()
-        begin_metrics()
-        self._metrics_server = start_metrics_server(self.settings, f"worker:{node.partition('@')[0]}")
-        if self._metrics_server is not None and "gpu" in self.slots:
-            REGISTRY.register(GpuMetrics())
+        heartbeat.start()
+        self._closing.callback(heartbeat.join, SHUTDOWN_TIMEOUT_SECONDS)
+        self._closing.callback(self._join_slots)
 
     def handle_hint(self, queue: Queue) -> None:
         """Wake the slots; returns when the slot of `queue` is idle again."""
@@ -117,23 +112,14 @@ class WorkerNode:
         """Wait until every slot has drained, for the grace period at most. A second call does nothing."""
         if self._resources is None:
             return
-        if not self._resources.stop.is_set():
-            self.stop()
-        grace_seconds = self.settings.drain_grace_seconds + SHUTDOWN_TIMEOUT_SECONDS
-        for slot in self._all_slots():
-            if not slot.join(grace_seconds):
-                log.error("a slot did not stop in time", slot=slot.name)
-        if self._trial_answers is not None:
-            self._trial_answers.close()
-        if self._heartbeat_thread is not None:
-            self._heartbeat_thread.join(timeout=SHUTDOWN_TIMEOUT_SECONDS)
-        if self._metrics_server is not None:
-            self._metrics_server.shutdown()
-            self._metrics_server.server_close()
-        if self._tracer_provider is not None:
-            self._tracer_provider.shutdown()
-        self._resources.close()
+        self.stop()
+        self._closing.close()
         self._resources = None
+
+    def _join_slots(self) -> None:
+        for slot in self._all_slots():
+            if not slot.join(self.settings.drain_grace_seconds + SHUTDOWN_TIMEOUT_SECONDS):
+                log.error("a slot did not stop in time", slot=slot.name)
 
     def _make_runner(
         self, resources: Resources, models: ModelInventory, queue: Queue, name: str
@@ -161,9 +147,10 @@ class WorkerNode:
             return nullcontext
         from worker.answers import TrialAnswers  # its libraries are not on workers that only validate
 
-        self._trial_answers = TrialAnswers(resources, owner, name, lambda: models.capacity().models or frozenset())
-        self._trial_answers.start()
-        return self._trial_answers.suspended
+        trial_answers = TrialAnswers(resources, owner, name, lambda: models.capacity().models or frozenset())
+        trial_answers.start()
+        self._closing.callback(trial_answers.close)
+        return trial_answers.suspended
 
     def _on_models_changed(self) -> None:
         """Publish the new inventory at once, and look for a job that it allows."""
@@ -187,7 +174,9 @@ class WorkerNode:
         while not resources.stop.is_set():
             if time.monotonic() - cleaned_up_at > CLEANUP_INTERVAL_SECONDS:
                 cleaned_up_at = time.monotonic()
-                self._clean_up(resources)
+                # The reconciler may have another data directory.
+                with errors_logged("cleanup of work directories"):
+                    clean_work_directories(resources)
             self._heartbeat_due.clear()
             self._write_heartbeat_files()
             self._write_rows(resources, refresh)
@@ -196,27 +185,15 @@ class WorkerNode:
             self._write_heartbeat_files()  # a worker that drains is alive
         self._write_rows(resources, lambda session, slot: workers.remove(session, slot.owner))
 
-    def _clean_up(self, resources: Resources) -> None:
-        """Empty the work directories of killed attempts: the reconciler may have another data directory."""
-        try:
-            clean_work_directories(resources)
-        except (OSError, *DATABASE_UNAVAILABLE) as error:
-            log.warning("work directories not cleaned up", error=first_line(error))
-
     def _write_heartbeat_files(self) -> None:
         for slot in self.slots.values():
             if slot.is_alive:
                 write_heartbeat(self.settings, slot.queue)
 
     def _write_rows(self, resources: Resources, write: Callable[[Session, Slot], None]) -> None:
-        try:
-            with transaction(resources.sessions) as session:
-                for slot in self.slots.values():
-                    write(session, slot)
-        except DATABASE_UNAVAILABLE as error:
-            log.warning("worker rows not written", error=first_line(error))
-        except Exception:
-            log.exception("worker rows not written")
+        with errors_logged("update of the worker rows"), transaction(resources.sessions) as session:
+            for slot in self.slots.values():
+                write(session, slot)
 
 
 def _run_alternately(evaluate: RunNext, train: RunNext) -> bool:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from app.db import encryption
 from app.db.encryption import LostKey, NoSecretKey
-from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.engine import transaction
 from app.db.jobs.leases import FencedError
 from app.db.operations import status
 from app.db.tables import WebhookEndpoint
@@ -35,7 +35,7 @@ from app.system.host import boottime_seconds
 from app.telemetry import metrics
 from worker.health import write_heartbeat
 from worker.jobs.lease import LeaseKeeper, owner_name
-from worker.node.resources import Resources
+from worker.node.resources import Resources, errors_logged
 from worker.webhooks.webhook_http import PostLimits, Resolve, WebhookResponse, post, resolve
 
 SENDER_THREADS = 32
@@ -71,16 +71,12 @@ class WebhookSender:
         log.info("webhook sender started")
         with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="webhook") as pool:
             while not self.resources.stop.is_set():
-                try:
+                with errors_logged("round"):
                     write_heartbeat(self.settings, "webhooks")
                     self._report_if_due()
                     if not self._is_operator_endpoint_set:
                         self._set_operator_endpoint()
                     self.round(pool)
-                except DATABASE_UNAVAILABLE as error:
-                    log.warning("database unavailable", error=first_line(error))
-                except Exception:
-                    log.exception("round failed")
                 self._thread_freed.wait(self.settings.webhook_poll_seconds)  # or until it is time to poll again
                 self._thread_freed.clear()
 

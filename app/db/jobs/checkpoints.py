@@ -97,11 +97,6 @@ def snapshots(session: Session, job_id: str) -> list[Snapshot]:
     )
 
 
-def old_snapshots(session: Session, job_id: str, keep: int = KEPT_SNAPSHOTS) -> list[Snapshot]:
-    """All but the newest `keep` snapshots. To leave no orphaned files, their content is deleted before their rows."""
-    return snapshots(session, job_id)[keep:]
-
-
 def leftover_snapshots(session: Session, limit: int = 100) -> list[Snapshot]:
     """Snapshots of jobs that have ended."""
     ended = select(Job.id).where(Job.state.in_([state.value for state in TERMINAL]))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, and_, cast, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Double, cast, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -148,7 +148,13 @@ def finish_validation(
 
 def has_claimable_job(session: Session, kind: Kind) -> bool:
     """Whether there is a job of this kind that a worker could claim now, whatever its requirements."""
-    return session.scalar(select(Job.id).where(_is_claimable(kind)).limit(1)) is not None
+    is_claimable = (
+        Job.state == CLAIMED_STATE[kind],
+        Job.lease_owner.is_(None),
+        Job.desired == Desired.RUN,
+        Job.run_after <= func.clock_timestamp(),
+    )
+    return session.scalar(select(Job.id).where(*is_claimable).limit(1)) is not None
 
 
 def pause_overdue(session: Session, limit_seconds: float) -> list[Job]:
@@ -286,15 +292,6 @@ def _held_gpus(offer: WorkerCapacity, job: Job) -> dict[str, Any]:
     if offer.shares_gpus:
         columns |= {"gpu_uuids": [*offer.gpu_uuids], "budget_bytes": offer.budget_bytes(job.needed_cuda_bytes)}
     return columns
-
-
-def _is_claimable(kind: Kind) -> ColumnElement[bool]:
-    return and_(
-        Job.state == CLAIMED_STATE[kind],
-        Job.lease_owner.is_(None),
-        Job.desired == Desired.RUN,
-        Job.run_after <= func.clock_timestamp(),
-    )
 
 
 def _started_message(kind: Kind, job: Job) -> str:

@@ -15,13 +15,11 @@ from app.db.jobs.leases import Lease, Retries
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, File, Job
 from app.domain.evaluations.graders import EvaluationSettings, make_plan
-from app.domain.evaluations.spec import UNFINISHED, EvaluationState
 from app.domain.evaluations.summary import DeliveryVerdict, delivery_verdict
 from app.domain.jobs.spec import JobSpec
+from app.domain.jobs.states import UNFINISHED_WORK, WorkState
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity
-
-ACTIVE = [state.value for state in UNFINISHED]
 
 
 def insert(session: Session, job: Job, checkpoint: Checkpoint, file: File, settings: EvaluationSettings) -> Evaluation:
@@ -44,8 +42,8 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, file: File, setti
 
 def cancel(session: Session, evaluation: Evaluation) -> bool:
     """Cancel an unfinished evaluation, which fences its holder; False if it has ended."""
-    is_unfinished = and_(Evaluation.id == evaluation.id, Evaluation.state.in_(ACTIVE))
-    columns = leases.finished_columns(EvaluationState.CANCELLED)
+    is_unfinished = and_(Evaluation.id == evaluation.id, Evaluation.state.in_(UNFINISHED_WORK))
+    columns = leases.finished_columns(WorkState.CANCELLED)
     cancelled = leases.update_where(session, Evaluation, is_unfinished, columns)
     if cancelled is None:
         session.refresh(evaluation)
@@ -56,7 +54,7 @@ def cancel(session: Session, evaluation: Evaluation) -> bool:
 
 def unfinished_count(session: Session, project_id: str) -> int:
     """The number of queued and running evaluations of a project."""
-    query = select(func.count()).where(Evaluation.project_id == project_id, Evaluation.state.in_(ACTIVE))
+    query = select(func.count()).where(Evaluation.project_id == project_id, Evaluation.state.in_(UNFINISHED_WORK))
     return session.scalar(query) or 0
 
 
@@ -64,7 +62,7 @@ def seconds_per_answer(session: Session, base_model: str) -> float | None:
     """The measured time per answer of the newest finished evaluation with this base model."""
     query = (
         select(Evaluation.summary["seconds_per_answer"].as_float())
-        .where(Evaluation.base_model == base_model, Evaluation.state == EvaluationState.SUCCEEDED)
+        .where(Evaluation.base_model == base_model, Evaluation.state == WorkState.SUCCEEDED)
         .order_by(Evaluation.seq.desc())
         .limit(1)
     )
@@ -82,12 +80,12 @@ def verdict_on_delivery(session: Session, job: Job) -> DeliveryVerdict:
         .order_by(Evaluation.seq.desc())
     ).all()
     gates = [row for row in rows if row.settings.get("promote_if") is not None]
-    gate = next((row for row in gates if row.state != EvaluationState.CANCELLED), gates[0] if gates else None)
+    gate = next((row for row in gates if row.state != WorkState.CANCELLED), gates[0] if gates else None)
     request = JobSpec.model_validate(job.spec).evaluation
     is_requested = request is not None and request.promote_if is not None
     if gate is None:
         return delivery_verdict(is_requested, None, None)
-    return delivery_verdict(True, EvaluationState(gate.state), gate.summary)
+    return delivery_verdict(True, WorkState(gate.state), gate.summary)
 
 
 # --- the holder -------------------------------------------------------------------------------------------------------
@@ -162,9 +160,7 @@ def _reserve_gpus(session: Session, evaluation: Evaluation, capacity: WorkerCapa
 
 def succeed(session: Session, lease: Lease, message: str, **result: Any) -> Evaluation:
     """End the attempt with a result: `precision`, `summary` and the ids of the files. Raises FencedError."""
-    evaluation = leases.update_held(
-        session, Evaluation, lease, **leases.finished_columns(EvaluationState.SUCCEEDED) | result
-    )
+    evaluation = leases.update_held(session, Evaluation, lease, **leases.finished_columns(WorkState.SUCCEEDED) | result)
     _report(session, evaluation, message)
     return evaluation
 
@@ -175,7 +171,7 @@ def end_attempt(
     """End a failed attempt as `leases.end_attempt` does, and report it to the job."""
     ended = leases.end_attempt(session, evaluation, code, message, retries)
     text, level = f"Evaluation {ended.id} will be tried again: {message}", "warn"
-    if ended.state == EvaluationState.FAILED:
+    if ended.state == WorkState.FAILED:
         text, level = f"Evaluation {ended.id} failed ({ended.error_code}): {ended.error_message}", "error"
     _report(session, ended, text, level)
     return ended

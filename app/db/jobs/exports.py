@@ -13,10 +13,9 @@ from app.db.ids import new_id
 from app.db.jobs import checkpoints, leases
 from app.db.jobs.leases import Lease
 from app.db.tables import Checkpoint, Export, Job
-from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportKind, ExportState, ExportType
+from app.domain.artifacts.exports import ExportErrorCode, ExportKind, ExportType
 from app.domain.artifacts.full_disk import duration_text
-
-ACTIVE = [state.value for state in UNFINISHED]
+from app.domain.jobs.states import UNFINISHED_WORK, WorkState
 
 
 def insert(session: Session, job: Job, checkpoint: Checkpoint, kind: ExportKind, expected_bytes: int) -> Export | None:
@@ -43,21 +42,21 @@ def lock_current(session: Session, model: str, kind: ExportKind) -> Export | Non
         Export.type == kind.type,
         Export.quantization.is_not_distinct_from(kind.quantization),
         Export.deleted_at.is_(None),
-        Export.state != ExportState.FAILED,
+        Export.state != WorkState.FAILED,
     )
     return session.scalar(query.with_for_update())
 
 
 def delete(session: Session, export: Export) -> None:
     """Mark an export as deleted, which fences its holder. The caller deletes its files."""
-    unfinished = Export.state.in_(ACTIVE)
+    unfinished = Export.state.in_(UNFINISHED_WORK)
     session.execute(
         update(Export)
         .where(Export.id == export.id, Export.deleted_at.is_(None))
         .values(
             deleted_at=func.clock_timestamp(),
             finished_at=func.coalesce(Export.finished_at, func.clock_timestamp()),
-            state=case((unfinished, ExportState.CANCELLED.value), else_=Export.state),
+            state=case((unfinished, WorkState.CANCELLED.value), else_=Export.state),
             **leases.RELEASED,
         )
     )
@@ -79,7 +78,7 @@ def succeed(
 ) -> Export:
     """End the attempt with a result. Raises FencedError."""
     columns = {"manifest": manifest, "file_ids": list(file_ids), "size_bytes": size_bytes}
-    return leases.update_held(session, Export, lease, **leases.finished_columns(ExportState.SUCCEEDED) | columns)
+    return leases.update_held(session, Export, lease, **leases.finished_columns(WorkState.SUCCEEDED) | columns)
 
 
 def wait_for_storage(session: Session, export: Export, message: str, limit_seconds: float) -> Export | None:

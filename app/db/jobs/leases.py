@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 from app.db.tables import BaseModelRegistration, Delivery, Evaluation, Export, Job, WebhookDelivery
 from app.db.tables.base import Leased, LeasedRow
 from app.domain.artifacts.full_disk import pause_seconds
+from app.domain.jobs.states import WorkState
 
 LEASED_TABLES: tuple[type[Leased], ...] = (Job, Evaluation, Export, BaseModelRegistration, Delivery, WebhookDelivery)
 RELEASED: dict[str, Any] = {"lease_owner": null(), "lease_expires_at": null()}
-QUEUED, RUNNING, SUCCEEDED, FAILED = "queued", "running", "succeeded", "failed"  # the states of every LeasedRow
 
 Row = TypeVar("Row", bound=Leased)
 QueuedRow = TypeVar("QueuedRow", bound=LeasedRow)
@@ -79,7 +79,7 @@ def claim_first(
 ) -> QueuedRow | None:
     """Claim the first queued row of `ids` that no other transaction has locked; its state becomes `running`."""
     first_id = ids.limit(1).with_for_update(skip_locked=True, of=table).scalar_subquery()
-    return next(iter(claim(session, table, first_id, owner, ttl_seconds, state=RUNNING, **columns)), None)
+    return next(iter(claim(session, table, first_id, owner, ttl_seconds, state=WorkState.RUNNING, **columns)), None)
 
 
 def claim_oldest(
@@ -92,7 +92,7 @@ def claim_oldest(
 
 
 def is_claimable(table: type[QueuedRow]) -> ColumnElement[bool]:
-    return and_(table.state == QUEUED, table.run_after <= func.clock_timestamp())
+    return and_(table.state == WorkState.QUEUED, table.run_after <= func.clock_timestamp())
 
 
 def has_claimable(session: Session, table: type[QueuedRow]) -> bool:
@@ -184,11 +184,11 @@ def finished_columns(state: str) -> dict[str, Any]:
 
 
 def failed_columns(code: str, message: str) -> dict[str, Any]:
-    return finished_columns(FAILED) | {"error_code": code, "error_message": message}
+    return finished_columns(WorkState.FAILED) | {"error_code": code, "error_message": message}
 
 
 def requeued_columns(delay_seconds: float = 0.0) -> dict[str, Any]:
-    return RELEASED | {"state": QUEUED, "run_after": expiry(delay_seconds)}
+    return RELEASED | {"state": WorkState.QUEUED, "run_after": expiry(delay_seconds)}
 
 
 def held(session: Session) -> list[HeldLease]:

@@ -9,10 +9,9 @@ from sqlalchemy import Subquery, and_, extract, func, or_, select, union_all, up
 from sqlalchemy.orm import Session, aliased
 
 from app.db.tables import Attempt, Evaluation, Job, MeasurementRow
-from app.domain.evaluations.spec import EvaluationState
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
-from app.domain.jobs.states import Reason
+from app.domain.jobs.states import Reason, WorkState
 from app.domain.planning.execution_plan import Measurement
 from app.domain.planning.memory import DeviceKind
 
@@ -109,7 +108,7 @@ def _others(job: Job) -> Subquery:
     """When which GPUs were reserved: attempts of other jobs, and the newest attempt of each evaluation."""
     attempts = select(Attempt.gpu_uuids, Attempt.started_at, Attempt.ended_at).where(Attempt.job_id != job.id)
     evaluations = select(Evaluation.gpu_uuids, Evaluation.started_at, Evaluation.finished_at).where(
-        Evaluation.state != EvaluationState.QUEUED
+        Evaluation.state != WorkState.QUEUED
     )
     return union_all(attempts, evaluations).subquery()
 

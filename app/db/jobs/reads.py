@@ -48,12 +48,14 @@ TRAIN_LOSS = (
     .where(JobEvent.job_id == Job.id, JobEvent.type == "metrics")
     .order_by(JobEvent.seq.desc())
     .limit(1)
+    .correlate(Job)
     .scalar_subquery()
 )
 # Of the best checkpoint.
 VALID_LOSS = (
     select(func.min(Checkpoint.metrics["full_valid_loss"].as_float()))
     .where(Checkpoint.job_id == Job.id)
+    .correlate(Job)
     .scalar_subquery()
 )
 # Of the training attempts, of a running one until now; NULL before the first one.
@@ -62,6 +64,7 @@ DURATION_SECONDS = (
         func.extract("epoch", func.sum(func.coalesce(Attempt.ended_at, func.now()) - Attempt.started_at)).cast(Float)
     )
     .where(Attempt.job_id == Job.id, Attempt.kind == "train")
+    .correlate(Job)
     .scalar_subquery()
 )
 TEXT_KEYS: dict[str, ColumnElement[Any]] = {

@@ -30,10 +30,8 @@ from app.db.tables import (
     RetentionRule,
     TunedModel,
 )
-from app.domain.artifacts.exports import FINISHED, UNFINISHED
 from app.domain.deliveries.targets import DeliveryState
-from app.domain.evaluations import spec as evaluation_states
-from app.domain.jobs.states import TERMINAL
+from app.domain.jobs.states import FINISHED_WORK, TERMINAL, UNFINISHED_WORK
 from app.domain.operations.retention import RetentionKind
 
 BATCH = 500
@@ -99,7 +97,7 @@ def _due_query(rule: RetentionRule) -> Select[Any, Any]:
         case RetentionKind.EXPORTS:
             return select(Export.id, Export.size_bytes).where(
                 Export.project_id == project_id,
-                Export.state.in_([state.value for state in FINISHED]),
+                Export.state.in_(FINISHED_WORK),
                 Export.deleted_at.is_(None),
                 Export.finished_at < func.clock_timestamp() - age,
             )
@@ -125,12 +123,10 @@ def _due_checkpoints(project_id: str, age: timedelta) -> Select[Any, Any]:
     continued = select(continuing.c.id).where(
         continuing.c.spec["continued_from"].astext == Checkpoint.name, continuing.c.state.in_(ACTIVE_STATES)
     )
-    exported = select(Export.id).where(
-        Export.checkpoint_id == Checkpoint.id, Export.state.in_([state.value for state in UNFINISHED])
-    )
+    exported = select(Export.id).where(Export.checkpoint_id == Checkpoint.id, Export.state.in_(UNFINISHED_WORK))
     evaluated = select(Evaluation.id).where(
         Evaluation.checkpoint_id == Checkpoint.id,
-        Evaluation.state.in_([state.value for state in evaluation_states.UNFINISHED]),
+        Evaluation.state.in_(UNFINISHED_WORK),
     )
     delivered = select(Delivery.id).where(
         Delivery.model == Checkpoint.name, Delivery.state != DeliveryState.WITHDRAWN.value

@@ -22,9 +22,8 @@ from app.db.tables import (
     WebhookDelivery,
     WebhookEndpoint,
 )
-from app.domain.artifacts.exports import UNFINISHED
 from app.domain.deliveries.targets import DUE_STATES, DeliveryState
-from app.domain.jobs.states import TERMINAL, Desired, JobState
+from app.domain.jobs.states import TERMINAL, UNFINISHED_WORK, Desired, JobState
 from app.errors import BadRequest
 
 UNFINISHED_STATES = [state.value for state in JobState if state not in TERMINAL]
@@ -105,7 +104,7 @@ def jobs_by_state(session: Session) -> dict[str, int]:
 
 
 def unfinished_exports(session: Session) -> int:
-    query = select(func.count()).where(Export.state.in_([state.value for state in UNFINISHED]))
+    query = select(func.count()).where(Export.state.in_(UNFINISHED_WORK))
     return session.scalar(query) or 0
 
 

@@ -18,7 +18,7 @@ from app.db.tables.base import (
     checks,
     lease_constraints,
 )
-from app.domain.evaluations.spec import FINISHED, EvaluationState
+from app.domain.jobs.states import FINISHED_WORK, WorkState
 
 
 class Evaluation(CheckpointWork, Base):
@@ -26,7 +26,7 @@ class Evaluation(CheckpointWork, Base):
 
     __tablename__ = "evaluations"
     __table_args__ = (
-        *lease_constraints(EvaluationState, FINISHED),
+        *lease_constraints(WorkState, FINISHED_WORK),
         *checks(
             summary="(state = 'succeeded') = (summary IS NOT NULL)",
             reservation_whole="(gpu_uuids IS NULL) = (budget_bytes IS NULL)",

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Mapped, foreign, relationship
 
 from app.db.tables.base import Base, CheckpointWork, Strings, checks, lease_constraints, sql_string_list
 from app.db.tables.files import File
-from app.domain.artifacts.exports import FINISHED, WAITING_FOR_WORKER, ExportState, ExportType
+from app.domain.artifacts.exports import WAITING_FOR_WORKER, ExportType
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
+from app.domain.jobs.states import FINISHED_WORK, WorkState
 
 
 class Export(CheckpointWork, Base):
@@ -26,7 +27,7 @@ class Export(CheckpointWork, Base):
             cancelled_is_deleted="(state = 'cancelled') <= (deleted_at IS NOT NULL)",
             deleted_is_finished="(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)",
         ),
-        *lease_constraints(ExportState, FINISHED),
+        *lease_constraints(WorkState, FINISHED_WORK),
         # One export per model, type and quantization, also for concurrent requests.
         Index(
             "uq_exports_one_of_a_kind",
@@ -71,7 +72,7 @@ class Export(CheckpointWork, Base):
 
     @property
     def phase(self) -> str | None:
-        if self.state != ExportState.QUEUED:
+        if self.state != WorkState.QUEUED:
             return None
         if self.storage_full_since is not None:
             return WAITING_FOR_STORAGE

@@ -75,20 +75,6 @@ def gguf_adapter_problem(lora: LoraSpec) -> str | None:
     return f"llama.cpp does not compute this adapter as it was trained ({features}); export the merged model instead"
 
 
-class ExportState(StrEnum):
-    """queued -> running -> succeeded | failed; running -> queued after a lost attempt; deletable in every state."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"  # deleted before it was finished; hidden from clients
-
-
-UNFINISHED = frozenset({ExportState.QUEUED, ExportState.RUNNING})
-FINISHED = frozenset(ExportState) - UNFINISHED
-
-
 class ExportErrorCode(StrEnum):
     """`error.code` of a failed export."""
 

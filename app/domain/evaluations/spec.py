@@ -22,20 +22,6 @@ from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
 
 
-class EvaluationState(StrEnum):
-    """queued -> running -> succeeded | failed | cancelled; running -> queued after a lost attempt."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-UNFINISHED = frozenset({EvaluationState.QUEUED, EvaluationState.RUNNING})
-FINISHED = frozenset(EvaluationState) - UNFINISHED
-
-
 class EvaluationErrorCode(StrEnum):
     """`error.code` of a failed evaluation."""
 

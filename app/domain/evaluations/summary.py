@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import PromoteIf
-from app.domain.evaluations.spec import EvaluationState
+from app.domain.jobs.states import WorkState
 
 REPEAT = "remove the cause, which the report has, and repeat the evaluation"
 REMEDY = "more rows narrow the interval, and a larger margin accepts more loss"
@@ -47,18 +47,16 @@ def decide(promote_if: PromoteIf, grader: Mapping[str, Any], missing_scores: int
     return DeliveryVerdict(True, f"{means}; {interval}, above {bound:.4g}")
 
 
-def delivery_verdict(
-    is_requested: bool, state: EvaluationState | None, summary: Mapping[str, Any] | None
-) -> DeliveryVerdict:
+def delivery_verdict(is_requested: bool, state: WorkState | None, summary: Mapping[str, Any] | None) -> DeliveryVerdict:
     """The verdict on a delivery.
 
     `is_requested`: whether a condition exists; `state` and `summary` are those of the evaluation that has it.
     """
     if not is_requested:
         return DeliveryVerdict(True, "no condition was set")
-    if state is None or state in (EvaluationState.QUEUED, EvaluationState.RUNNING):
+    if state is None or state in (WorkState.QUEUED, WorkState.RUNNING):
         return DeliveryVerdict(None, "the evaluation has not ended yet")
-    if state != EvaluationState.SUCCEEDED or summary is None or summary.get("promotion") is None:
+    if state != WorkState.SUCCEEDED or summary is None or summary.get("promotion") is None:
         return DeliveryVerdict(False, f"the evaluation ended with the status {state}, so the condition is not met")
     promotion = summary["promotion"]
     return DeliveryVerdict(bool(promotion["allowed"]), str(promotion["reason"]))

@@ -24,6 +24,22 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class WorkState(StrEnum):
+    """Of exports and evaluations: queued -> running -> succeeded | failed | cancelled; running -> queued after a lost
+    attempt. Registrations of base models have all but the last. Clients do not see cancelled exports: these were
+    deleted before they were finished."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+UNFINISHED_WORK = (WorkState.QUEUED, WorkState.RUNNING)
+FINISHED_WORK = (WorkState.SUCCEEDED, WorkState.FAILED, WorkState.CANCELLED)
+
+
 class Desired(StrEnum):
     RUN = "run"
     PAUSE = "pause"

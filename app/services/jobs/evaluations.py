@@ -11,7 +11,7 @@ from app.db.jobs import evaluations
 from app.db.tables import Evaluation, Job
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import CreateEvaluation
-from app.domain.evaluations.spec import EvaluationState
+from app.domain.jobs.states import WorkState
 from app.errors import BadRequest, combine_errors
 from app.job_queue import WorkerNotifier
 from app.services.access import quotas
@@ -53,7 +53,7 @@ def create(
 
 def cancel(session: Session, evaluation: Evaluation) -> Evaluation:
     """Cancel at once, also a running evaluation; no error if it is cancelled already. Raises BadRequest."""
-    if not evaluations.cancel(session, evaluation) and evaluation.state != EvaluationState.CANCELLED:
+    if not evaluations.cancel(session, evaluation) and evaluation.state != WorkState.CANCELLED:
         text = f"Evaluation {evaluation.id} is {evaluation.state}; only one that has not ended can be cancelled."
         raise BadRequest(text, code="invalid_evaluation_state")
     session.refresh(evaluation)

@@ -14,13 +14,13 @@ from app.db.tables import BaseModelRow, Checkpoint, Export, Job
 from app.domain.artifacts.exports import (
     CreateExport,
     ExportKind,
-    ExportState,
     ExportType,
     gguf_adapter_problem,
     gguf_bytes,
 )
 from app.domain.error_text.validation_text import check_shape
 from app.domain.jobs.spec import LoraSpec
+from app.domain.jobs.states import WorkState
 from app.errors import BadRequest, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services import resources
@@ -51,7 +51,7 @@ def create(session: Session, notifier: WorkerNotifier, job: Job, body: Mapping[s
         raise BadRequest(f'type: {problem}: {{"type": "{ExportType.GGUF}"}}.', "type", "unsupported_value")
     existing = exports.lock_current(session, checkpoint.name, kind)
     if existing is not None:
-        if existing.state != ExportState.SUCCEEDED or len(existing.files) == len(existing.file_ids):
+        if existing.state != WorkState.SUCCEEDED or len(existing.files) == len(existing.file_ids):
             return _with_worker(session, existing)[0]
         delete(session, existing)
     lock_files(session, checkpoint, "export")
@@ -108,7 +108,7 @@ def _expected_bytes(session: Session, kind: ExportKind, base: BaseModelRow, chec
 
 def _with_worker(session: Session, *page: Export) -> list[Export]:
     """The exports, each with the fact whether a running worker makes its type; only a GGUF export may lack one."""
-    waiting = [each for each in page if each.state == ExportState.QUEUED and each.type != ExportType.MERGED]
+    waiting = [each for each in page if each.state == WorkState.QUEUED and each.type != ExportType.MERGED]
     types = workers.supported_exports(session) if waiting else frozenset()
     for export in waiting:
         export.has_worker = export.type in types

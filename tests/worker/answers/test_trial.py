@@ -219,7 +219,7 @@ def test_a_schema_that_is_too_expensive_is_a_400_and_the_next_question_is_answer
 
 
 class TestOneAtATime:
-    def test_of_many_requests_one_is_answered_and_the_others_are_refused_at_once(
+    def test_one_of_many_requests_is_answered_and_the_others_are_refused_at_once(
         self, http: httpx2.Client, start: Start, waiting: tuple[tuple[str, str], Path], live_server: LiveServer
     ) -> None:
         command, directory = waiting
@@ -303,7 +303,7 @@ class TestOneAtATime:
 
 
 class TestRefusals:
-    def test_without_a_worker(self, harness: WorkerHarness, http: httpx2.Client) -> None:
+    def test_trial_answers_need_a_worker(self, harness: WorkerHarness, http: httpx2.Client) -> None:
         response = http.post(CHAT, json={"model": BASE, "messages": SAY})
         assert (response.status_code, response.json()["error"]["code"]) == (503, "model_not_served")
         assert response.headers["x-should-retry"] == "false"
@@ -313,33 +313,21 @@ class TestRefusals:
         ("body", "param"),
         [
             ({"tools": [{"type": "function"}]}, "tools"),
-            ({"tools": ["look_up"]}, "tools.0"),
             ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
             ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "tool_choice"),
             ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
             ({"functions": [{"name": "look_up"}]}, "functions"),
-            ({"n": 5}, "n"),
-            ({"logprobs": 3}, "logprobs"),
             ({"top_logprobs": 3}, "top_logprobs"),
             ({"logit_bias": {"5": 101}}, "logit_bias.5"),
-            ({"logit_bias": {"yes": 1}}, "logit_bias"),
             ({"frequency_penalty": 2.5}, "frequency_penalty"),
-            ({"presence_penalty": -3}, "presence_penalty"),
             ({"response_format": {"type": "json"}}, "response_format.type"),
-            ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-            ({"response_format": SCHEMA_FORMAT | {"tools": []}}, "response_format.tools"),
             ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "response_format"),
             ({"response_format": schema_format({"enum": ["x" * 120_000]})}, "response_format.json_schema.schema"),
             ({"response_format": schema_format({}, name="a b")}, "response_format.json_schema.name"),
-            ({"response_format": schema_format(True)}, "response_format.json_schema.schema"),
-            ({"messages": []}, "messages"),
             ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
-            ({"messages": None}, "messages"),
-            ({"temperature": "hot"}, "temperature"),
-            ({"max_tokens": 0}, "max_tokens"),
         ],
     )
-    def test_what_it_would_have_to_ignore(
+    def test_parameters_that_would_be_ignored_are_refused(
         self, harness: WorkerHarness, http: httpx2.Client, body: dict[str, Any], param: str
     ) -> None:
         response = http.post(CHAT, json={"model": BASE, "messages": SAY} | body)
@@ -351,7 +339,6 @@ class TestRefusals:
     ) -> None:
         error = http.post("/v1/completions", json={"model": BASE, "prompt": prompt}).json()["error"]
         assert (error["param"], error["code"]) == ("prompt", "unsupported_parameter")
-        assert "send a request for each, or deliver the model to an engine" in error["message"]
 
     def test_neutral_values_are_accepted(self, harness: WorkerHarness, http: httpx2.Client) -> None:
         neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": False}

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from app.domain.evaluations.graders import EvaluationSettings, Reference, ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
 from app.settings import Endpoint
+from tests.sentences import Reviewed
 from worker.evaluations.endpoints import (
     ATTEMPTS,
     MAX_FAILURES,
@@ -128,10 +129,11 @@ class TestReference:
         assert endpoint.answer("m", [])[0] == "ok"
         assert endpoint.pauses == [7.0]
 
-    def test_a_limit_without_an_end_fails_the_row_with_the_reason(self, serve: Any) -> None:
+    def test_a_limit_without_an_end_fails_the_row_with_the_reason(self, serve: Any, reviewed: Reviewed) -> None:
         server, endpoint = serve(lambda *_: (429, {}, {"error": {"message": "slow down"}}))
         (answer,) = ask_reference(endpoint, settings_of("m", 5), ROWS[:1])
-        assert (answer.text, answer.error) == (None, "The endpoint old answered 429: slow down (6 attempts)")
+        assert answer.text is None
+        reviewed(str(answer.error))
         assert len(server.requests) == ATTEMPTS
 
     def test_a_restart_of_the_endpoint_costs_no_answer(self, serve: Any) -> None:
@@ -139,40 +141,24 @@ class TestReference:
         assert endpoint.answer("m", [])[0] == "ok"
         assert 60 < sum(endpoint.pauses) < 90
 
-    def test_another_shape_is_quoted(self, serve: Any) -> None:
-        _, endpoint = serve(lambda *_: (200, {}, {"result": "x"}))
-        with pytest.raises(EndpointError, match=r'answered in another shape: \{"result": "x"\}'):
-            endpoint.answer("m", [])
-
-    def test_calls_without_a_text_are_no_empty_answer(self, serve: Any) -> None:
+    def test_calls_without_a_text_are_no_empty_answer(self, serve: Any, reviewed: Reviewed) -> None:
         call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
         server, endpoint = serve(lambda *_: (200, {}, {"choices": [{"message": message}]}))
         answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == len(ROWS) > MAX_FAILURES  # it has not failed
-        assert {(each.text, each.error) for each in answers} == {
-            (None, "The endpoint old answered with calls of tools and no text to compare")
-        }
+        assert {each.text for each in answers} == {None}
+        reviewed(str(answers[0].error))
 
-    def test_a_page_that_is_no_json_is_quoted(self, serve: Any) -> None:
-        _, endpoint = serve(lambda *_: (200, {}, b"<html>login</html>"))
-        with pytest.raises(EndpointError, match="another shape: <html>login"):
+    @pytest.mark.parametrize("answer", [{"result": "x"}, b"<html>login</html>"], ids=["JSON", "a page"])
+    def test_an_answer_of_another_shape_is_quoted(self, serve: Any, answer: Any, reviewed: Reviewed) -> None:
+        _, endpoint = serve(lambda *_: (200, {}, answer))
+        with pytest.raises(EndpointError) as raised:
             endpoint.answer("m", [])
-
-    def test_a_silent_endpoint_times_out(self, serve: Any) -> None:
-        silence = Event()
-
-        def respond(*_: Any) -> Answer:
-            silence.wait(5)
-            return said("late")
-
-        _, endpoint = serve(respond, timeout_seconds=0.05)
-        with pytest.raises(EndpointError, match="did not answer in time"):
-            endpoint.answer("m", [])
-        silence.set()
+        reviewed(str(raised.value))
 
     @pytest.mark.parametrize("status", [200, 0], ids=["its answer", "its headers"])
-    def test_an_endpoint_that_sends_a_byte_now_and_then_times_out(self, serve: Any, status: int) -> None:
+    def test_an_endpoint_that_never_ends_its_answer_times_out(self, serve: Any, status: int) -> None:
         is_over = Event()
 
         def drip(write: Callable[[bytes], Any]) -> None:
@@ -181,16 +167,16 @@ class TestReference:
                 write(b" ")
 
         _, endpoint = serve(lambda *_: (status, {}, drip), timeout_seconds=0.2)
-        with pytest.raises(EndpointError, match="did not answer in time"):
+        with pytest.raises(EndpointError, match="in time"):
             endpoint.answer("m", [])
         is_over.set()
 
-    def test_a_refusal_is_not_repeated_and_ends_the_questions(self, serve: Any) -> None:
+    def test_a_refusal_is_not_repeated_and_ends_the_questions(self, serve: Any, reviewed: Reviewed) -> None:
         server, endpoint = serve(lambda *_: (401, {}, {"error": {"message": "no such key"}}))
         answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == MAX_FAILURES
-        assert answers[0].error == "The endpoint old answered 401: no such key"
-        assert answers[-1].error == f"not asked: the endpoint old failed {MAX_FAILURES} times in a row"
+        reviewed(str(answers[0].error))
+        reviewed(str(answers[-1].error))
 
     def test_a_cancel_ends_the_questions_of_an_endpoint_that_works(self, serve: Any) -> None:
         cancelled = Event()
@@ -209,13 +195,12 @@ class TestReference:
             ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == 2
 
-    def test_a_recorded_call_without_a_text_is_no_empty_answer(self) -> None:
+    def test_a_recorded_call_without_a_text_is_no_empty_answer(self, reviewed: Reviewed) -> None:
         call = EvaluationRow(1, {"old": "", "recorded_tool_calls": [{"id": "c"}]}, prompt="a")
         empty = EvaluationRow(2, {"old": " "}, prompt="b")
         of_call, of_empty = recorded_answers([call, empty], "old")
-        assert (of_call.text, of_call.error) == (
-            None, "the recorded answer has calls of tools and no text to compare"
-        )  # fmt: skip
+        assert of_call.text is None
+        reviewed(str(of_call.error))
         assert of_empty.text == ""
 
     def test_rows_that_worked_are_kept(self, serve: Any) -> None:
@@ -224,7 +209,7 @@ class TestReference:
         )
         answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert [each.text for each in answers].count("ok") == 7
-        assert answers[2].error == "The endpoint old answered 400: too long"
+        assert "too long" in str(answers[2].error)
 
 
 class TestScoreModel:
@@ -244,12 +229,12 @@ class TestScoreModel:
         assert scored.value == 10
         body, _ = server.requests[0]
         assert body["messages"][0] == {"role": "user", "content": "3 or four?"}
-        assert "from 0 to 10" in body["messages"][1]["content"]
+        assert "0 to 10" in body["messages"][1]["content"]
 
     def test_an_answer_without_a_number_is_no_score(self, serve: Any) -> None:
         _, endpoint = serve(lambda *_: said("I like it"))
         (scored,) = ask_scores(endpoint, self.GRADER, [(ROWS[0], "x")])
-        assert (scored.value, scored.error) == (None, "The model judge-1 answered without a number: I like it")
+        assert (scored.value, "I like it" in str(scored.error)) == (None, True)
 
     @pytest.mark.parametrize(("messages", "characters"), [(1, 1_000_001), (4, 300_000)])
     def test_messages_that_are_too_large_are_not_sent(self, serve: Any, messages: int, characters: int) -> None:

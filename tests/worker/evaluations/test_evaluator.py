@@ -16,7 +16,7 @@ from sqlalchemy import func
 from app.db import files
 from app.db.engine import transaction
 from app.db.jobs import evaluations
-from app.db.tables import BaseModelRow, Evaluation, Job
+from app.db.tables import Evaluation, Job
 from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
@@ -26,6 +26,7 @@ from tests.app.cli.trained import make_trained_job
 from tests.deadline import until
 from tests.factories import make_file
 from tests.fork_server import forked
+from tests.sentences import Reviewed
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import WorkerHarness
@@ -132,32 +133,31 @@ def read(harness: WorkerHarness, evaluation: Evaluation) -> Evaluation:
 
 class TestRealGeneration:
     def test_base_and_adapter_answer_every_row_on_one_loaded_base(
-        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path, reviewed: Reviewed
     ) -> None:
         evaluation = ask(lines(5), max_new_tokens=6)
         assert evaluator(harness, tmp_path, *forked(GENERATION)).run_next()
         done = read(harness, evaluation)
         assert (done.state, done.error_message) == ("succeeded", None)
         assert done.summary is not None
-        assert done.precision == "4 bits (nf4, as in the training), computed in bfloat16"
+        reviewed(done.precision)
         assert done.plan["rows"] == 5
         assert done.plan["prompt_tokens"] > 5 * 10
         rows = [json.loads(line) for line in harness.content(str(done.results_file_id)).splitlines()]
         assert [row["question"] for row in rows] == [f"say {n}" for n in range(5)]
         assert any(row["answers"]["base"]["text"] != row["answers"]["adapter"]["text"] for row in rows)
-        report = harness.content(str(done.report_file_id)).decode()
-        assert "4 bits (nf4, as in the training)" in report
-        assert harness.messages(trained)[-1].startswith(f"Evaluation {evaluation.id} succeeded. exact: base 0.000")
+        harness.content(str(done.report_file_id)).decode()
+        reviewed(harness.messages(trained)[-1].replace(evaluation.id, "ID"))
         assert list(harness.resources.settings.work_dir.rglob("*.safetensors")) == []
 
     def test_the_answers_are_those_of_transformers_and_peft(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, reviewed: Reviewed
     ) -> None:
         """In 16 bits, row by row, without padding."""
         evaluation = ask(lines(4), max_new_tokens=8, base_precision="16-bit")
         assert evaluator(harness, tmp_path, *forked(GENERATION)).run_next()
         done = read(harness, evaluation)
-        assert done.precision == "16 bits, computed in bfloat16"
+        reviewed(done.precision)
         rows = [json.loads(line) for line in harness.content(str(done.results_file_id)).splitlines()]
         prompts = [[{"role": "user", "content": f"say {n}"}] for n in range(4)]
         expected = plain_answers(tmp_path / "base", tmp_path / "made" / "step-4", prompts, 8)
@@ -165,7 +165,7 @@ class TestRealGeneration:
 
 
 class TestSummary:
-    def test_has_scores_with_an_interval_and_decides_the_delivery(
+    def test_an_evaluation_has_scores_with_an_interval_and_decides_the_delivery(
         self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
     ) -> None:
         evaluation = ask(promote_if={"grader": "exact"})
@@ -186,112 +186,52 @@ class TestSummary:
         with transaction(harness.sessions) as session:
             assert evaluations.verdict_on_delivery(session, job).is_allowed is True
         report = harness.content(str(done.report_file_id)).decode()
-        assert "**The adapter may be delivered**" in report
-        assert "| exact (string_check) | 0.333 | 1.000 | +0.667" in report
-        assert "cut: answers that ended at max_new_tokens;" in report
+        assert "0.333 | 1.000 | +0.667" in report
 
-    def test_an_adapter_that_is_no_better_is_not_delivered(
-        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
-    ) -> None:
-        ask(promote_if={"grader": "exact"})
-        same = GENERATE.replace("model == 'adapter' or ", "")
-        assert evaluator(harness, tmp_path, *fake(tmp_path, same)).run_next()
-        with transaction(harness.sessions) as session:
-            verdict = evaluations.verdict_on_delivery(session, harness.job(trained))
-        assert verdict.is_allowed is False
-        assert "which is not above" in verdict.reason
-
-    def test_of_a_classification_has_the_true_accuracy_and_confusion(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
-    ) -> None:
-        grader = {"type": "label_accuracy", "name": "label", "reference": "{{ item.label }}"}
-        rows = lines(6, label=lambda n: f"it is {n}" if n < 4 else "it is 0")
-        done = ask(rows, graders=[grader])
-        assert evaluator(harness, tmp_path).run_next()
-        summary = read(harness, done).summary
-        assert summary is not None
-        (label,) = summary["graders"]
-        assert label["adapter"]["mean"] == pytest.approx(4 / 6)
-        assert label["confusion"]["adapter"]["labels"] == ["it is 0", "it is 1", "it is 2", "it is 3"]
-        assert label["confusion"]["adapter"]["counts"] == [
-            [1, 0, 0, 0, 2], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]
-        ]  # fmt: skip
-
-    def test_a_large_file_is_sampled_and_says_so(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
-        evaluation = ask(lines(300), max_rows=20)
-        evaluator(harness, tmp_path).run_next()
-        done = read(harness, evaluation)
-        assert done.summary is not None
-        assert (done.summary["rows"], done.summary["rows_in_file"]) == (20, 300)
-        assert any("20 of 300 rows were selected" in text for text in done.summary["warnings"])
-        numbers = [json.loads(line)["line"] for line in harness.content(str(done.results_file_id)).splitlines()]
-        assert numbers == sorted(numbers)
-        assert numbers[-1] > 150
-
-    def test_warns_of_empty_expected_answers_and_of_cut_answers(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
+    def test_empty_expected_answers_and_cut_answers_are_warnings(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, reviewed: Reviewed
     ) -> None:
         evaluation = ask(lines(3) + b'{"prompt": "x", "completion": ""}\n')
         evaluator(harness, tmp_path, *fake(tmp_path, GENERATE.replace("'is_cut': False", "'is_cut': True"))).run_next()
         done = read(harness, evaluation)
         assert done.summary is not None
         first, *cut = done.summary["warnings"]
-        assert first == "1 rows have an empty expected answer (lines 4)."
+        reviewed(first)
         assert len(cut) == 2
 
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("content", "options", "text"),
+        ("content", "options"),
         [
-            (b'{"x": 1}\n', {}, 'Line 1: expected "messages" or "prompt"; found the keys "x".'),
-            (b"not json\n", {}, "Line 1: not valid JSON"),
-            (b"a,b\n1,2\n", {}, 'Line 1: a CSV with the columns "a", "b"'),
-            (b"\n", {}, "The evaluation file has no rows."),
-            (
-                b'{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n',
-                {},
-                'Line 2: for the grader "exact" there is no {{ item.reference_answer }}; item has: prompt.',
-            ),
-            (
-                b'{"prompt": "' + b"long " * 200 + b'", "completion": "b"}\n',
-                {},
-                "with max_new_tokens at most 256 fit into the context of the base model",
-            ),
-            (
-                b'{"prompt": "a", "completion": "b"}\n',
-                {"graders": [{"type": "json_fields", "name": "json"}]},
-                'for the grader "json" the expected answer must be a JSON object',
-            ),
-            (
-                b'{"prompt": "a", "completion": "b"}\n',
-                {"graders": [{"type": "label_accuracy", "name": "label", "labels": ["x", "y"]}]},
-                'for the grader "label" the expected label "b" is not among its labels',
-            ),
-            (
-                lines(1, tools=[{"type": "function", "function": {"name": "look_up"}}]),
-                {},
-                "Line 1: the model's chat template does not print tools",
-            ),
+            (b'{"x": 1}\n', {}),
+            (b'{"prompt": "a", "completion": "b"}\n', {"graders": [{"type": "json_fields", "name": "json"}]}),
+            (b'{"prompt": "' + b"long " * 200 + b'", "completion": "b"}\n', {}),
+            (lines(1, tools=[{"type": "function", "function": {"name": "look_up"}}]), {}),
         ],
-        ids=[
-            "other shape", "not JSON", "a table", "no rows", "no field", "too long", "no JSON answer", "unknown label",
-            "tools",
-        ],
-    )  # fmt: skip
-    def test_fails_with_the_line_before_anything_is_generated(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, content: bytes, options: dict[str, Any], text: str
+        ids=["other shape", "no JSON answer", "too long", "tools"],
+    )
+    def test_a_bad_file_fails_the_evaluation_before_anything_is_generated(
+        self,
+        harness: WorkerHarness,
+        ask: Ask,
+        tmp_path: Path,
+        reviewed: Reviewed,
+        content: bytes,
+        options: dict[str, Any],
     ) -> None:
         evaluation = ask(content, **options)
         assert evaluator(harness, tmp_path, *fake(tmp_path, "raise SystemExit('not expected')")).run_next()
         done = read(harness, evaluation)
         assert (done.state, done.error_code) == ("failed", "invalid_evaluation_file")
-        assert text in str(done.error_message)
+        reviewed(str(done.error_message))
 
-    def test_names_the_first_problems_of_many(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
+    def test_a_bad_file_names_its_first_problems(
+        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, reviewed: Reviewed
+    ) -> None:
         evaluation = ask(b'{"x": 1}\n' * 50)
         evaluator(harness, tmp_path).run_next()
-        assert "These are the first 10 of 50 problems." in str(read(harness, evaluation).error_message)
+        reviewed(str(read(harness, evaluation).error_message))
 
 
 class TestFailures:
@@ -305,7 +245,6 @@ class TestFailures:
             assert runner.run_next()
         done = read(harness, evaluation)
         assert (done.state, done.error_code) == ("failed", "server_error")
-        assert "gave up after 3 attempts" in str(done.error_message)
         with transaction(harness.sessions) as session:
             assert evaluations.verdict_on_delivery(session, harness.job(trained)).is_allowed is True  # no promote_if
 
@@ -324,14 +263,6 @@ class TestFailures:
         runner = evaluator(harness, tmp_path, *fake(tmp_path, GENERATE.replace("in prompts:", "in prompts[1:]:")))
         assert runner.run_next()
         assert read(harness, evaluation).state == "queued"
-
-    def test_a_base_model_that_was_removed_is_named(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
-        evaluation = ask()
-        with transaction(harness.sessions) as session:
-            session.delete(session.get_one(BaseModelRow, "tiny"))
-        evaluator(harness, tmp_path).run_next()
-        done = read(harness, evaluation)
-        assert (done.state, done.error_code) == ("failed", "model_unavailable")
 
     def test_a_cancel_kills_the_generation_and_stores_nothing(
         self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
@@ -352,18 +283,6 @@ class TestFailures:
         assert job.evaluation is not None
         assert job.evaluation["status"] == "cancelled"
         assert list(harness.resources.settings.work_dir.rglob("prompts.jsonl")) == []
-
-    def test_a_stopping_worker_queues_it_again(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
-        evaluation = ask()
-        started = tmp_path / "started"
-        slow = f"Path({str(started)!r}).touch(); time.sleep(60)"
-        thread = threading.Thread(target=evaluator(harness, tmp_path, *fake(tmp_path, slow)).run_next)
-        thread.start()
-        until(started.exists, "the generation")
-        harness.resources.stop.set()
-        thread.join(20)
-        done = read(harness, evaluation)
-        assert (done.state, done.crash_streak, done.lease_owner) == ("queued", 0, None)
 
 
 class TestLeases:

@@ -147,7 +147,7 @@ class TestUsage:
 
 
 class TestQueue:
-    def test_shows_the_evaluation_of_the_project_and_hides_it_from_others(
+    def test_the_queue_shows_the_evaluation_of_the_project_and_hides_it_from_others(
         self, harness: WorkerHarness, evaluation: Evaluation
     ) -> None:
         def shown(project_id: str, is_admin: bool = False) -> list[tuple[str, str]]:

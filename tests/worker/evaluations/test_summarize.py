@@ -91,7 +91,7 @@ def test_the_selected_rows_fit_into_memory(tmp_path: Path, monkeypatch: pytest.M
     content = lines(["other"] * 50)
     monkeypatch.setattr(worker.evaluations.prepare, "MAX_ROWS_BYTES", len(content) // 2)
     settings = settings_of(max_new_tokens=8)
-    with pytest.raises(InvalidEvaluationFile, match="Line 26: the evaluated rows have more than"):
+    with pytest.raises(InvalidEvaluationFile, match="Line 26"):
         read(renderer, settings, content)
 
 
@@ -100,5 +100,5 @@ def test_the_summary_names_at_most_100_fields(tmp_path: Path) -> None:
     content = lines([json.dumps({f"{number}": 0, f"b{number}": 0}) for number in range(51)])
     grader = {"type": "json_fields", "name": "json", "reference": "{{ item.label }}"}
     settings = settings_of(max_new_tokens=8, graders=[grader])
-    with pytest.raises(InvalidEvaluationFile, match="102 different fields in the file; at most 100"):
+    with pytest.raises(InvalidEvaluationFile, match="102 different fields"):
         read(renderer, settings, content)

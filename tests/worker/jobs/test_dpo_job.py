@@ -1,15 +1,8 @@
-"""A DPO job in the worker: the trainer's spec, events and results."""
+"""A DPO job in the worker: events and results."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from app.db.engine import transaction
-from app.db.tables import Job
 from app.domain.jobs.events import Metric, results_csv
-from app.domain.jobs.spec import TrainerSpec
-from tests.worker.worker_harness import WorkerHarness
-from worker.jobs.prepare import Inputs, load_inputs, trainer_spec
 from worker.jobs.record_writer import metric_data
 
 
@@ -27,28 +20,6 @@ def measured(**values: float | None) -> Metric:
         eta_seconds=1.0,
         **values,
     )
-
-
-def spec_of(harness: WorkerHarness, job: Job, inputs: Inputs) -> TrainerSpec:
-    return trainer_spec(harness.resources.settings, job, inputs, (), Path("training.jsonl"), None, None)
-
-
-class TestSpec:
-    def test_the_spec_has_the_method_and_beta(self, harness: WorkerHarness) -> None:
-        body = {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}}}
-        job = harness.create_job(body=body)
-        with transaction(harness.sessions) as session:
-            row = session.get_one(Job, job.id)
-            spec = spec_of(harness, row, load_inputs(session, row, "cpu"))
-        assert spec.run.method == "dpo"
-        assert spec.run.hyperparameters.beta == 0.3
-
-    def test_the_spec_of_another_job_is_supervised(self, harness: WorkerHarness) -> None:
-        job = harness.create_job()
-        with transaction(harness.sessions) as session:
-            row = session.get_one(Job, job.id)
-            spec = spec_of(harness, row, load_inputs(session, row, "cpu"))
-        assert (spec.run.method, spec.run.hyperparameters.beta) == ("supervised", None)
 
 
 class TestMetrics:

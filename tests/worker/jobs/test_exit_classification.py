@@ -9,6 +9,7 @@ import pytest
 
 from app.domain.jobs.events import Done, Failed, Stopped
 from app.domain.jobs.states import JobState, Reason
+from tests.sentences import Reviewed
 from worker.jobs.exit_classification import TrainerExit, classify_exit
 
 DONE = Done(run_id="r", step=4, trained_tokens=400, directory="d")
@@ -91,9 +92,6 @@ def test_the_message_of_a_crash_names_the_exit_code_or_signal(exit_code: int | N
     assert classify_exit(TrainerExit(exit_code=exit_code)).message == text
 
 
-def test_a_training_that_its_worker_stopped_without_a_database_says_so_and_what_follows() -> None:
+def test_a_training_that_its_worker_stopped_without_a_database_says_so_and_what_follows(reviewed: Reviewed) -> None:
     ended = TrainerExit(exit_code=75, final=STOPPED, drain_requested=True, self_fenced=True)
-    assert classify_exit(ended).message == (
-        "The worker had no answer from PostgreSQL for too long to keep the job, and stopped the training at step 7; "
-        "the job is queued again and will resume automatically"
-    )
+    reviewed(classify_exit(ended).message)

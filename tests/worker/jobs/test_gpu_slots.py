@@ -13,6 +13,7 @@ from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from tests.deadline import until
+from tests.sentences import Reviewed
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
@@ -35,7 +36,9 @@ def create_job(harness: WorkerHarness, needed_bytes: int) -> Job:
     return job
 
 
-def test_out_of_memory_in_one_slot_leaves_the_other_running(harness: WorkerHarness, tmp_path: Path) -> None:
+def test_out_of_memory_in_one_slot_leaves_the_other_running(
+    harness: WorkerHarness, tmp_path: Path, reviewed: Reviewed
+) -> None:
     first = create_job(harness, 5 * GB)
     go_on = tmp_path / "go on"
     waiting = supervisor(harness, tmp_path, "gpu0", TrainerPlan(steps=2, wait_for=str(go_on)))
@@ -48,9 +51,7 @@ def test_out_of_memory_in_one_slot_leaves_the_other_running(harness: WorkerHarne
     ended = harness.job(second)
     assert (ended.state, ended.reason, ended.crash_streak) == ("queued", "slot_too_small", 0)
     assert ended.needed_cuda_bytes == SLOT.slot_bytes
-    assert harness.messages(second)[-1] == (
-        "The memory of a slot (11.76 GB) was too small; the job is queued for a whole GPU"
-    )
+    reviewed(harness.messages(second)[-1])
     assert harness.job(first).state == "running"
 
     assert not supervisor(harness, tmp_path, "gpu1", TrainerPlan(steps=2)).run_next()  # the GPU is not free as a whole

@@ -234,6 +234,7 @@ class Work:
             lambda session: leases.read_held(session, table, lease),
             lambda session: leases.lock_held(session, table, lease),
             lambda session: leases.update_held(session, table, lease, attempt=99),
+            lambda session: claims.append_event(session, lease, "late"),
         ]
         for write in writes:
             with pytest.raises(FencedError), transaction(self.harness.sessions) as session:

@@ -67,6 +67,13 @@ def test_the_spec_has_whether_the_request_named_a_dtype(harness: WorkerHarness) 
     assert (requested.dtype_is_free, requested.quantization) == (False, QuantizationSpec())
 
 
+def test_the_spec_has_the_method_of_the_job(harness: WorkerHarness) -> None:
+    dpo = spec_of(harness, {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}}}).run
+    assert (dpo.method, dpo.hyperparameters.beta) == ("dpo", 0.3)
+    supervised = spec_of(harness).run
+    assert (supervised.method, supervised.hyperparameters.beta) == ("supervised", None)
+
+
 MATCHED = {
     "rank_pattern": {r"model\.layers\.1\.self_attn\.q_proj": 2},
     "alpha_pattern": {rf"model\.layers\.{number}\.self_attn\.v_proj": 3 for number in (0, 1)},

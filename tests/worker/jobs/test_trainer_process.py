@@ -105,9 +105,11 @@ class TestRecords:
         assert sum(1 for _ in trainer.records()) == 5000
 
     def test_bad_lines_are_counted(self, start) -> None:
-        trainer = start(f"print('what?'); print({message('x')!r}); print('[' * 100000); print('\\xff')")
+        other = message("x").replace("run_id", "run")
+        lines = f"print({other!r}); print('x' * (2 << 20)); print('{{}}')"
+        trainer = start(f"print('what?'); {lines}; print({message('x')!r}); print('[' * 100000); print('\\xff')")
         assert len(list(trainer.records())) == 1
-        assert trainer.bad_lines == 3
+        assert trainer.bad_lines == 6
 
     def test_control_lines_reach_the_trainer(self, start) -> None:
         trainer = start("import sys; print(sys.stdin.readline().strip().replace('command', 'kind'))")

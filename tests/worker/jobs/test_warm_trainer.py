@@ -51,12 +51,17 @@ def make(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         warm.close()
 
 
-def start(warm: WarmTrainer) -> int:
+def start_if_allowed(warm: WarmTrainer) -> int | None:
     with warm.lock() as lock:
         assert lock is not None
         warm.ensure(lock)
-    assert warm.pid is not None
     return warm.pid
+
+
+def start(warm: WarmTrainer) -> int:
+    pid = start_if_allowed(warm)
+    assert pid is not None
+    return pid
 
 
 def is_free(lock_path: Path) -> bool:
@@ -76,49 +81,28 @@ class TestTaking:
             assert str(tmp_path) in record.message
             child.close()
 
-    def test_take_returns_none_if_no_trainer_waits(self, make: Make, tmp_path: Path) -> None:
-        warm = make(WAITS)
-        with warm.lock() as lock:
-            assert lock is not None
-            assert warm.take(tmp_path, RUN) is None
-
     def test_a_waiting_trainer_is_not_started_again(self, make: Make) -> None:
         warm = make(WAITS)
         assert start(warm) == start(warm)
 
-    def test_it_is_not_started_if_it_is_disabled(self, lock_path: Path) -> None:
-        warm = WarmTrainer((sys.executable, "-c", WAITS), lock_path, threads=1, is_enabled=False)
-        with warm.lock() as lock:
-            assert lock is not None
-            warm.ensure(lock)
-        assert warm.pid is None
+    @pytest.mark.parametrize("is_enabled", [False, True], ids=["disabled", "directly after the start of the worker"])
+    def test_no_trainer_is_started_that_may_not_wait(self, lock_path: Path, is_enabled: bool) -> None:
+        warm = WarmTrainer((sys.executable, "-c", WAITS), lock_path, threads=1, is_enabled=is_enabled)
+        assert start_if_allowed(warm) is None
 
-    def test_it_is_not_started_directly_after_a_job(
+    def test_no_trainer_is_started_directly_after_a_job(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         warm = make(WAITS)
         monkeypatch.setattr("worker.jobs.trainer_process.IDLE_SECONDS", 60.0)
         with warm.lock():
             warm.take(tmp_path, RUN)
-        with warm.lock() as lock:
-            assert lock is not None
-            warm.ensure(lock)
-        assert warm.pid is None
-
-    def test_it_is_not_started_directly_after_the_worker(self, lock_path: Path) -> None:
-        warm = WarmTrainer((sys.executable, "-c", WAITS), lock_path, threads=1)
-        with warm.lock() as lock:
-            assert lock is not None
-            warm.ensure(lock)
-        assert warm.pid is None
+        assert start_if_allowed(warm) is None
 
     def test_a_failed_start_leaves_the_lock_free(self, make: Make, lock_path: Path) -> None:
         warm = make(WAITS)
         lock_path.with_suffix(".spare").write_text("in the way")
-        with warm.lock() as lock:
-            assert lock is not None
-            warm.ensure(lock)
-        assert warm.pid is None
+        assert start_if_allowed(warm) is None
         assert is_free(lock_path)
 
 
@@ -135,10 +119,7 @@ class TestDeath:
         warm = make(DIES)
         pid = start(warm)
         until(lambda: not is_alive(pid), "its exit")
-        with warm.lock() as lock:
-            assert lock is not None
-            warm.ensure(lock)
-        assert warm.pid is None
+        assert start_if_allowed(warm) is None
         assert is_free(lock_path)
 
     def test_take_returns_none_if_the_waiting_trainer_has_died(self, make: Make, tmp_path: Path) -> None:
@@ -149,7 +130,9 @@ class TestDeath:
             assert lock is not None
             assert warm.take(tmp_path, RUN) is None
 
-    def test_it_dies_with_the_thread_that_started_it(self, lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_waiting_trainer_dies_with_the_thread_that_started_it(
+        self, lock_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The real program: its death signal follows the slot's thread, and its lock is released."""
         monkeypatch.setattr("worker.jobs.trainer_process.IDLE_SECONDS", 0.0)
         warm = WarmTrainer(TRAINER_COMMAND, lock_path, threads=1)
@@ -177,13 +160,6 @@ class TestLock:
         assert not is_free(lock_path)
         warm.close()
         assert is_free(lock_path)
-
-    def test_its_own_slot_can_acquire_the_lock(self, make: Make) -> None:
-        warm = make(WAITS)
-        start(warm)
-        for _ in range(2):
-            with warm.lock() as lock:
-                assert lock is not None
 
     def test_a_warm_trainer_that_cannot_be_killed_keeps_its_slot(
         self, make: Make, lock_path: Path, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -71,13 +72,40 @@ def setup() -> WatchdogSetup:
     return WatchdogSetup()
 
 
-def test_a_healthy_trainer_is_not_stopped(setup: WatchdogSetup) -> None:
-    assert setup.check() == []
-
-
-def test_the_trainer_of_a_lost_lease_is_killed(setup: WatchdogSetup) -> None:
-    setup.keeper.fenced = True
-    assert setup.check() == ["kill"]
+@pytest.mark.parametrize(
+    ("process", "keeper", "actions"),
+    [
+        ({}, {}, []),
+        ({}, {"fenced": True}, ["kill"]),
+        ({"silent_seconds": 601}, {}, ["kill"]),
+        ({"silent_seconds": 1999, "median_step_seconds": 100}, {}, []),
+        ({"silent_seconds": 2001, "median_step_seconds": 100}, {}, ["kill"]),
+        ({}, {"desired": Desired.PAUSE}, ["pause"]),
+        ({}, {"preempt_requested": True}, ["drain"]),
+        ({}, {"preempt_requested": True, "desired": Desired.PAUSE}, ["pause"]),
+    ],
+    ids=[
+        "healthy",
+        "a lost lease",
+        "silent",
+        "silent for 19 steps",
+        "silent for 20 steps",
+        "a pause",
+        "preemption",
+        "a pause and preemption",
+    ],
+)
+def test_the_watchdog_stops_a_program(
+    setup: WatchdogSetup, process: dict[str, Any], keeper: dict[str, Any], actions: list[str]
+) -> None:
+    """Commands are sent once and have no deadline; a kill is repeated."""
+    vars(setup.process).update(process)
+    vars(setup.keeper).update(keeper)
+    for _ in range(3):
+        setup.check()
+    assert setup.process.actions == (actions if actions != ["kill"] else ["kill"] * 3)
+    assert setup.watchdog.drain_requested_at is None
+    assert setup.watchdog.stalled == ("silent_seconds" in process and actions == ["kill"])
 
 
 def test_without_renewals_it_is_drained_then_killed_before_the_lease_expires(setup: WatchdogSetup) -> None:
@@ -93,19 +121,6 @@ def test_without_renewals_it_is_drained_then_killed_before_the_lease_expires(set
     assert SETTINGS.self_fence_kill_seconds < SETTINGS.lease_ttl_seconds
 
 
-def test_a_silent_trainer_is_killed(setup: WatchdogSetup) -> None:
-    setup.process.silent_seconds = 601
-    assert setup.check() == ["kill"]
-    assert setup.watchdog.stalled
-
-
-def test_twenty_median_steps_of_silence_are_allowed(setup: WatchdogSetup) -> None:
-    setup.process.silent_seconds, setup.process.median_step_seconds = 1999, 100
-    assert setup.check() == []
-    setup.process.silent_seconds = 2001
-    assert setup.check() == ["kill"]
-
-
 def test_a_shutdown_drains_once(setup: WatchdogSetup) -> None:
     setup.stop.set()
     setup.check()
@@ -118,14 +133,6 @@ def test_a_drain_has_a_deadline(setup: WatchdogSetup) -> None:
     setup.check()
     setup.watchdog.drain_requested_at = time.monotonic() - 101
     assert setup.check() == ["drain", "kill"]
-
-
-def test_a_pause_is_sent_once_and_has_no_deadline(setup: WatchdogSetup) -> None:
-    setup.keeper.desired = Desired.PAUSE
-    for _ in range(3):
-        setup.check()
-    assert setup.process.actions == ["pause"]
-    assert setup.watchdog.pause_requested
 
 
 def test_a_shutdown_during_a_pause_drains(setup: WatchdogSetup) -> None:
@@ -153,20 +160,3 @@ def test_a_watchdog_that_fails_kills_the_trainer(setup: WatchdogSetup, monkeypat
         while not setup.process.actions and time.monotonic() < deadline:
             time.sleep(0.01)
     assert "kill" in setup.process.actions
-
-
-def test_preemption_sends_a_drain_command_once_and_has_no_deadline(setup: WatchdogSetup) -> None:
-    setup.keeper.preempt_requested = True
-    setup.watchdog.check()
-    setup.watchdog.check()
-    assert (setup.process.actions, setup.watchdog.preempt_requested, setup.watchdog.drain_requested_at) == (
-        ["drain"],
-        True,
-        None,
-    )
-
-
-def test_a_pause_takes_precedence_over_preemption(setup: WatchdogSetup) -> None:
-    setup.keeper.preempt_requested, setup.keeper.desired = True, Desired.PAUSE
-    setup.watchdog.check()
-    assert setup.process.actions == ["pause"]

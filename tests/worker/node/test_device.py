@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device
 from worker.node import device
-from worker.node.device import GpuMetrics, gpu_problem, parse_readings, unused_gpu_uuids, visible_gpus
+from worker.node.device import GpuMetrics, gpu_problem, unused_gpu_uuids, visible_gpus
 
 OUTPUT = """\
 GPU-1a, NVIDIA H100 80GB HBM3, 37, 20480, 81559, 41, 312.50
@@ -127,29 +126,24 @@ def test_a_worker_without_a_gpu_has_no_problem_of_that_kind() -> None:
     assert gpu_problem(4, "cpu") is None
 
 
-def test_the_output_of_nvidia_smi_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("visible", "uuids"), [(None, {"GPU-1a", "GPU-2b"}), ("1", {"GPU-2b"})])
+def test_a_scrape_returns_the_last_measurement_of_the_visible_gpus(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, uuids: set[str]
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    first, second = parse_readings(OUTPUT)
-    assert (first.uuid, first.name) == ("GPU-1a", "NVIDIA H100 80GB HBM3")
-    assert first.utilization_ratio == pytest.approx(0.37)
-    assert first.used_bytes == 20480 << 20
-    assert first.total_bytes == 81559 << 20
-    assert math.isnan(second.watts)
-
-
-def test_a_worker_exposes_only_the_gpus_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [each.uuid for each in parse_readings(OUTPUT)] == ["GPU-2b"]
-
-
-def test_a_scrape_returns_the_last_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     gpu_metrics = GpuMetrics((sys.executable, "-c", f"print({OUTPUT!r}, end='')"))
     gpu_metrics.join()
-    registry = CollectorRegistry()
-    registry.register(gpu_metrics)
-    labels = {"uuid": "GPU-1a", "gpu": "NVIDIA H100 80GB HBM3"}
-    assert registry.get_sample_value("tunery_gpu_memory_used_bytes", labels) == 20480 << 20
+    seen = {
+        (each.name, sample.labels["uuid"]): sample.value for each in gpu_metrics.collect() for sample in each.samples
+    }
+    assert {uuid for _, uuid in seen} == uuids
+    assert math.isnan(seen["tunery_gpu_power_watts", "GPU-2b"])
+    if visible is None:
+        assert seen["tunery_gpu_utilization_ratio", "GPU-1a"] == pytest.approx(0.37)
+        assert seen["tunery_gpu_memory_used_bytes", "GPU-1a"] == 20480 << 20
+        assert seen["tunery_gpu_memory_bytes", "GPU-1a"] == 81559 << 20
 
 
 def test_without_nvidia_smi_there_are_no_values() -> None:

@@ -15,10 +15,10 @@ from worker.node.resources import StorageOutage
 class Bucket:
     """Fails `failures` times with `error`, then works."""
 
-    def __init__(self, failures: int, number: int = errno.EIO) -> None:
+    def __init__(self, failures: int) -> None:
         self.failures = failures
         self.calls = 0
-        self.error = StorageError(number, "the bucket is away")
+        self.error: OSError = StorageError(errno.EIO, "the bucket is away")
         self.messages: list[str] = []
 
     def put(self) -> str:
@@ -40,8 +40,7 @@ def retry(outage: StorageOutage, bucket: Bucket) -> str:
 def test_an_operation_is_repeated_until_it_succeeds_with_one_message() -> None:
     bucket = Bucket(failures=5)
     assert retry(StorageOutage(threading.Event(), 600), bucket) == "stored"
-    text = "Files cannot be stored: the bucket is away. This is repeated for 10 min; nothing is lost"
-    assert (bucket.calls, bucket.messages) == (6, [text])
+    assert (bucket.calls, len(bucket.messages)) == (6, 1)
 
 
 def test_the_limit_counts_from_the_first_failure_of_any_operation_and_anew_after_a_success() -> None:
@@ -56,18 +55,22 @@ def test_the_limit_counts_from_the_first_failure_of_any_operation_and_anew_after
     assert retry(outage, Bucket(failures=3)) == "stored"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_bucket_is_not_waited_for(number: int) -> None:
-    bucket = Bucket(failures=1, number=number)
-    with pytest.raises(StorageError):
-        retry(StorageOutage(threading.Event(), 600), bucket)
-    assert (bucket.calls, bucket.messages) == (1, [])
-
-
-def test_a_worker_that_stops_does_not_wait() -> None:
+@pytest.mark.parametrize(
+    ("error", "is_stopping"),
+    [
+        (StorageError(errno.ENOSPC, "full"), False),
+        (StorageError(errno.EDQUOT, "full"), False),
+        (FileNotFoundError("gone"), False),
+        (StorageError(errno.EIO, "away"), True),
+    ],
+    ids=["full", "over its quota", "another error", "a worker that stops"],
+)
+def test_an_operation_is_not_repeated(error: OSError, is_stopping: bool) -> None:
     stop, bucket = threading.Event(), Bucket(failures=10**9)
-    stop.set()
-    with pytest.raises(StorageError):
+    bucket.error = error
+    if is_stopping:
+        stop.set()
+    with pytest.raises(type(error)):
         retry(StorageOutage(stop, 600), bucket)
     assert bucket.calls == 1
 
@@ -79,12 +82,4 @@ def test_a_lost_lease_ends_the_wait() -> None:
     bucket = Bucket(failures=10**9)
     with pytest.raises(InterruptedError):
         StorageOutage(threading.Event(), 600).retry(bucket.put, bucket.messages.append, check)
-    assert bucket.calls == 1
-
-
-def test_another_error_is_raised_at_once() -> None:
-    bucket = Bucket(failures=1)
-    bucket.error = FileNotFoundError("gone")  # type: ignore[assignment]
-    with pytest.raises(FileNotFoundError):
-        retry(StorageOutage(threading.Event(), 600), bucket)
     assert bucket.calls == 1

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from app.db.engine import transaction
 from tests.deadline import until
-from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.slot import Slot, try_lock
 from worker.node.worker_node import slot_name
@@ -131,18 +129,6 @@ def test_it_stops_when_stop_is_set(harness: WorkerHarness, make_slot: Callable[[
     slot.run_until_idle()  # a hint after the stop returns, too
 
 
-def test_jobs_of_its_previous_incarnation_are_reaped_at_once(
-    harness: WorkerHarness, make_slot: Callable[[], Slot]
-) -> None:
-    job, other = harness.create_queued_job(), harness.create_queued_job()
-    harness.claim(f"{NAME}#dead")
-    harness.claim("gpu0@test-too#dead")
-    make_slot()
-    until(lambda: harness.job(job).state == "queued", "the reaping")
-    assert harness.job(job).reason == "worker_lost"
-    assert harness.job(other).state == "running"
-
-
 def test_a_second_process_of_a_slot_waits_for_the_first(
     harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]
 ) -> None:
@@ -158,31 +144,6 @@ def test_a_second_process_of_a_slot_waits_for_the_first(
     assert harness.job(job).state == "queued"
 
 
-def test_a_jobs_owner_is_this_incarnation_of_the_slot(harness: WorkerHarness) -> None:
-    slots = [Slot(harness.resources, "gpu", NAME, lambda owner: lambda: False) for _ in range(2)]
-    assert all(slot.owner.startswith(f"{NAME}#") for slot in slots)
-    assert slots[0].owner != slots[1].owner
-
-
 def test_slots_of_one_process_have_different_names() -> None:
     assert slot_name("gpu", "gpu0@host") == "gpu0@host"
     assert slot_name("cpu", "gpu0@host") == "cpu.gpu0@host"
-
-
-def test_concurrent_slots_share_the_jobs_and_train_each_once(harness: WorkerHarness, tmp_path: object) -> None:
-    jobs = [harness.create_queued_job() for _ in range(6)]
-    plan = TrainerPlan(steps=2)
-
-    def work_through(owner: str) -> None:
-        supervisor = harness.supervisor(plan, owner)
-        supervisor.trainer_lock = harness.trainer_lock.with_name(owner)
-        while supervisor.run_next():
-            pass
-
-    threads = [threading.Thread(target=work_through, args=(f"gpu{n}@test#1",)) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    with transaction(harness.sessions):
-        assert [(harness.job(job).state, harness.job(job).train_attempts) for job in jobs] == [("succeeded", 1)] * 6

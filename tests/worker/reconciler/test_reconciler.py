@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import threading
 import time
 from pathlib import Path
 
@@ -15,13 +14,12 @@ from sqlalchemy import text, update
 
 from app.db import files
 from app.db.engine import transaction
-from app.db.jobs import checkpoints, claims, leases
+from app.db.jobs import checkpoints, leases
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
 from app.job_queue import Queue
 from tests.factories import make_file, make_succeeded_job, put_bytes
-from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import ADVISORY_LOCK, Reconciler
@@ -40,51 +38,6 @@ def expire(harness: WorkerHarness, job: Job, seconds_ago: float = 0.0) -> None:
         session.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=ago))
 
 
-class TestReaping:
-    def test_a_job_whose_lease_expired_is_queued_again_with_an_event(
-        self, harness: WorkerHarness, reconciler: Reconciler
-    ) -> None:
-        job = harness.create_queued_job()
-        harness.claim("gpu0@test#1")
-        expire(harness, job)
-        assert reconciler.reap() == 1
-        lost = harness.job(job)
-        assert (lost.state, lost.reason, lost.crash_streak, lost.lease_owner) == ("queued", "worker_lost", 1, None)
-        event = harness.events(job)[-1]
-        text = "The worker gpu0@test#1 was lost; the job is queued again"
-        assert (event.level, event.message) == ("warn", text)
-
-    def test_a_valid_lease_is_not_reaped(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
-        harness.create_queued_job()
-        harness.claim()
-        assert reconciler.reap() == 0
-
-    def test_a_lost_validation_is_queued_for_validation(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
-        job = harness.create_job()
-        with transaction(harness.sessions) as session:
-            claims.claim(session, "validate", "cpu0@test#1", 60)
-        expire(harness, job)
-        reconciler.reap()
-        assert (harness.job(job).state, harness.job(job).lease_owner) == ("validating_files", None)
-
-    def test_a_lost_job_with_a_pause_request_is_paused(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
-        job = harness.create_queued_job()
-        harness.claim()
-        with transaction(harness.sessions) as session:
-            session.get_one(Job, job.id).desired = "pause"
-        expire(harness, job)
-        reconciler.reap()
-        assert harness.job(job).state == "paused"
-
-    def test_the_job_then_succeeds_with_another_worker(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
-        job = harness.create_queued_job()
-        harness.claim("gpu0@dead#1")
-        expire(harness, job)
-        reconciler.reap()
-        harness.run_next_job(TrainerPlan(steps=2), owner="gpu0@alive#1")
-        assert harness.job(job).state == "succeeded"
-
-
 class TestSeveralReconcilers:
     def test_only_one_reconciler_works_at_a_time(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         with harness.resources.engine.connect() as other:
@@ -93,19 +46,6 @@ class TestSeveralReconcilers:
             other.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
         assert reconciler.round() is True
         assert Reconciler(harness.resources).round() is True
-
-    def test_a_job_is_reaped_once(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        harness.claim()
-        expire(harness, job)
-        event_count = len(harness.events(job))
-        several = [Reconciler(harness.resources) for _ in range(4)]
-        threads = [threading.Thread(target=each.reap) for each in several]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(harness.events(job)) == event_count + 1
 
     def test_a_failed_round_does_not_end_the_loop(
         self, harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
@@ -229,14 +169,6 @@ class TestCleanup:
         with pytest.raises(FileNotFoundError):
             harness.resources.storage.stat("snapshot/of/ended")
         assert harness.resources.storage.stat("snapshot/of/alive")
-
-    def test_staged_files_are_deleted_after_an_hour(self, harness: WorkerHarness) -> None:
-        staging = harness.resources.storage.staging
-        (staging / "old").write_bytes(b"x")
-        os.utime(staging / "old", (time.time() - 3700, time.time() - 3700))
-        (staging / "fresh").write_bytes(b"x")
-        cleanup.delete_staged_files(staging)
-        assert [path.name for path in staging.iterdir()] == ["fresh"]
 
     def test_work_directories_of_ended_attempts_are_emptied_except_for_logs(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()

@@ -18,6 +18,7 @@ from app.domain.jobs.spec import DataParameters
 from app.system.tokenizer_files import load_renderer
 from tests.deadline import until
 from tests.factories import chat_lines
+from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base, panic_at_many_a
 from tests.worker.worker_harness import WorkerHarness
 from worker.validation import Validator
@@ -53,7 +54,6 @@ class TestGoodFiles:
         queued = validate(harness, job)
         assert (queued.state, queued.lease_owner, queued.attempt, queued.train_attempts) == ("queued", None, 1, 0)
         event = harness.events(job)[-1]
-        assert event.message == "Files validated, moving job to queued state"
         # One token a byte: 1 + 10 + 1 + 1 for a question, 1 + 10 + 7 + 1 + 1 for an answer, 2 more with 10 and with 11;
         # trained are the answer's text and its end token.
         assert event.data == {"examples": 12, "tokens": 400, "labelled_tokens": 98, "cut": 0, "empty": 0}
@@ -61,17 +61,7 @@ class TestGoodFiles:
     def test_the_validation_file_is_counted_separately(self, harness: WorkerHarness) -> None:
         job = harness.create_job(chat_lines(12), validation=chat_lines(3))
         assert validate(harness, job).state == "queued"
-        assert harness.messages(job)[1].startswith("Validating training file: file-")
-        assert " and validation file: file-" in harness.messages(job)[1]
         assert harness.events(job)[-1].data["validation"]["examples"] == 3
-
-    def test_a_byte_order_mark_and_blank_lines_are_allowed(self, harness: WorkerHarness) -> None:
-        job = harness.create_job(b"\xef\xbb\xbf" + chat_lines(10).replace(b"\n", b"\r\n\r\n"))
-        assert validate(harness, job).state == "queued"
-
-    def test_prompts_and_completions_are_examples_too(self, harness: WorkerHarness) -> None:
-        job = harness.create_job(jsonl(*({"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(10))))
-        assert validate(harness, job).state == "queued"
 
     def test_a_hint_for_the_gpu_queue_leaves_after_the_commit(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
@@ -83,9 +73,6 @@ class TestGoodFiles:
         )
         validate(harness, job)
         assert sent == [("gpu", "queued")]
-
-    def test_run_next_returns_false_if_no_job_is_due(self, harness: WorkerHarness) -> None:
-        assert Validator(harness.resources, "cpu0@test#1").run_next() is False
 
 
 DPO = {"method": {"type": "dpo"}}
@@ -102,29 +89,9 @@ class TestMethods:
         pairs = [pair(f"{n}", "yes", "no") for n in range(10)]
         job = harness.create_job(jsonl(*pairs, pair("a", "same", "same"), pair("y" * 600, "beyond", "it")), body=DPO)
         assert validate(harness, job).state == "queued"
-        assert warnings_of(harness, job) == [
-            "Training file: examples longer than context_length (512 tokens), truncated at their end: 1 (line 12). "
-            "Shorten them, or raise hyperparameters.context_length",
-            "Training file: pairs without two different answers, which do not contribute: 2 (lines 11, 12)",
-        ]
         data = harness.events(job)[-1].data
         assert (data["examples"], data["empty"]) == (12, 2)
         assert data["labelled_tokens"] == 10 * (4 + 3)
-
-    @pytest.mark.parametrize(
-        ("content", "body", "expected"),
-        [
-            (chat_lines(12), DPO, 'chat messages for the method "supervised"'),
-            (jsonl(*[pair("a", "b", "c")] * 12), {}, 'a preference pair for the method "dpo"'),
-        ],
-        ids=["chat", "pairs"],
-    )
-    def test_a_file_for_the_other_method_fails_the_job(
-        self, harness: WorkerHarness, content: bytes, body: dict[str, object], expected: str
-    ) -> None:
-        failed = validate(harness, harness.create_job(content, body=body))
-        assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
-        assert expected in str(failed.error_message)
 
     def test_a_long_text_is_split_without_loss(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(*[{"text": "x" * 1200}] * 10))
@@ -136,31 +103,25 @@ class TestMethods:
 
 class TestBadFiles:
     @pytest.mark.parametrize(
-        ("line", "reason"),
+        ("files", "body", "code"),
         [
-            ({"messages": [{"content": "hi"}, GOOD["messages"][1]]}, "message 1 has no role"),
-            (
-                {"messages": [{"role": "robot", "content": "hi"}, GOOD["messages"][1]]},
-                'message 1 has the unknown role "',
-            ),
-            ({"messages": GOOD["messages"][:1]}, 'the last message is from "user", but it must be from "assistant"'),
-            ({"messages": [*GOOD["messages"], {"role": "assistant"}]}, "message 3 (assistant): an assistant message"),
-            ({"messages": GOOD["messages"], "lable": 1}, 'contains an extra key "lable"'),
-            ({"texts": "hi"}, "unexpected format"),
-            (chat("a", "b", weight=2), "message 2 (assistant): weight"),
+            ((jsonl(*[GOOD] * 10, {"texts": "hi"}),), {}, "invalid_training_file"),
+            ((chat_lines(12),), DPO, "invalid_training_file"),
+            ((jsonl(*[pair("a", "b", "c")] * 12),), {}, "invalid_training_file"),
+            ((jsonl(*[chat("a", "b", weight=0)] * 10),), {}, "invalid_training_file"),
+            ((jsonl(*[pair("hi", "ho", "ho")] * 10),), DPO, "invalid_training_file"),
+            ((chat_lines(9),), {}, "invalid_n_examples"),
+            ((chat_lines(12), jsonl({"messages": []})), {}, "invalid_validation_file"),
         ],
-        ids=["no role", "unknown role", "last not assistant", "nothing said", "extra key", "no format", "weight 2"],
+        ids=["no format", "chat", "pairs", "nothing to train on", "equal answers", "nine examples", "validation file"],
     )
-    def test_the_job_fails_with_the_line_and_the_reason(
-        self, harness: WorkerHarness, line: object, reason: str
+    def test_a_file_that_cannot_be_used_fails_the_job(
+        self, harness: WorkerHarness, reviewed: Reviewed, files: tuple[bytes, ...], body: dict[str, object], code: str
     ) -> None:
-        job = harness.create_job(jsonl(*[GOOD] * 10, line))
-        failed = validate(harness, job)
-        assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
-        assert failed.error_param == "training_file"
-        assert failed.error_message is not None
-        assert failed.error_message.startswith("The job failed due to an invalid training file. Line 11: ")
-        assert reason in failed.error_message
+        failed = validate(harness, harness.create_job(*files, body=body))
+        param = "validation_file" if len(files) > 1 else "training_file"
+        assert (failed.state, failed.error_code, failed.error_param) == ("failed", code, param)
+        reviewed(str(failed.error_message))
 
     def test_ten_findings_are_in_the_message_and_the_events_data(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(GOOD, *[{"messages": []}] * 12))
@@ -168,81 +129,21 @@ class TestBadFiles:
         event = harness.events(job)[-1]
         assert event.level == "error"
         assert event.message == failed.error_message
-        assert "These are the first 10 of 12 problems." in event.message
         assert [finding["line"] for finding in event.data["findings"]] == list(range(2, 12))
-        assert event.data["findings"][0] == {
-            "line": 2,
-            "code": "invalid_messages",
-            "message": '"messages" is empty, but it must be a list with at least one message',
-        }
+        finding = event.data["findings"][0]
+        assert (finding["line"], finding["code"]) == (2, "invalid_messages")
         assert event.data["total"] == 12
 
     def test_a_file_with_very_many_errors_is_not_read_to_its_end(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(*[{"messages": []}] * 5000))
         validate(harness, job)
         assert harness.events(job)[-1].data["total"] == 100
-        assert "the first 10 of at least 100 problems" in harness.messages(job)[-1]
-
-    def test_nine_examples_are_too_few_with_openais_message(self, harness: WorkerHarness) -> None:
-        failed = validate(harness, harness.create_job(chat_lines(9)))
-        assert (failed.error_code, failed.error_param) == ("invalid_n_examples", "training_file")
-        assert failed.error_message == "Training file has 9 example(s), but must have at least 10 examples"
-
-    def test_an_invalid_validation_file_has_its_own_code(self, harness: WorkerHarness) -> None:
-        failed = validate(harness, harness.create_job(validation=jsonl({"messages": []})))
-        assert (failed.error_code, failed.error_param) == ("invalid_validation_file", "validation_file")
-
-    def test_a_file_without_trained_tokens_fails(self, harness: WorkerHarness) -> None:
-        failed = validate(harness, harness.create_job(jsonl(*[chat("a", "b", weight=0)] * 10)))
-        assert failed.error_code == "invalid_training_file"
-        assert str(failed.error_message).endswith(
-            "No example has a token to train on within 512 tokens: every answer is empty, has weight 0, or "
-            "begins after the truncation. Give an answer weight 1, shorten the prompts, or raise "
-            "hyperparameters.context_length."
-        )
-
-    def test_pairs_without_two_answers_fail_with_a_message_about_pairs(self, harness: WorkerHarness) -> None:
-        pair = {"input": {"messages": [{"role": "user", "content": "hi"}]}}
-        pair |= {key: [{"role": "assistant", "content": "ho"}] for key in ("preferred_output", "non_preferred_output")}
-        failed = validate(harness, harness.create_job(jsonl(*[pair] * 10), body={"method": {"type": "dpo"}}))
-        assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
-        assert "No pair has two different answers within 512 tokens. Give each pair two different" in str(
-            failed.error_message
-        )
 
     def test_a_missing_tokenizer_fails_the_job_and_names_the_operator(self, harness: WorkerHarness) -> None:
         job = harness.create_job()
         (template_file(harness).parent / "tokenizer.json").unlink()
         failed = validate(harness, job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-        assert failed.error_message == (
-            "The base model tiny cannot be used: its tokenizer cannot be read on this worker. The operator can "
-            "register it again: `tunery models add`."
-        )
-
-    def test_a_conversation_that_the_template_refuses_is_a_finding(self, harness: WorkerHarness) -> None:
-        template_file(harness).write_text("{{ raise_exception('no system message, please') }}")
-        failed = validate(harness, harness.create_job())
-        assert (
-            "Lines 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10: the model's chat template refuses this conversation: no system "
-            "message, please. These are the first 10 of 12 problems."
-        ) in str(failed.error_message)
-
-    def test_tools_that_the_template_does_not_render_are_findings(self, harness: WorkerHarness) -> None:
-        tool = {"type": "function", "function": {"name": "weather"}}
-        called = {
-            "role": "assistant",
-            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
-        }
-        examples = [*[GOOD] * 10, {**GOOD, "tools": [tool]}, {"messages": [{"role": "user", "content": "hm"}, called]}]
-        failed = validate(harness, harness.create_job(jsonl(*examples)))
-        assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
-        message = str(failed.error_message)
-        assert (
-            "Line 11: the model's chat template does not print tools, so the tools of this line would be left out"
-            in message
-        )
-        assert "Line 12: message 2: the model's chat template does not print tool calls" in message
 
 
 class TestWarnings:
@@ -251,22 +152,10 @@ class TestWarnings:
         examples += [chat("short", "x" * 600), chat("y" * 600, "beyond"), chat("a", "b", weight=0)]
         job = harness.create_job(jsonl(*examples))
         assert validate(harness, job).state == "queued"
-        assert warnings_of(harness, job) == [
-            "Training file: examples longer than context_length (512 tokens), truncated at their end: 2 (lines 11, "
-            "12). Shorten them, or raise hyperparameters.context_length",
-            "Training file: examples without a token to train on, which do not contribute: 2 (lines 12, 13)",
-        ]
         event = next(event for event in harness.events(job) if event.level == "warn")
         assert event.data == {"code": "cut", "count": 2, "first_lines": [11, 12], "file": job.training_file_id}
         done = harness.events(job)[-1].data
         assert (done["examples"], done["cut"], done["empty"]) == (13, 2, 2)
-
-    def test_only_the_first_ten_lines_are_named(self, harness: WorkerHarness) -> None:
-        rows = [chat("hi", f"{n}") for n in range(10)] + [chat("a", f"{n}", weight=0) for n in range(14)]
-        job = harness.create_job(jsonl(*rows))
-        validate(harness, job)
-        (warning,) = warnings_of(harness, job)
-        assert warning.endswith("14 (lines 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, …)")
 
     def test_the_job_has_the_warnings_of_its_events(self, harness: WorkerHarness) -> None:
         special = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a"}]}
@@ -285,9 +174,6 @@ class TestWarnings:
             ("overlap", job.validation_file_id, 2, [2, 3]),
         ]
         assert [each["message"] for each in done.warnings] == warnings_of(harness, job)
-        assert done.warnings[3]["message"].startswith(
-            "Validation file: rows of the validation file that are also in the training file: 2 (lines 2, 3) of 3 "
-        )
 
     def test_the_warnings_are_those_of_the_successful_attempt(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
@@ -307,16 +193,6 @@ class TestWarnings:
             session.get_one(Job, job.id).warnings = [ignored]
         assert [each["code"] for each in validate(harness, job).warnings] == ["without_effect", "duplicate_rows"]
 
-    def test_a_valid_file_gives_no_warning(self, harness: WorkerHarness) -> None:
-        job = harness.create_job()
-        validate(harness, job)
-        assert [event.level for event in harness.events(job)] == ["info"] * 3
-
-    def test_the_context_length_is_that_of_the_job(self, harness: WorkerHarness) -> None:
-        job = harness.create_job(chat_lines(12), body={"hyperparameters": {"context_length": 30}})
-        validate(harness, job)
-        assert harness.events(job)[-1].data["cut"] == 12
-
 
 class TestLineRules:
     """A job keeps the line rules of its creation."""
@@ -329,9 +205,6 @@ class TestLineRules:
     def test_a_new_job_rejects_lines_that_would_lose_content(self, harness: WorkerHarness) -> None:
         failed = validate(harness, harness.create_job(self.two_calls()))
         assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
-        message = str(failed.error_message)
-        assert "message 2 (assistant): has both content and refusal, of which only one is trained" in message
-        assert "These are the first 10 of 11 problems." in message
 
     def test_an_older_job_is_validated_with_its_line_rules(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
@@ -392,8 +265,7 @@ class TestInterruptions:
         monkeypatch.setattr(harness.resources.storage, "open", missing)
         waiting = validate(harness, job)
         assert (waiting.state, waiting.reason, waiting.crash_streak) == ("validating_files", "storage_unavailable", 0)
-        text = "The files could not be read: Input/output error; the validation will be retried"
-        assert harness.messages(job)[-1] == text
+        assert "/data" not in harness.messages(job)[-1]
 
     def test_an_internal_error_is_retried_three_times(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
@@ -425,14 +297,12 @@ class TestHostileModels:
         template_file(harness).write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
         failed = validate(harness, job)
         assert (failed.state, failed.error_code, failed.error_param) == ("failed", "model_unavailable", "model")
-        assert "its chat template takes more than" in str(failed.error_message)
 
     def test_a_text_at_which_the_tokenizer_fails_is_a_finding(self, harness: WorkerHarness) -> None:
         job = harness.create_job(chat_lines(12) + jsonl(chat("a" * 300 + "!", "b")))
         panic_at_many_a(template_file(harness).parent)
         failed = validate(harness, job)
         assert failed.error_code == "invalid_training_file"
-        assert "Line 13: the model's tokenizer fails at the text" in str(failed.error_message)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_receiver_that_is_gone_turns_the_webhook_off(
     with ThreadPoolExecutor(1) as pool:
         sender.round(pool)
     with transaction(harness.sessions) as session:
-        assert operator.off_reason(session) == "it responded with 410 Gone"
+        assert "410" in str(operator.off_reason(session))
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -31,6 +28,7 @@ from app.settings import Settings
 from tests.deadline import until
 from tests.factories import expire_leases, make_project, make_webhook_endpoint, reap_expired
 from tests.receiver import Receiver, receiving
+from tests.sentences import Reviewed
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.resources import Resources
@@ -103,26 +101,6 @@ def deliver_due(sender: WebhookSender) -> int:
     return done
 
 
-def set_host_clock(monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
-    """Set what the sender reads as the time; signatures and a Retry-After that is a date need one."""
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime.now(tz) + timedelta(seconds=step_seconds)
-
-    real_time = time.time
-    monkeypatch.setattr(time, "time", lambda: real_time() + step_seconds)
-    monkeypatch.setattr("worker.webhooks.sender.datetime", Clock)
-
-
-def answer_limited(date: str, until: str, handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response_only(429)
-    for name, value in (("Date", date), ("Retry-After", until), ("Content-Length", "0")):
-        handler.send_header(name, value)
-    handler.end_headers()
-
-
 def reap(sessions: Sessions) -> None:
     """End the leases of senders that were killed, as the reconciler does once they have expired."""
     with transaction(sessions) as session:
@@ -143,7 +121,7 @@ def seconds_until_next(sessions: Sessions) -> float:
 
 
 class TestOutbox:
-    def test_it_has_every_state_change_of_a_job_in_order(self, harness: WorkerHarness) -> None:
+    def test_the_outbox_has_every_state_change_of_a_job_in_order(self, harness: WorkerHarness) -> None:
         make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=2))
@@ -152,22 +130,13 @@ class TestOutbox:
         assert all(row.data == {"id": job.id} for row in rows)
         assert len({row.event_id for row in rows}) == 3
 
-    def test_it_has_state_changes_made_by_the_api(self, harness: WorkerHarness) -> None:
-        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
-        job = harness.create_queued_job()
-        for move in (jobs.pause, jobs.resume, jobs.cancel):
-            with transaction(harness.sessions) as session:
-                move(session, harness.project.id, job.id)
-        states = [row.event_type.rpartition(".")[2] for row in outbox(harness.sessions)]
-        assert states == ["queued", "paused", "queued", "cancelled"]
-
-    def test_it_has_only_event_types_of_an_endpoint(self, harness: WorkerHarness) -> None:
+    def test_the_outbox_has_only_event_types_of_an_endpoint(self, harness: WorkerHarness) -> None:
         endpoint = make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [SUCCEEDED])
         harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=1))
         assert [(row.event_type, row.endpoint_id) for row in outbox(harness.sessions)] == [(SUCCEEDED, endpoint.id)]
 
-    def test_it_is_empty_without_an_endpoint(self, harness: WorkerHarness) -> None:
+    def test_the_outbox_is_empty_without_an_endpoint(self, harness: WorkerHarness) -> None:
         with transaction(harness.sessions) as session:
             other = make_project(session, "other")
         make_endpoint(harness.sessions, other, "https://hooks.example.com/")
@@ -176,7 +145,7 @@ class TestOutbox:
         harness.run_next_job(TrainerPlan(steps=1))
         assert outbox(harness.sessions) == []
 
-    def test_it_has_nothing_of_a_rolled_back_transaction(self, harness: WorkerHarness) -> None:
+    def test_the_outbox_has_nothing_of_a_rolled_back_transaction(self, harness: WorkerHarness) -> None:
         make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [CANCELLED])
         job = harness.create_queued_job()
         with harness.sessions() as session:
@@ -281,27 +250,6 @@ class TestRetries:
         deliver_due(sender)
         assert 3590 < seconds_until_next(sessions) <= 3600
 
-    @pytest.mark.parametrize("step_seconds", [7200.0, -7200.0], ids=["ahead", "behind"])
-    def test_a_clock_of_this_host_that_is_set_changes_no_retry(
-        self,
-        sender: WebhookSender,
-        receiver: Receiver,
-        sessions: Sessions,
-        project: Project,
-        monkeypatch: pytest.MonkeyPatch,
-        step_seconds: float,
-    ) -> None:
-        set_host_clock(monkeypatch, step_seconds)
-        date, later = "Wed, 25 Nov 2026 12:00:00 GMT", "Wed, 25 Nov 2026 13:00:00 GMT"
-        receiver.answers = [500, partial(answer_limited, date, later)]
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        assert deliver_due(sender) == 1
-        assert 4 < seconds_until_next(sessions) <= 6
-        make_due(sessions)
-        assert deliver_due(sender) == 1
-        assert 3590 < seconds_until_next(sessions) <= 3600
-
     def test_the_tenth_try_is_the_last(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
@@ -341,7 +289,7 @@ class TestRetries:
 
 class TestDisabledEndpoints:
     def test_410_disables_the_endpoint_and_is_announced_to_the_others(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project, reviewed: Reviewed
     ) -> None:
         receiver.answers = [410]
         disabled = make_endpoint(sessions, project, receiver.url, [CANCELLED])
@@ -349,16 +297,14 @@ class TestDisabledEndpoints:
         announce(sessions, project)
         deliver_due(sender)
         now = endpoint_now(sessions, disabled)
-        assert (now.enabled, now.disabled_reason) == (False, "it responded with 410 Gone")
-        assert json.loads(receiver.received[1].body)["data"] == {
-            "id": disabled.id,
-            "reason": "it responded with 410 Gone",
-        }
+        assert not now.enabled
+        reviewed(now.disabled_reason)
+        assert json.loads(receiver.received[1].body)["data"] == {"id": disabled.id, "reason": now.disabled_reason}
         announce(sessions, project)
         assert deliver_due(sender) == 0
 
     def test_five_days_of_failures_disable_the_endpoint_and_a_success_resets_them(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project, reviewed: Reviewed
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
         receiver.answers = [500, 204, 500, 500]
@@ -370,7 +316,8 @@ class TestDisabledEndpoints:
         assert endpoint_now(sessions, endpoint).enabled
         self._fail(sender, sessions, project, days=5)
         now = endpoint_now(sessions, endpoint)
-        assert (now.enabled, now.disabled_reason) == (False, "every delivery has failed for 5.0 days")
+        assert not now.enabled
+        reviewed(now.disabled_reason)
 
     def test_queued_deliveries_are_sent_after_the_endpoint_is_enabled(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
@@ -410,19 +357,6 @@ class TestCrashes:
         sender.deliver(dead)  # it was only suspended: its outcome is not recorded any more
         assert [attempt.attempt for attempt in log(sessions)] == [2]
 
-    def test_an_earlier_attempt_does_not_end_a_delivery_that_is_to_be_retried(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        (earlier,) = claim(sessions)
-        receiver.answers = [500]
-        assert deliver_due(sender) == 0
-        reap(sessions)
-        assert deliver_due(sender) == 1
-        sender.deliver(earlier)
-        assert ([attempt.attempt for attempt in log(sessions)], outbox(sessions)[0].state) == ([2], "pending")
-
     def test_deleting_an_endpoint_during_a_delivery_deletes_its_deliveries(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
@@ -436,18 +370,6 @@ class TestCrashes:
 
 
 class TestSeveralSenders:
-    def test_several_senders_send_each_delivery_once(
-        self, resources: Resources, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        for _ in range(3):
-            make_endpoint(sessions, project, receiver.url)
-        for n in range(10):
-            announce(sessions, project, job_id=f"ftjob-{n}")
-        with ThreadPoolExecutor(4) as pool:
-            assert sum(pool.map(lambda _: deliver_due(WebhookSender(resources)), range(4))) == 30
-        assert len(receiver.received) == 30
-        assert {row.attempt for row in outbox(sessions)} == {1}
-
     def test_a_slow_endpoint_does_not_delay_others(
         self, resources: Resources, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
@@ -505,15 +427,6 @@ class TestRetention:
             assert session.scalar(select(func.count()).select_from(idempotency.IdempotencyKey)) == 0
 
 
-def test_the_timestamp_is_wall_clock_time(
-    sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-) -> None:
-    make_endpoint(sessions, project, receiver.url)
-    announce(sessions, project)
-    deliver_due(sender)
-    assert abs(int(receiver.received[0].headers["webhook-timestamp"]) - time.time()) < 60
-
-
 class TestEncryptedSecrets:
     KEY = Fernet.generate_key().decode()
 
@@ -525,7 +438,7 @@ class TestEncryptedSecrets:
         with transaction(sessions) as session:
             return make_webhook_endpoint(session, project.id, url, [CANCELLED], secret, [key])
 
-    def test_sign_as_they_were_given(
+    def test_an_encrypted_secret_signs_as_it_was_given(
         self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver
     ) -> None:
         secret = new_secret()
@@ -536,7 +449,7 @@ class TestEncryptedSecrets:
         openai.OpenAI(api_key="x", webhook_secret=secret).webhooks.verify_signature(message.body, message.headers)
 
     def test_a_lost_key_disables_its_endpoint_with_the_reason_and_no_other(
-        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver
+        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver, reviewed: Reviewed
     ) -> None:
         lost = self.endpoint(sessions, project, receiver.url, new_secret(), Fernet.generate_key().decode())
         kept = self.endpoint(sessions, project, receiver.url, new_secret(), self.KEY)
@@ -547,7 +460,7 @@ class TestEncryptedSecrets:
             assert session.get_one(WebhookEndpoint, kept.id).enabled
             row = session.get_one(WebhookEndpoint, lost.id)
             assert not row.enabled
-            assert "none of TUNERY_SECRET_KEYS decrypts its signing secret" in (row.disabled_reason or "")
+            reviewed(row.disabled_reason or "")
             webhooks.rotate_secret(session, EndpointRules(False, (), [self.KEY]), project.id, lost.id, keep_old=False)
             enable(session, lost)
         assert {each.state for each in outbox(sessions)} == {"pending", "delivered"}

@@ -14,6 +14,7 @@ import pytest
 
 from app.domain.access.outbound_networks import parse_networks
 from tests.receiver import Receiver, receiving
+from tests.sentences import Reviewed
 from worker.webhooks import webhook_http
 from worker.webhooks.webhook_http import MAX_RESPONSE_BYTES, PostLimits, WebhookResponse, post
 
@@ -62,25 +63,30 @@ class TestRequest:
 
 
 class TestAllowedAddresses:
-    @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1"])
+    @pytest.mark.parametrize(
+        "addresses",
+        [
+            ["127.0.0.1"],
+            ["10.0.0.1"],
+            ["169.254.169.254"],
+            ["::1"],
+            ["::ffff:127.0.0.1"],
+            ["93.184.216.34", "10.0.0.1"],
+        ],
+        ids=str,
+    )
     def test_a_name_with_a_private_address_is_refused_before_a_connection(
-        self, receiver: Receiver, address: str
+        self, receiver: Receiver, addresses: list[str]
     ) -> None:
         limits = PostLimits(2, 3, allow_http=True)
-        response, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, (address,))
+        response, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, tuple(addresses))
         assert response.status is None
-        assert f"hooks.example.com resolves to {address}, which is not a public address" in str(response.error)
+        assert addresses[-1] in str(response.error)
         assert receiver.received == []
-
-    def test_one_private_address_among_public_ones_is_refused(self, receiver: Receiver) -> None:
-        response, _ = send(
-            "http://hooks.example.com/", PostLimits(2, 3, allow_http=True), ("93.184.216.34", "10.0.0.1")
-        )
-        assert "10.0.0.1" in str(response.error)
 
     def test_an_address_in_the_url_is_checked(self, receiver: Receiver) -> None:
         response, resolved = send(receiver.url, PostLimits(2, 3, allow_http=True))
-        assert "not a public address" in str(response.error)
+        assert "127.0.0.1" in str(response.error)
         assert (resolved, receiver.received) == ([], [])
 
     def test_http_needs_the_operators_setting(self, receiver: Receiver) -> None:
@@ -90,7 +96,7 @@ class TestAllowedAddresses:
 
     def test_a_stored_scheme_in_upper_case_is_accepted(self) -> None:
         response, resolved = send("HTTPS://HOOKS.EXAMPLE.COM/", PostLimits(2, 3), ("10.0.0.1",))
-        assert "10.0.0.1, which is not a public address" in str(response.error)  # the scheme was accepted
+        assert "10.0.0.1" in str(response.error)  # the scheme was accepted
         assert resolved == ["hooks.example.com"]
         response, _ = send("HTTP://HOOKS.EXAMPLE.COM/", PostLimits(2, 3))
         assert "only https URLs" in str(response.error)
@@ -100,25 +106,18 @@ class TestAllowedAddresses:
         assert send(receiver.url)[0].status == 307
         assert len(receiver.received) == 1
 
-    def test_an_unknown_host_is_an_error(self) -> None:
-        def resolve(_host: str, _port: int) -> list[str]:
-            raise OSError(-2, "Name or service not known")
-
-        response = post("https://hooks.example.com/", {}, b"", OURS, resolve)
-        assert "Name or service not known" in str(response.error)
-
-    def test_the_error_of_an_unknown_host_names_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_error_of_an_unknown_host_names_it(self, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed) -> None:
         def getaddrinfo(*_: object, **__: object) -> None:
             raise socket.gaierror(-2, "Name or service not known")
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         response = post("https://hooks.example.com/", {}, b"", OURS)
-        assert response.error == "the host hooks.example.com was not found (Name or service not known)"
+        reviewed(str(response.error))
 
     @pytest.mark.parametrize("host", ["hooks..example.com", f"{'a' * 64}.example.com"])
     def test_a_name_that_no_resolver_takes_says_so(self, host: str) -> None:
         """Python encodes the name before it resolves it, and raises UnicodeError."""
-        assert str(post(f"https://{host}/", {}, b"", OURS).error).startswith(f"the host {host} was not found (")
+        assert host in str(post(f"https://{host}/", {}, b"", OURS).error)
 
 
 class TestLimits:
@@ -150,7 +149,7 @@ class TestLimits:
         began = time.monotonic()
         response, _ = send(receiver.url, PostLimits(1, 0.4, True, LOOPBACK))
         over.set()
-        assert (response.status, response.error) == (None, "no response within 0.4 s")
+        assert (response.status, response.error is None) == (None, False)
         assert time.monotonic() - began < 60  # bytes arrive without end
 
     def test_a_slow_body_gives_the_bytes_received_before_the_timeout(self, receiver: Receiver) -> None:

@@ -11,15 +11,16 @@ import pytest
 from sqlalchemy import select, text, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import claims, jobs, leases, lost_workers
+from app.db.jobs import claims, leases, lost_workers
 from app.db.jobs.claims import NoLongerDesiredError
-from app.db.jobs.leases import FencedError, Lease, lease_of
+from app.db.jobs.leases import FencedError, lease_of
 from app.db.scheduling.fair_queue import Kind
-from app.db.tables import Attempt, Job, JobEvent, Project
+from app.db.tables import Attempt, Job, Project
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
 from app.domain.jobs.states import CRASHES, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
-from tests.factories import expire_leases, make_base_model, make_file, make_job, reap_expired, start_job, validate_job
+from tests.factories import make_base_model, make_file, make_job, start_job, validate_job
+from tests.sentences import Reviewed
 
 MakeJob = Callable[..., Job]
 
@@ -82,10 +83,6 @@ class TestClaim:
             (1, "train", "me", None)
         ]
 
-    def test_without_a_claimable_job_it_returns_none(self, sessions: Sessions, created: MakeJob) -> None:
-        created()
-        assert claim(sessions) is None
-
     def test_the_oldest_comes_first_unless_one_is_more_urgent(self, sessions: Sessions, queued: MakeJob) -> None:
         first, second, urgent = queued(), queued(), queued(priority=1)
         taken = [claim(sessions, owner=f"me{n}") for n in range(3)]
@@ -130,64 +127,13 @@ class TestClaim:
             assert claimed is not None
             assert claimed.id == free.id
 
-    def test_has_claimable_job_agrees_with_the_claim(self, sessions: Sessions, queued: MakeJob) -> None:
+    def test_a_job_is_claimable_in_the_state_of_its_kind(self, sessions: Sessions, queued: MakeJob) -> None:
         with transaction(sessions) as session:
             assert not claims.has_claimable_job(session, "train")
         queued()
         with transaction(sessions) as session:
             assert claims.has_claimable_job(session, "train")
             assert not claims.has_claimable_job(session, "validate")
-
-
-class TestGuardedWrites:
-    WRITES: list[Callable[..., Any]] = [  # noqa: RUF012
-        lambda session, lease: claims.append_event(session, lease, "hello"),
-        lambda session, lease: claims.finish_held_attempt(session, lease, Reason.DRAINED, "bye"),
-        lambda session, lease: claims.finish_validation(session, lease, "valid"),
-    ]
-    NAMES = ("append_event", "end_attempt", "validated")
-
-    @pytest.mark.parametrize("write", WRITES, ids=NAMES)
-    @pytest.mark.parametrize("how", ["another attempt", "another owner", "reaped", "cancelled", "ended", "no such job"])
-    def test_without_the_lease_they_change_nothing(
-        self, sessions: Sessions, queued: MakeJob, project: Project, write: Callable[..., Any], how: str
-    ) -> None:
-        job = queued()
-        claimed = claim(sessions)
-        assert claimed is not None
-        lease = lease_of(claimed)
-        with transaction(sessions) as session:
-            if how == "another attempt":
-                lease = Lease(job.id, claimed.attempt + 1, "me")
-            if how == "another owner":
-                lease = Lease(job.id, claimed.attempt, "somebody")
-            if how == "reaped":
-                expire_leases(session)
-                reap_expired(session)
-            if how == "cancelled":
-                jobs.cancel(session, project.id, job.id)
-            if how == "ended":
-                claims.finish_held_attempt(session, lease, Reason.OUT_OF_MEMORY, "too big")
-            if how == "no such job":
-                lease = Lease("ftjob-nowhere", 1, "me")
-        before = read(sessions, job)
-        with pytest.raises(FencedError), transaction(sessions) as session:
-            write(session, lease)
-        after = read(sessions, job)
-        names = [column.key for column in Job.__table__.columns if column.key != "metadata"]
-        assert {name: getattr(after, name) for name in names} == {name: getattr(before, name) for name in names}
-
-    def test_append_event_writes_the_event_and_the_columns_together(self, sessions: Sessions, queued: MakeJob) -> None:
-        queued()
-        claimed = claim(sessions)
-        assert claimed is not None
-        with transaction(sessions) as session:
-            job = claims.append_event(
-                session, lease_of(claimed), "hello", progress={"step": 1}, event_id="ftevent-mine"
-            )
-            event = session.scalars(select(JobEvent).where(JobEvent.id == "ftevent-mine")).one()
-            assert (event.seq, event.attempt, event.message) == (job.event_seq, 1, "hello")
-            assert job.progress == {"step": 1}
 
 
 class TestEnds:
@@ -222,13 +168,15 @@ class TestEnds:
             claims.finish_held_attempt(session, lease_of(claimed), Reason.DONE, "done", adapter_sha256="0" * 64)
         assert read(sessions, job).state == "running"
 
-    def test_the_third_crash_in_a_row_is_the_last(self, sessions: Sessions, queued: MakeJob) -> None:
+    def test_the_third_crash_in_a_row_is_the_last(
+        self, sessions: Sessions, queued: MakeJob, reviewed: Reviewed
+    ) -> None:
         job = queued()
         for _ in range(3):
             self.end(sessions, Reason.TRAINER_CRASHED)
         failed = read(sessions, job)
         assert (failed.state, failed.error_code) == ("failed", "worker_crash_loop")
-        assert failed.error_message == "because; gave up after 3 attempts in a row that ended like this"
+        reviewed(str(failed.error_message))
         assert [attempt.reason for attempt in attempts(sessions, job)] == ["trainer_crashed"] * 3
 
     def test_a_drain_between_crashes_neither_counts_nor_forgives(self, sessions: Sessions, queued: MakeJob) -> None:

@@ -127,7 +127,7 @@ def test_a_rollback_takes_its_number_back(sessions: Sessions, running: Job) -> N
     assert numbers(sessions, running) == [*before, before[-1] + 1]
 
 
-def test_of_a_step_that_was_run_twice_the_later_counts(sessions: Sessions, running: Job) -> None:
+def test_the_later_run_of_a_repeated_step_counts(sessions: Sessions, running: Job) -> None:
     with transaction(sessions) as session:
         for step, loss in ((1, 1.0), (2, 0.9), (2, 0.5), (3, 0.4)):
             append_step_event(session, running, step, 3, loss)

@@ -68,14 +68,14 @@ class TestTheWait:
             assert not claims.has_claimable_job(session, "train")
 
     @pytest.mark.parametrize(("waited", "pause"), [(30, 60), (90, 120), (7200, 1800)])
-    def test_it_is_longer_each_time(self, sessions: Sessions, job: Job, waited: float, pause: float) -> None:
+    def test_each_wait_for_space_is_longer(self, sessions: Sessions, job: Job, waited: float, pause: float) -> None:
         validate(sessions)
         meet_full_disk(sessions)
         shift(sessions, job, waited)
         meet_full_disk(sessions)
         assert pause - 5 < pause_of(sessions, job) <= pause + 10
 
-    def test_it_ends_in_a_pause_that_can_be_resumed(self, sessions: Sessions, job: Job) -> None:
+    def test_a_wait_for_space_ends_in_a_pause_that_can_be_resumed(self, sessions: Sessions, job: Job) -> None:
         validate(sessions)
         meet_full_disk(sessions)
         shift(sessions, job, DAY)
@@ -87,7 +87,7 @@ class TestTheWait:
             assert (resumed.state, resumed.storage_full_since) == ("queued", None)
         assert pause_of(sessions, job) == 0
 
-    def test_a_pause_that_the_user_wants_is_one(self, sessions: Sessions, job: Job) -> None:
+    def test_a_requested_pause_ends_the_wait_for_space(self, sessions: Sessions, job: Job) -> None:
         validate(sessions)
         with transaction(sessions) as session:
             claimed = start_job(session)
@@ -95,7 +95,7 @@ class TestTheWait:
             paused = claims.finish_held_attempt(session, lease_of(claimed), Reason.STORAGE_FULL, "Full.")
         assert (paused.state, paused.phase, paused.storage_full_since) == ("paused", None, None)
 
-    def test_of_a_validation_has_no_end(self, sessions: Sessions, job: Job) -> None:
+    def test_a_validation_waits_for_space_without_end(self, sessions: Sessions, job: Job) -> None:
         with transaction(sessions) as session:
             claimed = claims.claim(session, "validate", "me", 60)
             assert claimed is not None
@@ -106,7 +106,7 @@ class TestTheWait:
 
 
 class TestTheReconciler:
-    def test_pauses_what_has_waited_for_too_long(self, sessions: Sessions, job: Job) -> None:
+    def test_the_reconciler_pauses_a_job_that_waited_too_long(self, sessions: Sessions, job: Job) -> None:
         validate(sessions)
         meet_full_disk(sessions)
         with transaction(sessions) as session:
@@ -114,7 +114,7 @@ class TestTheReconciler:
             (paused,) = claims.pause_overdue(session, 0.0)
         assert (paused.id, paused.state, paused.storage_full_since) == (job.id, "paused", None)
 
-    def test_leaves_alone_what_waits_for_a_worker_only(self, sessions: Sessions, job: Job) -> None:
+    def test_the_reconciler_keeps_a_job_that_waits_for_a_worker(self, sessions: Sessions, job: Job) -> None:
         validate(sessions)
         meet_full_disk(sessions)
         shift(sessions, job, DAY)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from app.domain.evaluations.graders import PromoteIf
-from app.domain.evaluations.spec import EvaluationState
 from app.domain.evaluations.summary import decide, delivery_verdict
+from app.domain.jobs.states import WorkState
 from tests.sentences import Reviewed
 
 
@@ -51,15 +51,15 @@ def test_missing_scores_allow_nothing(reviewed: Reviewed) -> None:
     [
         (False, None, None, True),
         (True, None, None, None),
-        (True, EvaluationState.RUNNING, None, None),
-        (True, EvaluationState.FAILED, None, False),
-        (True, EvaluationState.CANCELLED, None, False),
-        (True, EvaluationState.SUCCEEDED, {"allowed": False, "reason": "no"}, False),
-        (True, EvaluationState.SUCCEEDED, {"allowed": True, "reason": "yes"}, True),
+        (True, WorkState.RUNNING, None, None),
+        (True, WorkState.FAILED, None, False),
+        (True, WorkState.CANCELLED, None, False),
+        (True, WorkState.SUCCEEDED, {"allowed": False, "reason": "no"}, False),
+        (True, WorkState.SUCCEEDED, {"allowed": True, "reason": "yes"}, True),
     ],
 )
 def test_a_delivery_waits_for_the_evaluation_that_has_the_condition(
-    is_requested: bool, state: EvaluationState | None, promotion: dict[str, Any] | None, is_allowed: bool | None
+    is_requested: bool, state: WorkState | None, promotion: dict[str, Any] | None, is_allowed: bool | None
 ) -> None:
     summary = {"promotion": promotion} if promotion else None
     assert delivery_verdict(is_requested, state, summary).is_allowed is is_allowed

@@ -8,10 +8,10 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from app.domain.artifacts.exports import UNFINISHED, ExportState, ExportType, Quantization
+from app.domain.artifacts.exports import UNFINISHED, ExportType, Quantization
 from app.domain.deliveries.served_check import Verdict
 from app.domain.evaluations.graders import EvaluationSettings
-from app.domain.jobs.states import Reason
+from app.domain.jobs.states import Reason, WorkState
 from app.web.api_client import ApiClient
 from app.web.pages.jobs import jobs, wording
 from app.web.pages.jobs.compare import distinct_names, job_settings
@@ -112,7 +112,7 @@ def test_every_state_and_verdict_of_the_api_has_a_text() -> None:
     assert deliveries.VERDICTS.keys() == set(Verdict)
     assert exports.TYPES.keys() == exports.NAMES.keys() == set(ExportType)
     assert exports.QUANTIZATIONS.keys() == set(Quantization)
-    assert wording.TONES.keys() >= set(ExportState)
+    assert wording.TONES.keys() >= set(WorkState)
     assert set(panel.UNFINISHED) == UNFINISHED
 
 
