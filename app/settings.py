@@ -285,7 +285,8 @@ class Settings(BaseSettings):
     @property
     def encryption_keys(self) -> tuple[str, ...]:
         """The keys of `secret_keys`: the first one encrypts, each of them decrypts."""
-        return _split(self.secret_keys.get_secret_value())
+        keys: tuple[str, ...] = _split(self.secret_keys.get_secret_value())
+        return keys
 
     @property
     def storage_dir(self) -> Path:

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
-MAKE = re.compile(r"`make ([a-z0-9-]+)")
 SOURCE = re.compile(r"`((?:[a-z]\w*/)*\w+\.py)`")
 
 
@@ -77,19 +76,6 @@ def test_every_python_block_of_a_page_compiles() -> None:
     for path in DOCS:
         for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
             compile(block, f"{path.relative_to(ROOT)}, block {number}", "exec")
-
-
-def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    named = {name for path in DOCS for name in MAKE.findall(path.read_text(encoding="utf-8"))}
-    assert named <= targets
-
-
-def test_nothing_installs_tunery_by_its_name_which_the_package_index_does_not_have() -> None:
-    sources = [path for name in ("app", "worker") for path in (ROOT / name).rglob("*.py")]
-    by_name = re.compile(r"pip install [^\n`]*\btunery(?![\w./-])")
-    pages = [path for path in DOCS if path.name != "CHANGELOG.md"]  # which tells of earlier versions
-    assert [path for path in (*pages, *sources) if by_name.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_the_readme_converts_a_csv_file_into_training_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

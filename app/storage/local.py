@@ -53,7 +53,8 @@ class LocalStorage:
         except FileNotFoundError as error:
             raise object_not_found(self._key_of(error.filename)) from None
         finally:
-            _remove(staged)
+            shutil.rmtree(staged, ignore_errors=True)  # a directory of segments, or one file
+            staged.unlink(missing_ok=True)
         sync(destination.parent)
         return StoredObject(key, size_bytes)
 
@@ -152,13 +153,6 @@ def _naming_key(key: str) -> Iterator[None]:
         raise object_not_found(key) from None
 
 
-def _remove(staged: Path) -> None:
-    if staged.is_dir():
-        shutil.rmtree(staged)
-    else:
-        staged.unlink(missing_ok=True)
-
-
 def _link_segments(directory: Path, sources: Sequence[Path]) -> int:
     """Create `directory` as an object of `sources` in this order; its size in bytes. Raises FileNotFoundError."""
     directory.mkdir()
@@ -205,13 +199,9 @@ class _SegmentReader(PartsReader):
         super().close()
 
     def _read_part(self, index: int, offset: int, buffer: memoryview) -> int:
-        file = self._segment(index)
-        file.seek(offset)
-        return file.readinto(buffer) or 0
-
-    def _segment(self, index: int) -> io.FileIO:
         if self._file is None or index != self._index:
             if self._file is not None:
                 self._file.close()
             self._file, self._index = io.FileIO(self._paths[index]), index
-        return self._file
+        self._file.seek(offset)
+        return self._file.readinto(buffer) or 0

@@ -6,6 +6,7 @@ so this module does not import it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +34,7 @@ def shared_metrics(processes: int) -> Iterator[None]:
 
 def worker_count(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """The number of processes in uvicorn's command line, else in its environment; 1 for what uvicorn will refuse."""
-    count = environment.get("WEB_CONCURRENCY", "1")
-    for position, argument in enumerate(arguments):
-        if argument == "--workers":
-            count = "".join(arguments[position + 1 : position + 2])
-        elif argument.startswith("--workers="):
-            count = argument.removeprefix("--workers=")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--workers", nargs="?", default=environment.get("WEB_CONCURRENCY", "1"))
+    count = parser.parse_known_args(arguments)[0].workers or ""
     return int(count) if count.isdecimal() else 1

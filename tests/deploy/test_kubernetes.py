@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ PODS = {
 }
 CONTAINERS = {name: pod["containers"][0] for name, pod in PODS.items()}
 COMPOSE = {name: service for name, service in compose.services().items() if compose.is_ours(service)}
-WITHOUT_SETTINGS = {"web"}  # a client of the API: no database, no secret
 
 
 @pytest.mark.parametrize("body", [*OBJECTS, *BACKUP], ids=lambda body: f"{body['kind']} {body['metadata']['name']}")
@@ -63,27 +61,13 @@ class TestPod:
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"] == {"drop": ["ALL"]}
         assert PODS[name]["automountServiceAccountToken"] is False
-
-    def test_the_container_reads_the_settings_unless_it_is_a_client(self, name: str) -> None:
-        has_settings = "envFrom" in CONTAINERS[name]
-        assert has_settings is (name not in WITHOUT_SETTINGS)
+        assert ("envFrom" in CONTAINERS[name]) == (name != "web")  # a client of the API: no database, no secret
 
     def test_the_container_mounts_only_volumes_that_exist(self, name: str) -> None:
         owner = next(each for each in OBJECTS if each["metadata"]["name"] == name and "template" in each["spec"])
         claimed = {each["metadata"]["name"] for each in owner["spec"].get("volumeClaimTemplates", [])}
         volumes = {volume["name"] for volume in PODS[name].get("volumes", [])} | claimed
         assert {mount["name"] for mount in CONTAINERS[name].get("volumeMounts", [])} == volumes
-
-
-def test_the_upgrade_starts_workers_before_the_api_and_forgets_no_process() -> None:
-    readme = FILE.with_name("README.md").read_text(encoding="utf-8")
-    migrate, workers = re.findall(
-        r"apply --filename tunery.yaml --selector (?:process=|'process in \()([\w,-]+)", readme
-    )
-    labels = {each["metadata"]["labels"]["process"] for each in OBJECTS if "template" in each.get("spec", {})}
-    assert labels == PODS.keys()
-    assert migrate == "migrate"
-    assert set(workers.split(",")) == labels - {"migrate", "api", "web"}
 
 
 def test_the_backup_has_the_settings_and_the_image_of_the_api() -> None:

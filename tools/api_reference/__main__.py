@@ -19,8 +19,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 def main(directory: Path = DOCS) -> None:
     pages_by_name = reference()
     (directory / "reference").mkdir(parents=True, exist_ok=True)
-    for stale_name in set(_existing_pages(directory)) - pages_by_name.keys():
-        (directory / stale_name).unlink()
+    for path in (directory / "reference").glob("*.md"):
+        path.unlink()
     for name, text in pages_by_name.items():
         (directory / name).write_text(text, encoding="utf-8")
     print(f"{len(pages_by_name)} pages in {directory}")
@@ -37,10 +37,6 @@ def document() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as data_dir:
         settings = Settings(database_url="postgresql://unused/x", redis_url="redis://unused", data_dir=Path(data_dir))
         return create_app(settings).openapi()
-
-
-def _existing_pages(directory: Path) -> list[str]:
-    return [f"reference/{path.name}" for path in (directory / "reference").glob("*.md")]
 
 
 if __name__ == "__main__":

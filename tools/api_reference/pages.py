@@ -136,9 +136,9 @@ def _responses(operation: Mapping[str, Any], common: Mapping[str, str]) -> Itera
     yield ""
     if shared:
         yield f"Also the [{COMMON.lower()}](README.md#{_slug(COMMON)}): {', '.join(shared)}.\n"
-    for status, response in operation["responses"].items():
-        if status.startswith("2"):
-            yield from _response_examples(status, response)
+    example = responses.get("200", {}).get("content", {}).get(request_examples.JSON)
+    if example is not None:
+        yield f"```json\n{request_examples.json_text(example.get('example'))}\n```\n"
 
 
 def _response_body(response: Mapping[str, Any]) -> str:
@@ -154,12 +154,6 @@ def _linked(schema: Mapping[str, Any]) -> str:
         return _cell(schema_text.type_name(schema))
     name = schema_text.ref_name(schema)
     return f"[{name}](objects.md#{_slug(name)})"
-
-
-def _response_examples(status: str, response: Mapping[str, Any]) -> Iterator[str]:
-    for media_type, content in response.get("content", {}).items():
-        if media_type == request_examples.JSON and status == "200":
-            yield f"```json\n{request_examples.json_text(content.get('example'))}\n```\n"
 
 
 def _objects(document: Document) -> str:

@@ -27,6 +27,7 @@ commands = typer.Typer()
 
 MAX_PROJECTS = 10
 UNHEALTHY = 1  # the exit code, for scripts
+STATES = {"running": "running", "queued": "queued", "validating_files": "validating", "paused": "paused"}
 
 
 @commands.command("status")
@@ -58,16 +59,17 @@ def show(
 
 
 def _print(status: dict[str, Any], failed_limit: int) -> None:
+    backup = status["last_backup"]
     print_line("The service is healthy." if status["healthy"] else "The service has problems.")
     print_checks(checks_of_service(status))
     print_line("")
     print_fields(
         [
-            ("queue", _queue_text(status["queue"])),
-            ("oldest due", _oldest_text(status["queue"]["oldest"])),
+            ("queue", ", ".join(f"{status['queue'][state]} {name}" for state, name in STATES.items())),
+            ("oldest due", ", ".join(map(_oldest_text, status["queue"]["oldest"]))),
             ("deliveries", _deliveries_text(status["deliveries"])),
             ("disk", _disk_text(status["storage"])),
-            ("last backup", _backup_text(status["last_backup"])),
+            ("last backup", time_text(backup["finished_at"]) if backup else "none"),
         ]
     )
     print_line("\nWorkers")
@@ -116,13 +118,8 @@ def _endpoint_text(endpoint: dict[str, Any]) -> str:
     return f"  {endpoint['id']}  {owner}  {endpoint['name']}  {disabled or since}"
 
 
-def _queue_text(queue: dict[str, Any]) -> str:
-    names = {"running": "running", "queued": "queued", "validating_files": "validating", "paused": "paused"}
-    return ", ".join(f"{queue[state]} {name}" for state, name in names.items())
-
-
-def _oldest_text(oldest: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{job['id']} ({job['status']}) for {duration_text(job['waiting_seconds'])}" for job in oldest)
+def _oldest_text(job: dict[str, Any]) -> str:
+    return f"{job['id']} ({job['status']}) for {duration_text(job['waiting_seconds'])}"
 
 
 def _deliveries_text(deliveries: dict[str, Any]) -> str:
@@ -136,7 +133,3 @@ def _disk_text(storage: dict[str, Any]) -> str:
     if storage["disk_bytes"] is None:
         return "the data directory cannot be read"
     return f"{size_text(storage['disk_free_bytes'])} of {size_text(storage['disk_bytes'])} are free"
-
-
-def _backup_text(backup: dict[str, Any] | None) -> str:
-    return "none" if backup is None else time_text(backup["finished_at"])

@@ -36,12 +36,11 @@ from app.cli.local_stack.machine import (
     local_postgres_account,
     without_password,
 )
-from app.cli.local_stack.servers import LocalPostgres, LocalValkey
+from app.cli.local_stack.servers import LocalPostgres, LocalValkey, ping_broker
 from app.domain.operations.checks import Check, checks_of_service, judge
 from app.services.operations import upgrade
 from app.storage import StorageError
 from app.system.host import cpu_flags, usable_cores
-from app.trial_queue import as_redis_py
 
 MIN_PYTHON = (3, 11)
 MIN_DISK_GB, RECOMMENDED_DISK_GB = 2, 20
@@ -193,17 +192,17 @@ def _packages() -> Iterator[Check]:
 
 
 def _gpus() -> Iterator[Check]:
-    answer = machine.nvidia_smi("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    answer = machine.describe_gpus()
     if answer is None:
         yield Check("gpu", "advice", "no NVIDIA driver", "jobs train on the CPU, which is only suitable for tests")
-    elif not answer.strip():
+    elif not answer:
         yield Check(
             "gpu", "problem", "nvidia-smi fails", "run it and read its error; a driver update often needs a reboot"
         )
     else:
         torch = _installed_version("torch") or ""
         is_cpu_build = torch.endswith("+cpu")
-        for line in answer.strip().split("\n"):
+        for line in answer.splitlines():
             driver = _version_numbers(line.rsplit(",", 1)[-1])
             yield judge(
                 "gpu",
@@ -254,9 +253,7 @@ def _ask_postgres(name: str, url: str) -> Check:
 
 
 def _ask_broker(name: str, url: str) -> Check:
-    seconds = CONNECT_TIMEOUT_SECONDS
-    with redis.Redis.from_url(as_redis_py(url), socket_connect_timeout=seconds, socket_timeout=seconds) as client:
-        client.ping()
+    ping_broker(url, CONNECT_TIMEOUT_SECONDS)
     return Check(name, "ok", without_password(url))
 
 

@@ -35,8 +35,7 @@ class CannotStart(Exception):
 
 def gpus() -> list[str]:
     """Names of the NVIDIA GPUs; empty without a working driver."""
-    output = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
-    return output.strip().split("\n") if output and output.strip() else []
+    return [line.split(",")[0] for line in (describe_gpus() or "").splitlines()]
 
 
 def gpu_groups() -> list[str | None]:
@@ -75,14 +74,15 @@ def _gpus_per_job() -> int:
     return max(1, int(os.environ.get("TUNERY_GPUS_PER_JOB") or 1))
 
 
-def nvidia_smi(*arguments: str) -> str | None:
-    """Standard output of nvidia-smi; None if it is not installed, empty if it fails."""
+def describe_gpus() -> str | None:
+    """A line "NAME, MEMORY, DRIVER" for each GPU; None if nvidia-smi is not installed, empty if it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS)
-        return done.stdout if done.returncode == 0 else ""
+        query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS)
+        return done.stdout.strip() if done.returncode == 0 else ""
     return ""
 
 

@@ -44,7 +44,9 @@ def restore_data_directory(
                 unfinished.create_root(is_traversable)
                 unfinished.create_directories(is_traversable)
                 _restore(unfinished, repository, manifest, report, is_copy)
-                _copy_files(unfinished.root, repository.backups / manifest.name, files)
+                for source in (repository.backups / manifest.name / name for name in files):
+                    if source.exists():
+                        write_secret(unfinished.root / source.name, source.read_text(encoding="utf-8"))
                 _move_up(unfinished)
             finally:
                 shutil.rmtree(unfinished.root, ignore_errors=True)
@@ -76,12 +78,6 @@ def _restore(
         restore(postgres.url, storage, repository, manifest, report, is_copy)
     finally:
         postgres.stop()
-
-
-def _copy_files(root: Path, backup: Path, files: Sequence[str]) -> None:
-    for source in (backup / name for name in files):
-        if source.exists():
-            write_secret(root / source.name, source.read_text(encoding="utf-8"))
 
 
 def _move_up(unfinished: Layout) -> None:

@@ -296,12 +296,9 @@ class LocalValkey(LocalServer):
         check_socket_length(self.socket, self.directory)
 
     def _answers(self) -> bool:
-        url, seconds = as_redis_py(self.url), ANSWER_SECONDS
-        with (
-            contextlib.suppress(redis.exceptions.RedisError),
-            redis.Redis.from_url(url, socket_connect_timeout=seconds, socket_timeout=seconds) as client,
-        ):
-            return bool(client.ping())
+        with contextlib.suppress(redis.exceptions.RedisError):
+            ping_broker(self.url, ANSWER_SECONDS)
+            return True
         return False
 
     def _prepare(self) -> None:
@@ -320,6 +317,12 @@ class LocalValkey(LocalServer):
             str(valkey_binary()),
             *(word for name, value in settings.items() for word in (f"--{name}", value)),
         ]
+
+
+def ping_broker(url: str, seconds: float) -> None:
+    """Raises RedisError, ValueError."""
+    with redis.Redis.from_url(as_redis_py(url), socket_connect_timeout=seconds, socket_timeout=seconds) as client:
+        client.ping()
 
 
 def valkey_binary() -> Path:

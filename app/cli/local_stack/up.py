@@ -166,15 +166,15 @@ class _LocalStack:
         self._report(service.name, f"{service.description} (pid {service.pid})")
 
     def _prepare_database(self) -> None:
-        with first_run.prepared_database(self._urls["database_url"], self._report_migration) as sessions:
+        def report_migration(before: str | None, after: str | None) -> None:
+            self._report("schema", f"migrated from revision {before or 'none'} to {after}")
+
+        with first_run.prepared_database(self._urls["database_url"], report_migration) as sessions:
             created = first_run.ensure_admin_key(sessions, self._layout)
             first_run.require_key_for_remote_access(sessions, self._host)
             self._register_base_model(sessions)
         if created:
             self._report("admin key", f"{created} (shown once; stored in {self._layout.admin_key})")
-
-    def _report_migration(self, before: str | None, after: str | None) -> None:
-        self._report("schema", f"migrated from revision {before or 'none'} to {after}")
 
     def _register_base_model(self, sessions: Sessions) -> None:
         directory = self._layout.models / first_run.BUNDLED_MODEL

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from app.domain.error_text.json_text import counted
 from app.domain.jobs.states import OPERATOR_REASONS, JobState
 
 MAX_SILENT_SECONDS = 60.0  # of a reconciler or a sender, which report every few seconds
@@ -109,7 +110,7 @@ def _of_work(facts: ServiceFacts) -> Iterator[Rule]:
             waiting and not facts.living_workers.get(queue, 0),
             f"no_{queue}_worker",
             "problem",
-            f"{_count(waiting, 'job')} wait to {work}, and no {queue.upper()} worker is alive.",
+            f"{counted(waiting, 'job')} wait to {work}, and no {queue.upper()} worker is alive.",
             "Start a worker and read its log.",
         )
     names = ", ".join(facts.lost_workers[:3]) + (", …" if len(facts.lost_workers) > 3 else "")
@@ -117,7 +118,7 @@ def _of_work(facts: ServiceFacts) -> Iterator[Rule]:
         facts.lost_workers,
         "workers_lost",
         "advice",
-        f"{_count(len(facts.lost_workers), 'worker')} vanished within the last day: {names}.",
+        f"{counted(len(facts.lost_workers), 'worker')} vanished within the last day: {names}.",
         "Read the worker's log and the kernel's log of its host. Its jobs continue on other workers.",
     )
     for host, disk_problem in facts.worker_disks.items():
@@ -132,7 +133,7 @@ def _of_work(facts: ServiceFacts) -> Iterator[Rule]:
         facts.expired_leases,
         "leases_expired",
         "problem",
-        f"{_count(facts.expired_leases, 'lease')} expired: the workers that held the jobs do not respond.",
+        f"{counted(facts.expired_leases, 'lease')} expired: the workers that held the jobs do not respond.",
         "The reconciler ends these attempts; check the workers.",
     )
     silent = facts.silent_seconds.get("reconciler")
@@ -226,7 +227,7 @@ def _of_senders(facts: ServiceFacts) -> Iterator[Rule]:
 
 def _of_data(facts: ServiceFacts) -> Iterator[Rule]:
     """Secrets and backups."""
-    secrets, objects = _count(facts.lost_secrets, "secret"), _count(facts.backup_damaged_count, "object")
+    secrets, objects = counted(facts.lost_secrets, "secret"), counted(facts.backup_damaged_count, "object")
     yield (
         facts.lost_secrets,
         "secrets_lost",
@@ -266,10 +267,6 @@ def _is_away(silent_seconds: float | None) -> bool:
 
 def _by_name(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in sorted(counts.items()))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _last_seen(seconds: float | None) -> str:

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from app.storage.base import check_key
 from app.system.files import ObjectDigest, ReadableFile, copy_and_hash, sync
 
@@ -61,8 +63,7 @@ class BackupManifest:
         body = json.loads(text)
         if body.pop("format", None) != FORMAT:
             raise BackupError("A newer release of Tunery made this backup. Restore it with that release.")
-        digests = {key: ObjectDigest(**digest) for key, digest in body.pop("objects").items()}
-        return BackupManifest(**{**body, "dump": ObjectDigest(**body["dump"]), "objects": digests})
+        return TypeAdapter(BackupManifest).validate_python(body)
 
 
 class BackupRepository:

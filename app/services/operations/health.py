@@ -46,7 +46,11 @@ class HealthChecks:
             "database": lambda: _database(sessions),
             "storage": lambda: [_storage(storage)],
             "disk": lambda: [disk_check(data_dir, low_disk_percent)],
-            "broker": lambda: [_broker(notifier)],
+            "broker": lambda: [
+                _check(
+                    "broker", notifier.can_connect(), "reachable", "not reachable: jobs start when workers poll", False
+                )
+            ],
         }
         self._lock = threading.Lock()
         self._futures: dict[str, Future[list[ProbeResult]]] = {}
@@ -135,10 +139,6 @@ def _can_be_read(storage: Storage) -> bool:
     except OSError:
         return False
     return True
-
-
-def _broker(notifier: WorkerNotifier) -> ProbeResult:
-    return _check("broker", notifier.can_connect(), "reachable", "not reachable: jobs start when workers poll", False)
 
 
 def _check(name: str, ok: bool, good: str, bad: str, required: bool = True) -> ProbeResult:

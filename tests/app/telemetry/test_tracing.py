@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -21,6 +19,7 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from app.telemetry.tracing import TracingNotInstalled, configure_tracing
 from tests.factories import WORKER, make_file, make_succeeded_job, make_target
+from tests.receiver import Receiver, receiving
 from worker.jobs.lease import JobAttempt, observed_attempt
 from worker.node.resources import Resources
 
@@ -28,49 +27,22 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 
 
-class Collector:
-    """An OTLP collector: keeps the spans that are posted to it."""
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Receiver]:
+    """An OTLP collector."""
+    with receiving() as receiver:
+        yield receiver
 
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        collector = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                request = ExportTraceServiceRequest.FromString(body)
-                for resource in request.resource_spans:
-                    collector.spans += [span for scope in resource.scope_spans for span in scope.spans]
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+def spans_of(collector: Receiver) -> list[Span]:
+    """The spans that were posted to it."""
+    requests = [ExportTraceServiceRequest.FromString(each.body) for each in collector.received]
+    scopes = [scope for each in requests for resource in each.resource_spans for scope in resource.scope_spans]
+    return [span for scope in scopes for span in scope.spans]
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    yield collector
-    collector.close()
-
-
-@pytest.fixture(scope="module")
-def tracer_provider(collector: Collector) -> Iterator[object]:
+def tracer_provider(collector: Receiver) -> Iterator[object]:
     """The provider of this test process; OpenTelemetry allows one."""
     settings = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere", otlp_endpoint=collector.url)
     provider = configure_tracing(settings, "test")
@@ -91,10 +63,10 @@ def test_an_attempt_belongs_to_the_trace_of_the_request_that_created_its_job(
     base_model: str,
     api_key: str,
     resources: Resources,
-    collector: Collector,
+    collector: Receiver,
     tracer_provider,
 ) -> None:
-    collector.spans.clear()
+    collector.received.clear()
     with transaction(sessions) as session:
         file_id = make_file(session, storage, project).id
     headers = {"Authorization": f"Bearer {api_key}", "traceparent": TRACEPARENT, "X-Request-Id": "nightly-7"}
@@ -112,7 +84,7 @@ def test_an_attempt_belongs_to_the_trace_of_the_request_that_created_its_job(
         keeper.outcome = "invalid_training_file"
     tracer_provider.force_flush()
 
-    spans = {span.name: span for span in collector.spans}
+    spans = {span.name: span for span in spans_of(collector)}
     assert set(spans) == {"POST /v1/fine_tuning/jobs", "GET /v1/models", "validate attempt"}
     assert {span.trace_id.hex() for span in spans.values()} == {TRACE_ID}
     request, attempt = spans["POST /v1/fine_tuning/jobs"], spans["validate attempt"]
@@ -131,10 +103,10 @@ def test_a_later_request_for_a_finished_job_is_linked_to_the_jobs_trace(
     sessions: Sessions,
     project: Project,
     api_key: str,
-    collector: Collector,
+    collector: Receiver,
     tracer_provider,
 ) -> None:
-    collector.spans.clear()
+    collector.received.clear()
     with transaction(sessions) as session:
         job = make_succeeded_job(session, storage, project)
         job.traceparent = TRACEPARENT
@@ -146,8 +118,8 @@ def test_a_later_request_for_a_finished_job_is_linked_to_the_jobs_trace(
         responses = [client.post(f"/v1/fine_tuning/jobs/{job.id}/{name}", json=body) for name, body in bodies.items()]
     assert [response.status_code for response in responses] == [200, 200, 200], [each.text for each in responses]
     tracer_provider.force_flush()
-    assert [[link.trace_id.hex() for link in span.links] for span in collector.spans] == [[TRACE_ID]] * 3
-    assert TRACE_ID not in {span.trace_id.hex() for span in collector.spans}
+    assert [[link.trace_id.hex() for link in span.links] for span in spans_of(collector)] == [[TRACE_ID]] * 3
+    assert TRACE_ID not in {span.trace_id.hex() for span in spans_of(collector)}
 
 
 def test_without_an_endpoint_nothing_is_traced(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,19 +19,13 @@ from app.storage import LocalStorage
 from tests.factories import make_base_model, make_project, make_succeeded_job
 
 
-class FailingReader:
+class FailingReader(io.RawIOBase):
     """A disk that opens a file and cannot read it."""
 
     def __init__(self, error: OSError) -> None:
         self.error = error
 
-    def __enter__(self) -> FailingReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def read(self, _: int) -> bytes:
+    def read(self, _: int = -1) -> bytes:
         raise self.error
 
 
