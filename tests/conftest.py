@@ -28,6 +28,7 @@ from tests.kept_engines import APPLICATION_NAME, close_kept_engines, keep_engine
 from tests.lanes import (  # noqa: F401 (hooks of pytest, and a fixture)
     pytest_collection_finish,
     pytest_collection_modifyitems,
+    pytest_configure,
     pytest_deselected,
     pytest_sessionfinish,
     pytest_terminal_summary,

@@ -14,32 +14,64 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.fork_server import forked
 
 DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file of tests that takes more than one
+SHORT_SECONDS = 0.5  # of a file that takes less than a second
 WRITE_DURATIONS = "TUNERY_WRITE_DURATIONS"
 
 SAMPLE = 8  # `make test` tries one of so many rows of a hostile table
+Test = TypeVar("Test")
 Sampled = Callable[[Iterable[Any]], list[Any]]
 
 not_selected: Counter[str] = Counter()  # extended tests by their reason
 
 
+@pytest.hookimpl(trylast=True)  # without the deselected tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files first that took longest: at the end the processes share short tests, and none waits for another."""
+    """Deal the files to the processes of pytest-xdist, each process beginning with those that took longest.
+
+    `--dist worksteal` gives each process an equal part of the list, so in the order of the folders one process had the
+    longest files, and the others stole their tests one by one, with the fixtures of their modules.
+    """
     for item in items:
         for mark in item.iter_markers("extended"):
             if not mark.args or not isinstance(mark.args[0], str):
                 raise pytest.UsageError(f"{item.nodeid}: the mark `extended` needs its reason as a sentence")
     seconds = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
-    items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0.0))
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    longest_first = sorted(files, key=lambda name: -seconds.get(name, 0.0))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = deal([(seconds.get(name, SHORT_SECONDS), files[name]) for name in longest_first], processes)
 
 
-gc.disable()  # until all tests are collected, which took 29 s of processor time with it and takes 20 without
+def deal(files: Iterable[tuple[float, list[Test]]], processes: int) -> list[Test]:
+    """The tests of all files (seconds, tests) in as many parts of equal length, with about the same seconds."""
+    files = list(files)
+    total = sum(len(tests) for _, tests in files)
+    parts: list[list[Test]] = [[] for _ in range(processes)]
+    lengths = [total * (number + 1) // processes - total * number // processes for number in range(processes)]
+    loads = [0.0] * processes
+    for seconds, tests in files:
+        rest = tests
+        while rest:
+            number = min((n for n in range(processes) if len(parts[n]) < lengths[n]), key=loads.__getitem__)
+            fitting = rest[: lengths[number] - len(parts[number])]
+            parts[number] += fitting
+            loads[number] += seconds * len(fitting) / len(tests)
+            rest = rest[len(fitting) :]
+    return [test for part in parts for test in part]
+
+
+def pytest_configure() -> None:
+    """Collect the tests without garbage collection, which took 29 s of processor time with it and takes 20 without."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
@@ -53,7 +85,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     """Fork the processes of a run of all tests from one that has imported what they import: 8 s of each process."""
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         for spec in specs:
-            spec.python = shlex.join(forked("tests.fork_server.interpreter"))
+            spec.python = shlex.join(forked("tests.fork_server.interpreter", with_tests=True))
 
 
 @pytest.fixture(params=["sample", pytest.param("all", marks=pytest.mark.extended("every row of a hostile table"))])

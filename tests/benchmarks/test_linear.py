@@ -63,13 +63,13 @@ def test_every_input_has_its_size(parser: Parser) -> None:
 
 
 class TestExponent:
-    def test_is_that_of_the_power_law(self) -> None:
+    def test_the_exponent_is_that_of_the_power_law(self) -> None:
         sizes = [1 << power for power in range(12, 21)]
         for exponent in (1.0, 2.0):
             growth = Growth(sizes, [1e-8 * size**exponent for size in sizes])
             assert growth.exponent == pytest.approx(exponent)
 
-    def test_of_what_is_never_slow_is_none(self) -> None:
+    def test_what_is_never_slow_has_no_exponent(self) -> None:
         assert Growth([1, 2, 4], [0.00001, 0.00002, 0.00004]).exponent is None
 
 

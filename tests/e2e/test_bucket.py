@@ -85,7 +85,7 @@ def test_the_main_job_ends_well_although_the_s3_server_is_killed_in_between(serv
             )
             until(lambda: step(client, job.id) >= 2, "it trains", 600, interval_seconds=0.5)
             server.kill()
-            with pytest.raises(openai.InternalServerError, match="the bucket's server does not answer") as caught:
+            with pytest.raises(openai.InternalServerError, match="bucket") as caught:
                 client.files.create(file=("other.jsonl", b"".join(lines)), purpose="fine-tune")
             assert caught.value.status_code == 503
             assert httpx2.get(f"{service.url}/readyz", trust_env=False).status_code == 503

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "tests" / "faults.toml"
-FAULTS = 30
+FAULTS = 40
 LEFT_OUT = ("extended", "slow", "browser")  # marks of tests that are not in `make test`
 
 

@@ -1,4 +1,4 @@
-"""The process that forks: `python -m tests.fork_server.server NAME`. One thread; it ends with its parent."""
+"""The process that forks: `python -m tests.fork_server.server NAME [tests]`. One thread; it ends with its parent."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any
+
+import pytest
 
 from app.system.host import PARENT_PID_VARIABLE
 
@@ -112,7 +114,24 @@ def _run(request: dict[str, Any], descriptors: list[int]) -> None:
         os._exit(status)
 
 
+class ImportsOnly:
+    """A plugin with which pytest imports the tests and makes no items of them."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self) -> list[pytest.Item]:
+        return []
+
+
+def import_tests() -> None:
+    """Import all tests as pytest does, with rewritten asserts. What fails here fails in the processes, too."""
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        pytest.main(["--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider"], plugins=[ImportsOnly()])
+
+
 if __name__ == "__main__":
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available() without a context, which no fork has
     for module in MODULES:
         importlib.import_module(module)
+    if sys.argv[2:] == ["tests"]:
+        import_tests()
     Server(sys.argv[1]).serve()

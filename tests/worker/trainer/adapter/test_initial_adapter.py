@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.jobs.events import Command, SnapshotSaved
+from app.domain.jobs.events import Command
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.system import artifact_directory
-from tests.worker.trainer.helpers import failure, final_adapter, load_tiny_base, make_spec, prepare, run_trainer
+from tests.worker.trainer.helpers import Trainings, assert_same_adapter, load_tiny_base, make_spec, prepare, run_trainer
 
 VARIANT: dict[str, Any] = {
     "use_dora": True,
@@ -54,50 +54,40 @@ class TestContinuedTraining:
         assert all(torch.equal(run.adapter.named_parameters()[name], tensor) for name, tensor in tensors.items())
         assert (run.step, run.optimizer.state) == (0, {})
 
-    def test_the_new_adapter_names_the_base_model_and_its_parent(
-        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
-    ) -> None:
-        code, log = run_trainer(make_spec(tiny, examples, **from_it(earlier)), tmp_path)
-        assert code == ExitCode.DONE, log.last
+    def test_the_new_adapter_names_the_base_model_and_its_parent(self, train: Trainings, earlier: Path) -> None:
+        log = train(quantization={}, **from_it(earlier))
+        assert log.code == ExitCode.DONE, log.last
         assert log.losses[0] < 4  # the base model's is 5.5
-        directory = tmp_path / log.last.directory
-        assert json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
-        assert artifact_directory.verify(directory)["continued_from"] == {
+        assert json.loads((log.result / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+        assert artifact_directory.verify(log.result)["continued_from"] == {
             "model": "ft:tiny:tunery::0a1b2c3d",
             "manifest_sha256": artifact_directory.sha256_file(earlier / "MANIFEST.json"),
         }
         assert artifact_directory.verify(earlier)["continued_from"] is None
 
-    def test_an_attempt_resumes_to_the_bit_and_only_with_the_same_parent(
-        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
-    ) -> None:
+    def test_an_attempt_resumes_to_the_bit_and_only_with_the_same_parent(self, train: Trainings, earlier: Path) -> None:
         asked = from_it(earlier, dropout=0.2)
-        _, whole = run_trainer(make_spec(tiny, examples, **asked), tmp_path / "whole")
-        _, first = run_trainer(make_spec(tiny, examples, **asked), tmp_path / "first", stop_at=(2, Command.DRAIN))
-        snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
-        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **asked), tmp_path / "second")
-        assert code == ExitCode.DONE, second.last
-        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
-        assert all(torch.equal(one[name], other[name]) for name in one)
-        anew = make_spec(tiny, examples, resume_from=snapshot, **VARIANT, dropout=0.2)
-        code, log = run_trainer(anew, tmp_path / "anew")
-        assert code == ExitCode.BAD_SPEC
-        assert "start_adapter_sha256" in failure(log).message
+        whole = train(**asked)
+        snapshot = train(stop_at=(2, Command.DRAIN), **asked).snapshot
+        assert_same_adapter(train(resume_from=snapshot, **asked), whole)
+        anew = train(resume_from=snapshot, **VARIANT, dropout=0.2)
+        assert anew.code == ExitCode.BAD_SPEC
+        assert "start_adapter_sha256" in anew.failure.message
 
     @pytest.mark.parametrize(
         "changes", [{"r": 8}, {"use_dora": False}, {"modules_to_save": []}, {"target_modules": ["q_proj", "v_proj"]}]
     )
     def test_lora_parameters_that_differ_from_the_parents_are_refused(
-        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path, changes: dict[str, Any]
+        self, train: Trainings, earlier: Path, changes: dict[str, Any]
     ) -> None:
-        code, log = run_trainer(make_spec(tiny, examples, **from_it(earlier, **changes)), tmp_path)
-        assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_SPEC)
-        assert "parent adapter" in failure(log).message
+        log = train(**from_it(earlier, **changes))
+        assert (log.code, log.failure.reason) == (ExitCode.BAD_SPEC, Reason.INVALID_SPEC)
+        assert "parent adapter" in log.failure.message
 
     def test_a_damaged_or_a_different_parent_adapter_is_refused(
-        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
+        self, train: Trainings, earlier: Path, tmp_path: Path
     ) -> None:
         for asked in (from_it(earlier, start_adapter_sha256="0" * 64), from_it(earlier) | {"start_adapter": tmp_path}):
-            code, log = run_trainer(make_spec(tiny, examples, **asked), tmp_path / "work")
-            assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
-            assert "damaged" in failure(log).message
+            log = train(**asked)
+            assert (log.code, log.failure.reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
+            assert "damaged" in log.failure.message

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.artifacts.engines import compatibility
-from app.domain.jobs.events import Command, Done, SnapshotSaved
+from app.domain.jobs.events import Command
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode
 from app.system.artifact_directory import verify
@@ -21,14 +21,14 @@ from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.helpers import (
     FLOAT32,
+    Trainings,
+    assert_same_adapter,
     batches_of,
-    final_adapter,
     load_tiny_base,
     make_one_step,
     make_spec,
     no_keepalive,
     prepare,
-    run_trainer,
     slow_but,
 )
 from worker.trainer.adapter.lora import LoraAdapter
@@ -70,7 +70,6 @@ STEPS = 5
 # Each variant that differs in kind and each width is tested always; each variant with one width and each width with
 # some variants by `make test-all`, every other pair by `make test-slow`.
 PAIRS = list(product(VARIANTS, WIDTHS))
-PAIRS_OF_PEFT = [pair for pair in PAIRS if pair[1] != "FP4"]
 KINDS = ("LoRA", "DoRA with patterns and rsLoRA", "norms", "embedding and head", "DoRA with a head")
 KEPT_PAIRS = [*product(KINDS, ["NF4"]), *product(["LoRA"], WIDTHS), ("DoRA", "8 bits")]
 MORE_PAIRS = [pair for pair in PAIRS if pair[1] == "NF4" or pair[0] in ("LoRA", "DoRA", "embedding and head")]
@@ -126,48 +125,61 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
-class TestTraining:
-    @pytest.mark.parametrize(
-        ("variant", "width"), slow_but(KEPT_PAIRS, [pair for pair in PAIRS if pair[1] != "FP4"], MORE_PAIRS)
-    )
-    def test_equals_plain_pefts_step_by_step(self, tiny: Path, examples: Path, variant: str, width: str) -> None:
-        self.compare(tiny, examples, VARIANTS[variant], WIDTHS[width])
+def compare_with_plain_peft(
+    tiny: Path, examples: Path, changes: dict[str, Any], width: QuantizationSpec | None
+) -> tuple[FrozenBase, Run]:
+    base, run = started(tiny, examples, width, **changes)
+    start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
+    losses = [make_one_step(base, run).loss for _ in range(STEPS)]
+    theirs, tensors = plain_peft.train(tiny, run, start, width)
+    assert losses == pytest.approx(theirs, rel=1e-4)
+    assert run.adapter.named_parameters().keys() == tensors.keys()
+    for name, parameter in run.adapter.named_parameters().items():
+        assert not torch.equal(parameter, start[name]), f"{name} was not trained"
+        torch.testing.assert_close(parameter.data, tensors[name], rtol=1e-2, atol=2e-4)
+    return base, run
 
+
+@pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, PAIRS, MORE_PAIRS))
+def test_a_variant_is_trained_as_in_plain_peft_which_loads_it_with_the_same_logits(
+    tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
+) -> None:
+    changes, quantization = VARIANTS[variant], WIDTHS[width]
+    if width == "FP4":  # of which PEFT's own training has no reference here
+        base, run = trained(tiny, examples, quantization, **changes)
+    else:
+        base, run = compare_with_plain_peft(tiny, examples, changes, quantization)
+    batch, directory = a_batch(run), saved(base, run, tmp_path)
+    theirs = plain_peft.logits(plain_peft.load(tiny, directory, quantization), batch.tokens_T.tolist())
+    assert difference(our_logits(base, batch, run.adapter), our_logits(base, batch, None)) > 0.01
+    assert difference(theirs, our_logits(base, batch, run.adapter)) < 1e-4
+    assert verify_adapter(base, run, directory) < TOLERANCE / 10
+
+
+class TestTraining:
     @pytest.mark.parametrize("variant", slow_but(["head"], VARIANTS_OF_HEADS, VARIANTS_OF_HEADS))
-    def test_equals_plain_pefts_also_with_an_untied_head(self, untied: Path, examples: Path, variant: str) -> None:
-        self.compare(untied, examples, VARIANTS[variant], FLOAT32)
+    def test_an_untied_head_is_trained_as_in_plain_peft(self, untied: Path, examples: Path, variant: str) -> None:
+        compare_with_plain_peft(untied, examples, VARIANTS[variant], FLOAT32)
 
     @pytest.mark.parametrize("variant", ["LoRA", "DoRA"])
-    def test_equals_plain_pefts_also_if_layers_have_a_bias(self, tmp_path: Path, examples: Path, variant: str) -> None:
+    def test_layers_with_a_bias_are_trained_as_in_plain_peft(
+        self, tmp_path: Path, examples: Path, variant: str
+    ) -> None:
         base = make_tiny_base(tmp_path / "biased", attention_bias=True)
         tensors = load_file(base / "model.safetensors")
         for name in [name for name in tensors if "self_attn" in name]:
             tensors[name.removesuffix("weight") + "bias"] = tensors[name][:, 0].clone()
         save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-        self.compare(base, examples, VARIANTS[variant], None)
-
-    def compare(self, tiny: Path, examples: Path, changes: dict[str, Any], width: QuantizationSpec | None) -> None:
-        base, run = started(tiny, examples, width, **changes)
-        start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
-        losses = [make_one_step(base, run).loss for _ in range(STEPS)]
-        theirs, tensors = plain_peft.train(tiny, run, start, width)
-        assert losses == pytest.approx(theirs, rel=1e-4)
-        assert run.adapter.named_parameters().keys() == tensors.keys()
-        for name, parameter in run.adapter.named_parameters().items():
-            assert not torch.equal(parameter, start[name]), f"{name} was not trained"
-            torch.testing.assert_close(parameter.data, tensors[name], rtol=1e-2, atol=2e-4)
+        compare_with_plain_peft(base, examples, VARIANTS[variant], None)
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_step_0_is_the_base_model(self, tiny: Path, examples: Path, variant: str) -> None:
-        base, run = started(tiny, examples, FLOAT32, **VARIANTS[variant])
-        batch = a_batch(run)
-        assert torch.equal(our_logits(base, batch, run.adapter), our_logits(base, batch, None))
-
-    @pytest.mark.parametrize("variant", VARIANTS)
-    def test_the_base_stays_unchanged_to_the_bit(self, tiny: Path, examples: Path, variant: str) -> None:
+    def test_step_0_is_the_base_model_which_training_leaves_unchanged_to_the_bit(
+        self, tiny: Path, examples: Path, variant: str
+    ) -> None:
         base, run = started(tiny, examples, None, **VARIANTS[variant])
         batch = a_batch(run)
         before = our_logits(base, batch, None)
+        assert torch.equal(our_logits(base, batch, run.adapter), before)
         for _ in range(2):
             make_one_step(base, run)
         assert torch.equal(our_logits(base, batch, None), before)
@@ -184,18 +196,7 @@ class TestTraining:
 
 
 class TestSaved:
-    @pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, PAIRS, MORE_PAIRS))
-    def test_plain_peft_loads_it_and_has_the_logits_of_the_trained_model(
-        self, tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
-    ) -> None:
-        base, run = trained(tiny, examples, WIDTHS[width], **VARIANTS[variant])
-        batch, directory = a_batch(run), saved(base, run, tmp_path)
-        theirs = plain_peft.logits(plain_peft.load(tiny, directory, WIDTHS[width]), batch.tokens_T.tolist())
-        assert difference(our_logits(base, batch, run.adapter), our_logits(base, batch, None)) > 0.01
-        assert difference(theirs, our_logits(base, batch, run.adapter)) < 1e-4
-        assert verify_adapter(base, run, directory) < TOLERANCE / 10
-
-    def test_its_files_name_single_layers_and_never_a_pattern(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_the_files_name_single_layers_and_never_a_pattern(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base, run = trained(tiny, examples, FLOAT32, **PATTERNS)
         directory = saved(base, run, tmp_path)
         config = json.loads((directory / "adapter_config.json").read_text())
@@ -215,14 +216,13 @@ class TestSaved:
 
     @pytest.mark.extended("whole runs of each variant")
     @pytest.mark.parametrize("variant", ["patterns", "DoRA", "norms", "embedding and head", "DoRA with a head"])
-    def test_the_trainer_trains_and_verifies_it_with_default_settings(
-        self, tiny: Path, examples: Path, tmp_path: Path, variant: str
+    def test_the_trainer_trains_and_verifies_a_variant_with_default_settings(
+        self, train: Trainings, variant: str
     ) -> None:
-        spec = make_spec(tiny, examples, validation_file=examples, sample_prompts=["red"], **VARIANTS[variant])
-        code, log = run_trainer(spec, tmp_path)
-        assert code == ExitCode.DONE, log.last
-        assert isinstance(log.last, Done)
-        assert all(tensor.dtype == torch.float32 for tensor in final_adapter(log, tmp_path).values())
+        changes = {"validation_file": train.training_file, "sample_prompts": ["red"]} | VARIANTS[variant]
+        log = train(quantization={}, **changes)
+        assert log.code == ExitCode.DONE, log.last
+        assert all(tensor.dtype == torch.float32 for tensor in log.adapter().values())
 
     @pytest.mark.parametrize(
         ("variant", "tensor"),
@@ -239,26 +239,14 @@ class TestSaved:
         with pytest.raises(Failure, match=tensor):
             verify_adapter(base, run, path.parent)
 
-    @pytest.mark.parametrize(
-        ("variant", "changes"),
-        [
-            ("patterns", {"alpha_pattern": {}}),
-            ("patterns", {"alpha_pattern": {"v_proj": 4}}),
-        ],
-    )
-    def test_verification_finds_a_wrong_scale_of_one_layer(
-        self, tiny: Path, examples: Path, tmp_path: Path, variant: str, changes: dict[str, Any]
-    ) -> None:
-        base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
+    def test_verification_finds_a_wrong_scale_of_one_layer(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        base, run = trained(tiny, examples, FLOAT32, **PATTERNS)
         path = saved(base, run, tmp_path) / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-        with pytest.raises(Failure, match="logits differ"):
-            verify_adapter(base, run, path.parent)
-
-    def test_eight_bits(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_trainer(make_spec(tiny, examples, quantization={"bits": 8}, use_dora=True), tmp_path)
-        assert code == ExitCode.DONE, log.last
-        assert "8-bit" in (tmp_path / log.last.directory / "README.md").read_text()
+        right = json.loads(path.read_text())
+        for wrong in ({}, {"v_proj": 4}):
+            path.write_text(json.dumps(right | {"alpha_pattern": wrong}))
+            with pytest.raises(Failure, match="logits differ"):
+                verify_adapter(base, run, path.parent)
 
     def test_validation_uses_the_trained_head_and_answers_of_the_base_do_not(self, tiny: Path, examples: Path) -> None:
         base, run = trained(tiny, examples, FLOAT32, modules_to_save=["lm_head"], validation_file=examples)
@@ -283,15 +271,10 @@ class TestResume:
         ids=["DoRA", "whole modules", "both, with patterns", "8 bits"],
     )
     def test_an_interrupted_run_has_the_same_result_to_the_bit(
-        self, tiny: Path, examples: Path, tmp_path: Path, step: int, changes: dict[str, Any]
+        self, train: Trainings, step: int, changes: dict[str, Any]
     ) -> None:
-        _, whole = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "whole")
-        drained = make_spec(tiny, examples, **changes)
-        code, first = run_trainer(drained, tmp_path / "first", stop_at=(step, Command.DRAIN))
-        assert code == ExitCode.DRAINED
-        snapshot = tmp_path / "first" / str(first.of(SnapshotSaved)[-1].directory)
-        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
-        assert code == ExitCode.DONE, second.last
-        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        changes = {"quantization": {}} | changes
+        whole = train(**changes)
+        first = train(stop_at=(step, Command.DRAIN), **changes)
+        assert first.code == ExitCode.DRAINED
+        assert_same_adapter(train(resume_from=first.snapshot, **changes), whole)

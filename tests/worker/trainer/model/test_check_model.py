@@ -39,6 +39,11 @@ UNSUPPORTED = {
 }
 
 
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return make_tiny_base(tmp_path / "base")
+
+
 def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(directory / "model.safetensors")
     edit(tensors)
@@ -60,8 +65,7 @@ def change_config(directory: Path, **changes: Any) -> None:
     ],
     ids=["missing", "shape", "dtype", "inf"],
 )
-def test_a_damaged_tensor_is_named(tmp_path: Path, edit: Any, problem: str) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_damaged_tensor_is_named(directory: Path, edit: Any, problem: str) -> None:
     change(directory, edit)
     assert problem in check_model(directory).problems[0]
 
@@ -85,15 +89,13 @@ def test_a_damaged_expert_is_named(tmp_path: Path, edit: Any, problem: str) -> N
     assert problem in check_model(directory).problems[0]
 
 
-def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_all_problems_are_reported_at_once(directory: Path) -> None:
     change(directory, lambda tensors: tensors.update({UP: torch.ones(3, 64)}))
     change_config(directory, vocab_size=200)
     assert len(check_model(directory).problems) == 2  # the shapes of both, and the tokenizer
 
 
-def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_tensor_in_two_files_is_refused(directory: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     save_file({UP: tensors[UP]}, directory / "more.safetensors")
     index = {"weight_map": dict.fromkeys(tensors, "model.safetensors") | {UP: "more.safetensors"}}
@@ -101,8 +103,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     assert UP in check_model(directory).problems[0]
 
 
-def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(tmp_path: Path) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(directory: Path) -> None:
     path = directory / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["model"]["vocab"]["ab"] = 259
@@ -110,9 +111,8 @@ def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(tmp_pat
     assert "259 rows" in check_model(directory).problems[0]
 
 
-def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refused(tmp_path: Path) -> None:
+def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refused(directory: Path) -> None:
     """Gemma 3 has such a token, for images."""
-    directory = make_tiny_base(tmp_path / "base")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken("<|extra|>", special=True)])
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -153,24 +153,21 @@ def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refuse
     ],
 )
 def test_sizes_that_no_model_has_are_refused_without_torch(
-    tmp_path: Path, changes: dict[str, Any], problem: str
+    directory: Path, changes: dict[str, Any], problem: str
 ) -> None:
-    directory = make_tiny_base(tmp_path / "base")
     change_config(directory, **changes)
     with pytest.raises(RefusedModel, match=problem):
         read_catalog_entry(directory)
 
 
-def test_a_window_of_0_that_is_not_used_is_as_none(tmp_path: Path) -> None:
+def test_a_window_of_0_that_is_not_used_is_as_none(directory: Path) -> None:
     """transformers saves a Qwen2-MoE so."""
-    directory = make_tiny_base(tmp_path / "base")
     change_config(directory, sliding_window=0, use_sliding_window=False)
     assert check_model(directory).problems == ()
 
 
 @pytest.mark.parametrize("weight_map", [3, {"model.norm.weight": 3}])
-def test_an_index_without_file_names_is_refused(tmp_path: Path, weight_map: object) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_an_index_without_file_names_is_refused(directory: Path, weight_map: object) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(RefusedModel, match="a file name"):
         read_catalog_entry(directory)
@@ -190,28 +187,24 @@ def test_an_index_without_file_names_is_refused(tmp_path: Path, weight_map: obje
         ("tokenizer_config.json", '{"eos_token": "<other>"}', 'no token "<other>", which ends a text'),
     ],
 )
-def test_a_damaged_tokenizer_file_is_named(tmp_path: Path, name: str, text: str, problem: str) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_damaged_tokenizer_file_is_named(directory: Path, name: str, text: str, problem: str) -> None:
     (directory / name).write_text(text)
     assert problem in check_model(directory).problems[0]
 
 
-def test_a_template_without_an_end_is_refused(tmp_path: Path) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_template_without_an_end_is_refused(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
     (problem,) = check_model(directory).problems
     assert "chat template" in problem
 
 
-def test_another_class_in_config_json_is_noted(tmp_path: Path) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_another_class_in_config_json_is_noted(directory: Path) -> None:
     change_config(directory, architectures=["MistralForCausalLM"])
     (note,) = check_model(directory).notes
     assert re.findall(r"\w+ForCausalLM", note) == ["MistralForCausalLM", "LlamaForCausalLM"]
 
 
-def test_a_refusal_of_transformers_is_shown(tmp_path: Path) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_refusal_of_transformers_is_shown(directory: Path) -> None:
     change_config(directory, rope_parameters={"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4})
     assert "low_freq_factor" in check_model(directory).problems[0]
 
@@ -227,8 +220,7 @@ def test_a_model_for_which_this_machine_is_too_small_is_not_refused(
     assert '"problems"' not in capfd.readouterr().out
 
 
-def test_a_template_without_a_generation_prompt_is_noted(tmp_path: Path) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_template_without_a_generation_prompt_is_noted(directory: Path) -> None:
     template = directory / "chat_template.jinja"
     template.write_text(template.read_text().partition("{% if add_generation_prompt")[0])
     report = check_model(directory)
@@ -292,8 +284,7 @@ def test_a_config_with_the_names_of_gpt_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
-def test_a_checkpoint_of_another_quantization_is_refused_with_what_to_use(tmp_path: Path, method: str) -> None:
-    directory = make_tiny_base(tmp_path / "base")
+def test_a_checkpoint_of_another_quantization_is_refused_with_what_to_use(directory: Path, method: str) -> None:
     change_config(directory, quantization_config={"quant_method": method})
     with pytest.raises(RefusedModel, match="in 16 bits"):
         read_catalog_entry(directory)

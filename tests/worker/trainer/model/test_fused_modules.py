@@ -65,6 +65,7 @@ class TestReplacement:
         assert isinstance(layer.mlp, GatedMLP)
         assert layer.mlp.product is not swiglu
 
+    @pytest.mark.extended("each kind of module; hidden states of one are compared")
     def test_an_interleaved_rotary_embedding_stays(self, load: Callable[[str], FrozenBase]) -> None:
         assert "rotary embeddings" not in load("glm4").fused_modules
 
@@ -91,6 +92,7 @@ class TestReplacement:
         rotate = FusedRotary(apply_rotary_pos_emb, lambda *_: pytest.fail("the kernel was called"))
         assert torch.equal(rotate(query, query, cos, sin, unsqueeze_dim=2)[0], expected[0])
 
+    @pytest.mark.extended("each kind of module; hidden states of one are compared")
     def test_another_load_replaces_transformers_own_rotary_function(self, load: Callable[[str], FrozenBase]) -> None:
         base = load("llama")
         load_base("llama", base.directory, None, torch.float32, CPU, cuda_kernels=True)
@@ -98,7 +100,9 @@ class TestReplacement:
         assert isinstance(rotate, FusedRotary)
         assert not isinstance(rotate.original, FusedRotary)
 
-    @pytest.mark.parametrize("name", ["LigerRMSNormFunction", "LigerRopeFunction"])
+    @pytest.mark.parametrize(
+        "name", slow_but(["LigerRMSNormFunction"], ["LigerRMSNormFunction", "LigerRopeFunction"], ["LigerRopeFunction"])
+    )
     def test_a_kernel_that_fails_replaces_nothing(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
@@ -155,6 +159,7 @@ class TestReplacement:
         monkeypatch.setattr(kernel, "backward", staticmethod(wrong_backward))
         assert kind not in load("llama").fused_modules
 
+    @pytest.mark.extended("each kind of module; hidden states of one are compared")
     def test_the_kernel_for_many_rows_is_compared_too(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -68,13 +68,6 @@ def change_weights(base: Path, edit: Callable[[dict[str, torch.Tensor]], object]
     save_file(tensors, base / "model.safetensors")
 
 
-def store_twice(base: Path) -> None:
-    tensors = load_file(base / "model.safetensors")
-    save_file({UP: tensors[UP]}, base / "more.safetensors")
-    files = dict.fromkeys(tensors, "model.safetensors") | {UP: "more.safetensors"}
-    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-
-
 def extend_tokenizer(base: Path) -> None:
     """Add a word of the dataset as a token for which the embedding has no row."""
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
@@ -107,58 +100,44 @@ CASES = (
          "it has down_proj, gate_proj", {"target_modules": ["c_attn"]}),
     Case("a rank over the size of a layer", Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32", {"r": 33}),
     Case("a context longer than the model's", Reason.INVALID_SPEC, CONTEXT_LENGTH,
-         "is 513, but the base model reads at most 512 tokens; choose up to 512", {"context_length": 513}),
+         "at most 512 tokens", {"context_length": 513}),
     Case("a dataset with no supervised token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
-         "No example has a token to train on within 512 tokens", is_silent=True),
+         "512 tokens", is_silent=True),
     Case("chats for a tokenizer without a template", Reason.INVALID_TRAINING_FILE, "training_file",
-         "no chat template; use prompt/completion lines", edit=lambda base: (base / "chat_template.jinja").unlink()),
+         "no chat template", edit=lambda base: (base / "chat_template.jinja").unlink()),
     Case("a sample prompt that the template refuses", Reason.INVALID_SPEC, "sample_prompts.1",
-         "sample_prompts.1: the model's chat template refuses this conversation: no shouting. Change this prompt, or",
+         "no shouting",
          {"sample_prompts": ["say 3", "SAY 3"]}, edit=lambda base: refuse(base, "SAY 3", "no shouting")),
     Case("a base without one of its files", Reason.MODEL_UNAVAILABLE, "model",
-         "one of its files is missing or has changed since it was registered",
+         "has changed",
          damage=lambda base: (base / "model.safetensors").unlink()),
     Case("a base with a flipped bit", Reason.MODEL_UNAVAILABLE, "model",
-         "one of its files is missing or has changed since it was registered", damage=flip_a_bit),
+         "has changed", damage=flip_a_bit),
     Case("a base whose directory is missing", Reason.MODEL_UNAVAILABLE, "model",
-         "its directory cannot be read (No such file or directory)", damage=shutil.rmtree),
+         "No such file", damage=shutil.rmtree),
     Case("a base of an unknown model type", Reason.MODEL_UNAVAILABLE, "model",
-         "transformers does not support its config.json (model_type 'ours')",
+         "'ours'",
          edit=lambda base: change_config(base, model_type="ours")),
-    Case("a base that is no causal language model", Reason.MODEL_UNAVAILABLE, "model",
-         "transformers has no causal language model of its type (model_type 'modernbert')",
-         edit=lambda base: change_config(base, model_type="modernbert")),
     Case("a base that was registered without one of its files", Reason.MODEL_UNAVAILABLE, "model",
-         "its file model-00002-of-00002.safetensors is missing",
+         "model-00002-of-00002.safetensors",
          edit=remove_one_shard),
     Case("a base that was registered with truncated weights", Reason.MODEL_UNAVAILABLE, "model",
          "model.safetensors is damaged (", edit=truncate_weights),
     Case("a base whose config has no heads", Reason.MODEL_UNAVAILABLE, "model",
-         "transformers refuses its config.json (ZeroDivisionError",
+         "ZeroDivisionError",
          edit=lambda base: change_config(base, num_attention_heads=0, head_dim=None)),
-    Case("a base whose config has a text for a number", Reason.MODEL_UNAVAILABLE, "model",
-         "transformers refuses its config.json (", edit=lambda base: change_config(base, num_hidden_layers="two")),
-    Case("a base whose config contradicts its shapes", Reason.MODEL_UNAVAILABLE, "model",
-         "but config.json makes it [", edit=lambda base: change_config(base, intermediate_size=96)),
     Case("a base with a tensor missing", Reason.MODEL_UNAVAILABLE, "model",
-         f"lack 1 of the weights that LlamaForCausalLM needs, such as {UP}",
+         UP,
          edit=lambda base: change_weights(base, lambda tensors: tensors.pop(UP))),
-    Case("a base with a tensor in two files", Reason.MODEL_UNAVAILABLE, "model", f"{UP} is in more than one file",
-         edit=store_twice),
-    Case("a base with a tensor of another dtype", Reason.MODEL_UNAVAILABLE, "model", f"{UP} is stored as int8",
-         edit=lambda base: change_weights(base, lambda tensors: tensors.update({UP: tensors[UP].to(torch.int8)}))),
     Case("a base with an infinite weight", Reason.MODEL_UNAVAILABLE, "model", "not finite",
          edit=lambda base: change_weights(base, lambda tensors: tensors[UP][3, 3].fill_(torch.inf))),
-    Case("a base with infinite weights in 16 bits", Reason.MODEL_UNAVAILABLE, "model", "not finite",
-         {"quantization": None},
-         edit=lambda base: change_weights(base, lambda tensors: tensors[UP][3, 3].fill_(torch.inf))),
     Case("a token without a row in the embedding", Reason.INVALID_TRAINING_FILE, "training_file",
-         'the token "amber" (259) has no row in the embedding of the base model, which has 259',
+         '"amber" (259)',
          edit=extend_tokenizer),
     Case("a template whose answers do not start with its generation prompt", Reason.INVALID_TRAINING_FILE,
-         "training_file", "does not start an answer with its generation prompt", edit=change_generation_prompt),
+         "training_file", "generation prompt", edit=change_generation_prompt),
     Case("a context of one token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
-         "No example has a token to train on within 1 token", {"context_length": 1}),
+         "1 token", {"context_length": 1}),
     Case("experts of a dense base", Reason.INVALID_SPEC, "lora.target_parameters", "it has no experts",
          {"target_parameters": ["mlp.experts.down_proj"]}),
 )  # fmt: skip
@@ -179,7 +158,7 @@ def spec_of(case: Case, workdir: Path) -> TrainerSpec:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy: the infinite weights
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_it_ends_with_a_reason_and_a_message_and_the_log_has_the_details(
+def test_a_bad_input_ends_with_a_reason_and_a_message_and_the_log_has_the_details(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, log = run_trainer(spec_of(case, tmp_path), tmp_path)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
 
-from app.domain.jobs.events import Command, Metric, SnapshotSaved, Started
+from app.domain.jobs.events import Command, Metric, Started
 from app.domain.jobs.states import ExitCode, Reason
 from tests.tiny import make_tiny_dataset, make_tiny_pairs
 from tests.worker.trainer.helpers import (
+    Trainings,
+    assert_same_adapter,
     failure,
-    final_adapter,
     load_tiny_base,
     make_one_step,
     make_spec,
@@ -56,19 +56,13 @@ class TestRun:
     @pytest.mark.extended("exact resume of another method; test_exact_resume has one")
     @pytest.mark.parametrize("step", [1, 3, 4])
     def test_an_interrupted_run_has_the_same_result_to_the_bit(
-        self, tiny: Path, pairs: Path, tmp_path: Path, step: int
+        self, train: Trainings, pairs: Path, tmp_path: Path, step: int
     ) -> None:
         valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
-        changes = {"dropout": 0.1, "validation_file": valid, "method": "dpo", "beta": BETA}
-        uninterrupted = final_adapter(
-            run_trainer(make_spec(tiny, pairs, **changes), tmp_path / "whole")[1], tmp_path / "whole"
-        )
-        code, log = run_trainer(make_spec(tiny, pairs, **changes), tmp_path / "a", stop_at=(step, Command.DRAIN))
-        assert code == ExitCode.DRAINED
-        snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory
-        _, log = run_trainer(make_spec(tiny, pairs, **changes, resume_from=snapshot), tmp_path / "b")
-        resumed = final_adapter(log, tmp_path / "b")
-        assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+        changes = FLOAT32_LORA | {"training_file": pairs, "validation_file": valid, "dropout": 0.1}
+        whole = train(**changes)
+        snapshot = train(stop_at=(step, Command.DRAIN), **changes).snapshot
+        assert_same_adapter(train(resume_from=snapshot, **changes), whole)
 
     @pytest.mark.parametrize(("method", "beta"), [("dpo", None), ("supervised", 0.1)])
     def test_beta_is_required_with_dpo_and_refused_without(
