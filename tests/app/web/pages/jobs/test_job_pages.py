@@ -8,7 +8,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from app.domain.artifacts.exports import UNFINISHED, ExportType, Quantization
+from app.domain.artifacts.exports import ExportType, Quantization
 from app.domain.deliveries.served_check import Verdict
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.states import Reason, WorkState
@@ -113,7 +113,7 @@ def test_every_state_and_verdict_of_the_api_has_a_text() -> None:
     assert exports.TYPES.keys() == exports.NAMES.keys() == set(ExportType)
     assert exports.QUANTIZATIONS.keys() == set(Quantization)
     assert wording.TONES.keys() >= set(WorkState)
-    assert set(panel.UNFINISHED) == UNFINISHED
+    assert set(panel.UNFINISHED) == set(UNFINISHED_WORK)
 
 
 @pytest.mark.parametrize("name", GRADERS)
