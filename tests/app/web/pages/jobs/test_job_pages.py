@@ -11,7 +11,7 @@ import pytest
 from app.domain.artifacts.exports import ExportType, Quantization
 from app.domain.deliveries.served_check import Verdict
 from app.domain.evaluations.graders import EvaluationSettings
-from app.domain.jobs.states import Reason, WorkState
+from app.domain.jobs.states import UNFINISHED_WORK, Reason, WorkState
 from app.web.api_client import ApiClient
 from app.web.pages.jobs import jobs, wording
 from app.web.pages.jobs.compare import distinct_names, job_settings
