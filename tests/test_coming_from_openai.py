@@ -14,22 +14,21 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from fastapi import FastAPI, Request
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims
 from app.db.tables import Project
 from app.domain.answers.trial import TrialRecord
-from app.domain.datasets.examples import Example, read_examples
 from app.settings import Settings
 from app.storage import LocalStorage
 from app.trial_queue import TrialSlot
+from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, stand_in_openai
 from tests.factories import (
     TTL_SECONDS,
     WORKER,
@@ -42,7 +41,7 @@ from tests.factories import (
     start_job,
     validate_job,
 )
-from tests.serving import LiveServer, serve
+from tests.serving import LiveServer
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from-openai.md"
 SAVING_HEADING = "## The dates, and what to save before each"
@@ -183,32 +182,16 @@ def test_the_first_block_downloads_only_missing_files_and_reports_deleted_ones(
 
 
 @pytest.fixture
-def openai_server(reader_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """A server for chat completions and evals in OpenAI's shapes; the bodies of the completion requests."""
-    completion_requests: list[dict[str, Any]] = []
-    server_app = FastAPI()
-    objects = {
-        "": "eval",
-        "/{eval_id}/runs": "eval.run",
-        "/{eval_id}/runs/{run_id}/output_items": "eval.run.output_item",
-    }
-
-    @server_app.post("/v1/chat/completions")
-    async def complete(request: Request) -> dict[str, Any]:
-        completion_requests.append(await request.json())
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "unchanged"}}
-        return {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-
-    for path, kind in objects.items():
-        server_app.add_api_route(f"/v1/evals{path}", _one_page(kind))
-    with serve(server_app) as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        yield completion_requests
+def account(reader_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInOpenAI]:
+    with stand_in_openai() as account:
+        monkeypatch.setenv("OPENAI_BASE_URL", account.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        yield account
 
 
-def test_the_second_block_saves_the_answers_of_the_old_model(
-    reader_directory: Path, openai_server: list[dict[str, Any]]
-) -> None:
+def test_the_second_block_saves_the_answers_of_the_old_model(reader_directory: Path, account: StandInOpenAI) -> None:
+    asked: list[dict[str, Any]] = []
+    account.answer = lambda body: asked.append(body) or "unchanged"  # type: ignore[func-returns-value]
     rows = [
         *chat_lines(2).decode().splitlines(),
         json.dumps({"messages": [{"role": "user", "content": "hi"}], "tools": [1]}),
@@ -219,29 +202,17 @@ def test_the_second_block_saves_the_answers_of_the_old_model(
     assert [row["answer"]["choices"][0]["message"]["content"] for row in saved] == ["unchanged"] * 3
     assert [row["recorded_answer"] for row in saved] == ["unchanged"] * 3  # what `tunery eval` reads
     assert [row["messages"] for row in saved] == [json.loads(row)["messages"] for row in rows]
-    assert [row["messages"][-1]["role"] for row in openai_server] == ["user"] * 3
-    assert [row.get("tools") for row in openai_server] == [None, None, [1]]
-    assert {row["temperature"] for row in openai_server} == {0}
+    assert [(row["messages"][-1]["role"], row.get("tools")) for row in asked] == [("user", None)] * 2 + [("user", [1])]
+    assert {row["temperature"] for row in asked} == {0}
 
 
-def test_the_third_block_saves_evals_with_their_runs_and_items(
-    reader_directory: Path, openai_server: list[dict[str, Any]]
-) -> None:
+@pytest.mark.usefixtures("account")
+def test_the_third_block_saves_evals_with_their_runs_and_items(reader_directory: Path) -> None:
     _run_saving_block(2)
     directory = reader_directory / "openai-backup" / "evals" / "eval-1"
     assert json.loads((directory / "eval.json").read_text())["id"] == "eval-1"
     lines = [json.loads(line)["id"] for line in (directory / "eval.run-1.jsonl").read_text().splitlines()]
     assert lines == ["eval.run-1", "eval.run.output_item-1"]
-
-
-def test_the_dates_are_on_the_page() -> None:
-    _, saving, _ = _split_at_saving()
-    for date in ("30 November 2026", "6 January 2027", "14 January 2027", "14 October 2026"):
-        assert date in saving
-
-
-def _one_page(kind: str) -> Callable[[], dict[str, Any]]:
-    return lambda: {"object": "list", "data": [{"id": f"{kind}-1", "object": kind}], "has_more": False}
 
 
 def _split_at_saving() -> tuple[str, str, str]:
@@ -267,34 +238,26 @@ def test_the_azure_client_works_with_azure_endpoint(
         assert [listed.id for listed in azure.files.list()] == [file.id]
 
 
-class TestWhatIsNotOffered:
+def test_what_is_not_offered_is_refused_by_its_name(
+    live_server: LiveServer, api_key: str, base_model: str, reader_directory: Path, subtests: pytest.Subtests
+) -> None:
     """The table of the page, and the refused parameters of the section on Nebius."""
-
-    def test_is_refused_by_name(
-        self, live_server: LiveServer, api_key: str, base_model: str, reader_directory: Path, subtests: pytest.Subtests
-    ) -> None:
-        with openai.OpenAI(organization="org-x", project="proj-x") as client:  # headers without effect
-            file = client.files.create(file=Path("train.jsonl"), purpose="fine-tune")
-            batch_file = client.files.create(file=Path("train.jsonl"), purpose="batch")
-            jobs = client.fine_tuning.jobs
-            bodies: tuple[tuple[str, dict[str, Any], str], ...] = (
-                ("method.type", {"method": {"type": "reinforcement"}}, "unsupported_value"),
-                ("training_file", {"training_file": batch_file.id}, "invalid_value"),
-                ("hyperparameters.lora", {"hyperparameters": {"lora": False}}, "unsupported_value"),
-                ("from_checkpoint", {"from_checkpoint": {"repo": "x"}}, "unknown_parameter"),
-                ("tags", {"tags": "mine"}, "unknown_parameter"),
-            )
-            for param, body, code in bodies:
-                with subtests.test(param), pytest.raises(openai.BadRequestError) as refused:
-                    jobs.create(model=base_model, training_file=file.id, extra_body=body)
-                assert (refused.value.param, refused.value.code) == (param, code)
-            for path in ("/fine_tuning/alpha/graders/run", "/batches", "/evals"):
-                with subtests.test(path), pytest.raises(openai.NotFoundError) as unknown:
-                    client.post(path, body={}, cast_to=object)
-                assert unknown.value.code == "unknown_url"
-
-    def test_an_image_in_a_message_is_a_finding(self) -> None:
-        content = [{"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}]
-        line = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a cat"}]}
-        (finding,) = read_examples(io.BytesIO(json.dumps(line).encode()))
-        assert not isinstance(finding, Example)
+    with openai.OpenAI(organization="org-x", project="proj-x") as client:  # headers without effect
+        file = client.files.create(file=Path("train.jsonl"), purpose="fine-tune")
+        batch_file = client.files.create(file=Path("train.jsonl"), purpose="batch")
+        jobs = client.fine_tuning.jobs
+        bodies: tuple[tuple[str, dict[str, Any], str], ...] = (
+            ("method.type", {"method": {"type": "reinforcement"}}, "unsupported_value"),
+            ("training_file", {"training_file": batch_file.id}, "invalid_value"),
+            ("hyperparameters.lora", {"hyperparameters": {"lora": False}}, "unsupported_value"),
+            ("from_checkpoint", {"from_checkpoint": {"repo": "x"}}, "unknown_parameter"),
+            ("tags", {"tags": "mine"}, "unknown_parameter"),
+        )
+        for param, body, code in bodies:
+            with subtests.test(param), pytest.raises(openai.BadRequestError) as refused:
+                jobs.create(model=base_model, training_file=file.id, extra_body=body)
+            assert (refused.value.param, refused.value.code) == (param, code)
+        for path in ("/fine_tuning/alpha/graders/run", "/batches", "/evals"):
+            with subtests.test(path), pytest.raises(openai.NotFoundError) as unknown:
+                client.post(path, body={}, cast_to=object)
+            assert unknown.value.code == "unknown_url"

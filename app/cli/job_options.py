@@ -1,7 +1,6 @@
 """Options of the commands that make or change jobs, from the definitions of the settings of a create body, and the
 request bodies that follow from them. The server resolves what is not given."""
 
-import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.errors import UsageError
-from app.cli.output.results import Result
+from app.cli.options import given, option_parameter, parse_pairs, with_body, with_parameters
 from app.domain.jobs.create_job import SETTINGS, create_body
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
@@ -29,6 +28,7 @@ Assignments = Annotated[
         help="Another setting by its name in the API, such as warmup_ratio=0.1 or lora.use_dora=true; repeatable.",
     ),
 ]
+NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Remove all metadata.")]
 NoQuantization = Annotated[bool, typer.Option("--no-quantization", help="Train 16-bit LoRA instead of 4-bit QLoRA.")]
 
 
@@ -37,23 +37,13 @@ def with_job_body(*names: str, is_clone: bool = False) -> Callable[..., Any]:
 
     A clone has what its original has: no option is required, and it may be `--not-urgent`.
     """
-    options = {name: _option(name, is_clone) for name in names}
 
-    def decorate(command: Callable[..., Result | None]) -> Callable[..., Result | None]:
-        @functools.wraps(command, assigned=("__module__", "__name__", "__doc__"))
-        def run(
-            client: Any, *, assignments: Assignments = None, no_quantization: NoQuantization = False, **values: Any
-        ) -> Result | None:
-            given = {name: values.pop(option.name) for name, option in options.items()}
-            return command(client, body=job_body(given, assignments or (), no_quantization, is_clone), **values)
+    def make(assignments: Assignments, no_quantization: NoQuantization, **values: Any) -> Json:
+        return job_body(dict(zip(names, values.values(), strict=True)), assignments or (), no_quantization, is_clone)
 
-        client, *own = [each for each in inspect.signature(command).parameters.values() if each.name != "body"]
-        more = list(inspect.signature(run, follow_wrapped=False).parameters.values())[1:-1]
-        rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-        run.__signature__ = inspect.Signature([client, *options.values(), *more, *rest])  # type: ignore[attr-defined]
-        return run
-
-    return decorate
+    options = [_option(name, is_clone) for name in names]
+    more = (option_parameter("assignments", Assignments), option_parameter("no_quantization", NoQuantization, False))
+    return with_body(with_parameters(make, [*options, *more]))
 
 
 def job_body(
@@ -65,12 +55,11 @@ def job_body(
     """
     settings = {name: value for name, value in options.items() if value not in (None, [])}
     if "metadata" in settings:
-        settings["metadata"] = _parse_pairs(settings["metadata"])
-    for assignment in assignments:
-        name, text = _parse_pair(assignment, "--set")
+        settings["metadata"] = parse_pairs("--metadata", settings["metadata"])
+    for name, text in parse_pairs("--set", assignments).items():
         value = _parse_value(text)
         if settings.setdefault(name, value) != value:
-            raise UsageError(f"--set {assignment} contradicts {settings[name]!r}, which was also given for {name}.")
+            raise UsageError(f"--set {name}={text} contradicts {settings[name]!r}, which was also given for {name}.")
     if no_quantization:
         if any(name.startswith("quantization") for name in settings):
             raise UsageError("--no-quantization and --set quantization.… contradict each other; give one of them.")
@@ -78,13 +67,13 @@ def job_body(
     return create_body(settings, None if is_clone else "supervised")
 
 
-def build_update_body(priority: int | None, metadata: Sequence[str], no_metadata: bool) -> Json:
+def update_body(priority: Priority = None, metadata: Metadata = None, no_metadata: NoMetadata = False) -> Json:
     """The changes to an existing job. Raises UsageError if there are none."""
     if metadata and no_metadata:
         raise UsageError("--metadata and --no-metadata contradict each other; give one of them.")
-    body: Json = {} if priority is None else {"priority": priority}
+    body = given(priority=priority)
     if metadata or no_metadata:
-        body["metadata"] = _parse_pairs(metadata) or None
+        body["metadata"] = parse_pairs("--metadata", metadata) or None
     if not body:
         raise UsageError("Nothing to change: give --priority, --metadata or --no-metadata.")
     return body
@@ -108,23 +97,8 @@ def _option(name: str, is_clone: bool) -> inspect.Parameter:
         max=maximum,
     )
     value: Any = list[str] if is_listed else str if kind is list else kind
-    return inspect.Parameter(
-        name.replace(".", "_"),
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[value if is_required else value | None, option],
-        default=inspect.Parameter.empty if is_required else None,
-    )
-
-
-def _parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
-    return dict(_parse_pair(pair, "--metadata") for pair in pairs)
-
-
-def _parse_pair(pair: str, option: str) -> tuple[str, str]:
-    name, equals, value = pair.partition("=")
-    if not equals or not name:
-        raise UsageError(f"{option} {pair} is not of the form {option} name=value.")
-    return name, value
+    annotation: Any = Annotated[value if is_required else value | None, option]
+    return option_parameter(name.replace(".", "_"), annotation, inspect.Parameter.empty if is_required else None)
 
 
 def _parse_value(text: str) -> Any:

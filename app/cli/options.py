@@ -5,7 +5,8 @@
         return fields(client.get(f"things/{name}"), COLUMNS)
 
 The command returns a Result, which `with_client` prints, or prints itself and has the parameter `as_json`. `base_url`
-and `data_dir` are passed, too, if they are parameters of it.
+and `data_dir` are passed, too, if they are parameters of it. Options that become a request body are defined once, as
+the parameters of the function that makes the body (`with_body`).
 
 A module of commands has no `from __future__ import annotations`: typer reads the annotations as objects. Only the type
 of the first parameter is a string, because importing it is slow.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_args
 
@@ -24,6 +25,7 @@ import typer
 
 from app.cli.client.references import ResourceType, resolve_id
 from app.cli.client.service_discovery import find_database, find_service
+from app.cli.errors import UsageError
 from app.cli.output.results import Result
 
 if TYPE_CHECKING:
@@ -100,15 +102,52 @@ def _resolve(client: Client, resource_type: ResourceType, value: Any) -> Any:
 
 
 def _with_options(run: Callable[..., None], command: Callable[..., Any], *options: str) -> Callable[..., None]:
-    """Set the signature that typer reads: that of the command without its first parameter, plus `options`."""
-    parameters = list(inspect.signature(command).parameters.values())[1:]
+    """Let typer read the parameters of the command but its first one, and `options`."""
+    _, *parameters = inspect.signature(command).parameters.values()
     own = {parameter.name for parameter in parameters}
-    for name in options:
-        annotation, default = OPTIONS[name]
-        if name not in own:
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            )
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    more = [option_parameter(name, *OPTIONS[name]) for name in options if name not in own]
+    return with_parameters(run, [*parameters, *more])
+
+
+def option_parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def with_parameters(run: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> Callable[..., Any]:
+    """Set the signature that typer and the decorators of this module read."""
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in keywords}
     return run
+
+
+def with_body(make: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Replace the parameter `body` of a command by the parameters of `make`, which returns it."""
+    options = inspect.signature(make).parameters
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(*args: Any, **values: Any) -> Any:
+            body = make(**{name: values.pop(name) for name in options})
+            return command(*args, body=body, **values)
+
+        parameters: list[inspect.Parameter] = []
+        for each in inspect.signature(command).parameters.values():
+            parameters += options.values() if each.name == "body" else [each]
+        return with_parameters(run, parameters)
+
+    return decorate
+
+
+def parse_pairs(option: str, texts: Iterable[str] | None, form: str = "name=value") -> dict[str, str]:
+    """{name: value} of a repeatable option. Raises UsageError."""
+    parts = {text: text.partition("=") for text in texts or ()}
+    for text, (name, equals, _) in parts.items():
+        if not (name and equals):
+            raise UsageError(f"{option} {text} is not of the form {option} {form}.")
+    return {name: value for name, _, value in parts.values()}
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that are not None, for a request body."""
+    return {name: value for name, value in values.items() if value is not None}

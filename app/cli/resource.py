@@ -1,6 +1,6 @@
 """The commands that are alike for every resource of the API: list, show, delete, and a change of one object.
 
-    targets = Resource(commands, "delivery_targets", Name)
+    targets = Resource(commands, partial(named_path, "delivery_targets"), Name)
     targets.add_list("List the targets of the project.", {"name": "name", "status": "status"}, "No targets.")
     targets.add_delete("Delete a target and its credentials.")
 
@@ -9,14 +9,14 @@ An argument that is resolved to an id (`JobId`, `ProjectId`) and one that is the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from app.cli.client.references import named_path
-from app.cli.options import with_client
+from app.cli.client.references import JobId, job_path, named_path
+from app.cli.options import option_parameter, with_client, with_parameters
 from app.cli.output.results import Columns, Result, fields, line, table
 
 if TYPE_CHECKING:
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 class Resource(NamedTuple):
     commands: typer.Typer
-    path: str  # of the collection
-    argument: Any  # the annotated type of the argument that names an object
+    path: Callable[..., str]  # of the collection for the values of `parents`, of an object for one more
+    argument: Any = str  # the annotated type of the argument that names an object
+    parents: tuple[Any, ...] = ()  # those of the arguments that name the object it belongs to
 
-    def add_list(self, text: str, columns: Columns, empty: str, name: str = "list") -> None:
-        """Add a command that lists all objects; `text` is its help."""
+    def add_list(
+        self, text: str, columns: Columns, empty: str, name: str = "list", page_size: int | None = 100
+    ) -> None:
+        """Add a command that lists all objects; `text` is its help. `page_size` None: the list has one page."""
 
-        def run(client: Client) -> Result:
-            return table(client.pages(self.path), columns, empty)
+        def run(client: Client, *names: str) -> Result:
+            return table(client.pages(self.path(*names), page_size), columns, empty.format(*names))
 
-        self.commands.command(name, help=text)(with_client(run))
+        self._add(name, text, run, self.parents)
 
     def add_show(self, text: str, columns: Columns, name: str = "show") -> None:
-        self._add(name, text, lambda client, named: fields(client.get(named_path(self.path, named)), columns))
+        self._add(name, text, lambda client, *names: fields(client.get(self.path(*names)), columns))
 
     def add_delete(self, text: str, name: str = "delete", done: str = "deleted") -> None:
-        def delete(client: Client, named: str) -> Result:
-            return line(client.delete(named_path(self.path, named)), f"{named} {done}")
-
-        self._add(name, text, delete)
+        self._add(name, text, lambda client, *names: line(client.delete(self.path(*names)), f"{names[-1]} {done}"))
 
     def add_change(
         self,
@@ -55,19 +55,31 @@ class Resource(NamedTuple):
     ) -> None:
         """Add a command that posts `body` to the object, or to an action below it, and prints what `shown` returns."""
 
-        def change(client: Client, named: str) -> Result:
-            changed = client.post("/".join(filter(None, (named_path(self.path, named), action))), body)
+        def change(client: Client, *names: str) -> Result:
+            changed = client.post("/".join(filter(None, (self.path(*names), action))), body)
             return line(changed, shown(changed))
 
         self._add(name, text, change)
 
-    def _add(self, name: str, text: str, command: Callable[[Client, str], Result]) -> None:
-        """Add a command whose signature has the argument of this resource."""
+    def _add(
+        self, name: str, text: str, command: Callable[..., Result], arguments: tuple[Any, ...] | None = None
+    ) -> None:
+        """Add a command with these arguments; default: those that name an object."""
+        annotations = (*self.parents, self.argument) if arguments is None else arguments
 
-        def run(client: Client, named: str) -> Result:
-            return command(client, named)
+        def run(client: Client, /, **names: str) -> Result:
+            return command(client, *names.values())
 
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        parameters = [inspect.Parameter("client", kind), inspect.Parameter("named", kind, annotation=self.argument)]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        parameters = [option_parameter(f"name_{number}", each, ...) for number, each in enumerate(annotations)]
+        with_parameters(run, [option_parameter("client", None), *parameters])
         self.commands.command(name, help=text)(with_client(run))
+
+
+def part_of_job(commands: typer.Typer, kind: str, argument: Any = str) -> Resource:
+    """What belongs to a job, such as its exports."""
+    return Resource(commands, lambda job_id, *names: job_path(job_id, kind, *names), argument, (JobId,))
+
+
+def named(commands: typer.Typer, collection: str, argument: Any = str) -> Resource:
+    """Objects whose name may contain any characters."""
+    return Resource(commands, partial(named_path, collection), argument)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import httpx2
 
@@ -20,6 +19,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 RESPONSE_TIMEOUT_SECONDS = 120  # the server hashes an upload of 512 MiB and flushes it to disk before it responds
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
+MIME_TYPE = "application/jsonl"
+BLOCK_BYTES = 1 << 16
 EVENT_STREAM = "text/event-stream"
 END_OF_STREAM = "[DONE]"
 MISSING_KEY_MESSAGE = (
@@ -65,12 +66,9 @@ class Client:
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Json]:
         """The chunks of a streamed chat completion. An error in the middle is raised as one before it."""
-        with self._transport_errors(), self._http.stream("POST", path, json=body) as response:
-            if response.is_error:
-                response.read()
-                raise _error_of(response, self.address)
+        with self._open("POST", path, json=body) as response:
             if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
-                raise _unexpected_response(response, self.address)
+                raise self._unexpected_response(response)
             for line in _lines_of(response):
                 data = line.removeprefix("data:").strip()
                 if data == END_OF_STREAM:
@@ -82,8 +80,8 @@ class Client:
     def delete(self, path: str) -> Json:
         return self._request_json("DELETE", path)
 
-    def pages(self, path: str, limit: int = 100, **params: Any) -> Iterator[Json]:
-        """Iterate over all items of a list; `limit` is the page size, and pages are requested as needed."""
+    def pages(self, path: str, limit: int | None = 100, **params: Any) -> Iterator[Json]:
+        """Iterate over all items of a list; `limit` is the page size (None: it has one page), requested as needed."""
         while True:
             page = self.get(path, limit=limit, **params)
             yield from page["data"]
@@ -97,45 +95,29 @@ class Client:
         items = list(islice(self.pages(path, min(count or max_page, max_page), **params), count))
         return items[:limit], len(items) > len(items[:limit])
 
-    def upload(self, path: Path, purpose: str, expires_after: Json | None, on_bytes: Callable[[int], None]) -> Json:
+    def upload(self, file: BinaryIO, filename: str, purpose: str, expires_after: Json | None) -> Json:
         """Upload a file in one request. The other fields precede the content, so the server can reject it early."""
         fields = {f"expires_after[{name}]": value for name, value in (expires_after or {}).items()}
-        with path.open("rb") as file:
-            content = (path.name, _CountingReader(file, on_bytes), "application/jsonl")
-            return self._request_json("POST", "files", data={"purpose": purpose} | fields, files={"file": content})
+        content = (filename, file, MIME_TYPE)
+        return self._request_json("POST", "files", data={"purpose": purpose} | fields, files={"file": content})
 
-    def put_file(self, url: str, path: Path, first_byte: int, size_bytes: int, on_bytes: Callable[[int], None]) -> Json:
+    def put_file(self, url: str, file: BinaryIO, first_byte: int, size_bytes: int) -> Json:
         """Upload a file from `first_byte` to its end."""
         headers = {
             "Content-Length": str(size_bytes - first_byte),
             "Content-Range": f"bytes {first_byte}-{size_bytes - 1}/{size_bytes}",
         }
-        with path.open("rb") as file:
-            file.seek(first_byte)
-            content = iter(_CountingReader(file, on_bytes))
-            return self._request_json("PUT", url, content=content, headers=headers, timeout=_completion(size_bytes))
+        file.seek(first_byte)
+        content = iter(lambda: file.read(BLOCK_BYTES), b"")
+        return self._request_json("PUT", url, content=content, headers=headers, timeout=_completion(size_bytes))
 
     def complete_upload(self, url: str, size_bytes: int) -> Json:
         """Let the server check an upload of which it has all bytes."""
         return self._request_json("POST", url, json={}, timeout=_completion(size_bytes))
 
-    def head(self, path: str) -> Mapping[str, str]:
-        with self._transport_errors():
-            response = self._http.head(path)
-        if response.is_error:  # a response to HEAD has no body; GET returns the error message
-            self.get(path.removesuffix("/content"))
-            raise _unexpected_response(response, self.address)
-        return response.headers
-
-    @contextlib.contextmanager
-    def download(self, path: str, first_byte: int = 0) -> Iterator[httpx2.Response]:
+    def download(self, path: str, first_byte: int = 0) -> contextlib.AbstractContextManager[httpx2.Response]:
         """The open response: status 206 if it starts at `first_byte`, 200 if it starts at byte 0."""
-        headers = {"Range": f"bytes={first_byte}-"} if first_byte else {}
-        with self._transport_errors(), self._http.stream("GET", path, headers=headers) as response:
-            if response.is_error:
-                response.read()
-                raise _error_of(response, self.address)
-            yield response
+        return self._open("GET", path, headers={"Range": f"bytes={first_byte}-"} if first_byte else {})
 
     def failed_checks(self) -> dict[str, str]:
         """What /readyz reports, which responds without PostgreSQL: {check: reason}. Empty if it does not respond."""
@@ -152,17 +134,48 @@ class Client:
         return self._json(self._request(method, path, **request))
 
     def _request(self, method: str, path: str, **request: Any) -> httpx2.Response:
-        with self._transport_errors():
-            response = self._http.request(method, path, **request)
-        if response.is_error:
-            raise _error_of(response, self.address)
+        with self._open(method, path, **request) as response:
+            response.read()
         return response
+
+    @contextlib.contextmanager
+    def _open(
+        self, method: str, path: str, params: Mapping[str, Any] | None = None, **request: Any
+    ) -> Iterator[httpx2.Response]:
+        """The response before its body, which has no error. Parameters that are None are not sent."""
+        query = {name: value for name, value in (params or {}).items() if value is not None}
+        with self._transport_errors(), self._http.stream(method, path, params=query, **request) as response:
+            if response.is_error:
+                response.read()
+                raise self._error_of(response)
+            yield response
 
     def _json(self, response: httpx2.Response) -> Json:
         try:
             return dict(response.json())
         except (ValueError, TypeError):
-            raise _unexpected_response(response, self.address) from None
+            raise self._unexpected_response(response) from None
+
+    def _error_of(self, response: httpx2.Response) -> CliError:
+        """The error of a response: the server's message, with the exit code that its status maps to."""
+        try:
+            error = json.loads(response.content)["error"]
+            message = str(error["message"])
+        except (ValueError, KeyError, TypeError):
+            return self._unexpected_response(response)
+        if response.status_code == 401:
+            source = self.address.key_source
+            return AccessDenied(f"{message} The key is from {source}." if self.address.api_key else MISSING_KEY_MESSAGE)
+        made = error_class(response.status_code)(message)
+        made.code, made.param = error.get("code"), error.get("param")
+        return made
+
+    def _unexpected_response(self, response: httpx2.Response) -> CliError:
+        content_type = response.headers.get("content-type", "no content type")
+        return CliError(
+            f"{self.address.base_url} answered {response.status_code} ({content_type}), which is not a response of "
+            "Tunery. Check --base-url and any proxy in between."
+        )
 
     @contextlib.contextmanager
     def _transport_errors(self) -> Iterator[None]:
@@ -178,25 +191,6 @@ class Client:
         except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__
             raise ServiceUnreachable(f"Lost the connection to {base_url} ({reason}). Try again.") from None
-
-
-class _CountingReader:
-    """A file that reports the bytes read. httpx2 determines the length by `fileno`."""
-
-    def __init__(self, file: IO[bytes], on_bytes: Callable[[int], None]) -> None:
-        self._file = file
-        self._on_bytes = on_bytes
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = self._file.read(size)
-        self._on_bytes(len(chunk))
-        return chunk
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(1 << 16), b"")
 
 
 def _lines_of(response: httpx2.Response) -> Iterator[str]:
@@ -229,27 +223,3 @@ def _chunk_of(data: str) -> Json:
 def _completion(size_bytes: int) -> httpx2.Timeout:
     seconds = max(RESPONSE_TIMEOUT_SECONDS, completion_seconds(size_bytes))
     return httpx2.Timeout(seconds, connect=CONNECT_TIMEOUT_SECONDS)
-
-
-def _error_of(response: httpx2.Response, address: ServiceAddress) -> CliError:
-    """The error of a response: the server's message, with the exit code that its status maps to."""
-    try:
-        error = json.loads(response.content)["error"]
-        message = str(error["message"])
-    except (ValueError, KeyError, TypeError):
-        return _unexpected_response(response, address)
-    if response.status_code == 401:
-        return AccessDenied(
-            f"{message} The key is from {address.key_source}." if address.api_key else MISSING_KEY_MESSAGE
-        )
-    made = error_class(response.status_code)(message)
-    made.code, made.param = error.get("code"), error.get("param")
-    return made
-
-
-def _unexpected_response(response: httpx2.Response, address: ServiceAddress) -> CliError:
-    content_type = response.headers.get("content-type", "no content type")
-    return CliError(
-        f"{address.base_url} answered {response.status_code} ({content_type}), which is not a response of Tunery. "
-        "Check --base-url and any proxy in between."
-    )

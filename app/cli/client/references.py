@@ -46,19 +46,19 @@ FileIds = Annotated[list[str], typer.Argument(help=f"Files, each by {REFERENCE_F
 ProjectId = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project."), PROJECT]
 
 
-def job_path(job_id: str, *rest: str) -> str:
-    """The API path of a job, or below it. Raises NotFoundError for text that cannot be an id."""
-    return _path(JOB, job_id, *rest)
+def job_path(*parts: str) -> str:
+    """The API path of the jobs, of one, or below it. Raises NotFoundError for text that cannot be an id."""
+    return _path(JOB, *parts)
 
 
-def file_path(file_id: str, *rest: str) -> str:
-    """The API path of a file, or below it. Raises NotFoundError for text that cannot be an id."""
-    return _path(FILE, file_id, *rest)
+def file_path(*parts: str) -> str:
+    """The API path of the files, of one, or below it. Raises NotFoundError for text that cannot be an id."""
+    return _path(FILE, *parts)
 
 
-def named_path(collection: str, name: str) -> str:
-    """The API path of an object whose name may contain any characters, such as a model."""
-    return f"{collection}/{quote(name, safe='')}"
+def named_path(collection: str, *names: str) -> str:
+    """The API path of objects, or of one whose name may contain any characters, such as a model."""
+    return "/".join((collection, *(quote(name, safe="") for name in names)))
 
 
 def resolve_model(client: Client, text: str) -> str:

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from app.cli.client.references import FILE, LAST, file_path, resolve_id
 from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_error, print_note
-from app.cli.output.progress import bytes_bar
+from app.cli.output.progress import bytes_bar, bytes_progress
 from app.domain.files import EXPIRES_SECONDS
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, read_manifest, sha256_file, verify
 from app.system.files import sync
@@ -42,114 +42,111 @@ PURPOSE = "fine-tune"
 TEMPORARY = {"anchor": "created_at", "seconds": EXPIRES_SECONDS[0]}
 
 
-def send_file(
-    client: Client,
-    path: Path,
-    purpose: str,
-    upload_id: str | None,
-    expires_after: Json | None,
-    on_bytes: Callable[[int], None],
-) -> Json:
-    """Upload a file and return its object. `upload_id` resumes an interrupted upload."""
-    size_bytes = path.stat().st_size
-    if upload_id is None and size_bytes < MIN_RESUMABLE_BYTES:
-        return client.upload(path, purpose, expires_after, on_bytes)
-    if upload_id:
-        upload = _get_upload(client, upload_id, size_bytes)
-    else:
-        upload = _create_upload(client, path, purpose, size_bytes, expires_after)
-    if upload["status"] == "completed":
-        return dict(upload["file"])
-    try:
-        return _send_with_retries(client, path, upload["id"], size_bytes, on_bytes)
-    except (ServiceUnreachable, KeyboardInterrupt):
-        print_error(
-            f"The received part is kept until the upload expires. "
-            f"Resume it with: tunery files upload {path} --resume {upload['id']}"
-        )
-        raise
+class RemoteFile(NamedTuple):
+    """What the API serves at `path`, with its expected size and digest."""
 
-
-def _create_upload(client: Client, path: Path, purpose: str, size_bytes: int, expires_after: Json | None) -> Json:
-    body = {"filename": path.name, "purpose": purpose, "bytes": size_bytes, "mime_type": MIME_TYPE}
-    return client.post("uploads", body | {"expires_after": expires_after})
-
-
-def _get_upload(client: Client, upload_id: str, size_bytes: int) -> Json:
-    upload = client.get(f"uploads/{upload_id}")
-    if upload["bytes"] != size_bytes:
-        raise UsageError(f"{upload_id} is an upload of {upload['bytes']:,} bytes, but this file has {size_bytes:,}.")
-    return upload
-
-
-def _send_with_retries(
-    client: Client, path: Path, upload_id: str, size_bytes: int, on_bytes: Callable[[int], None]
-) -> Json:
-    """Send the rest of the file, again after each lost connection, up to UPLOAD_ATTEMPTS without progress."""
-    counter = _ProgressCounter(on_bytes)
-    failures, furthest = 0, -1
-    while True:
-        try:
-            offset = int(client.head(f"uploads/{upload_id}/content")["upload-offset"])
-            counter.set_offset(offset)
-            failures, furthest = 0 if offset > furthest else failures, max(offset, furthest)
-            return _send_rest(client, path, upload_id, offset, size_bytes, counter.advance)
-        except ServiceUnreachable:
-            failures += 1
-            if failures == UPLOAD_ATTEMPTS:
-                raise
-            time.sleep(failures * ATTEMPT_PAUSE_SECONDS)
-
-
-class _ProgressCounter:
-    """Counts the sent bytes for the progress bar; `set_offset` subtracts those that did not arrive."""
-
-    def __init__(self, on_bytes: Callable[[int], None]) -> None:
-        self._on_bytes = on_bytes
-        self._bytes = 0
-
-    def advance(self, count: int) -> None:
-        self._bytes += count
-        self._on_bytes(count)
-
-    def set_offset(self, offset: int) -> None:
-        self.advance(offset - self._bytes)
-
-
-def _send_rest(
-    client: Client, path: Path, upload_id: str, offset: int, size_bytes: int, on_bytes: Callable[[int], None]
-) -> Json:
-    if offset == size_bytes:
-        upload = client.complete_upload(f"uploads/{upload_id}/complete", size_bytes)
-    else:
-        upload = client.put_file(f"uploads/{upload_id}/content", path, offset, size_bytes, on_bytes)
-    if upload["status"] != "completed":
-        raise CliError(f"{upload_id} is {upload['status']} after its last byte.")
-    return dict(upload["file"])
-
-
-def download_file(client: Client, file: dict[str, Any], part: Path) -> Path:
-    """Download a file to `part`, after the bytes that it already has, and verify it."""
-    part.touch()
-    existing_bytes = part.stat().st_size
-    if existing_bytes < file["bytes"]:
-        with bytes_bar(f"downloading {file['filename']}", file["bytes"], existing_bytes) as advance:
-            download_with_resume(client, file_path(file["id"], "content"), part, file["bytes"], advance)
-    verify_archive(part, file["bytes"], file["sha256"])
-    return part
+    path: str
+    size_bytes: int
+    sha256: str
 
 
 def upload_with_progress(
     client: Client,
     path: Path,
-    purpose: str = "fine-tune",
+    purpose: str = PURPOSE,
     upload_id: str | None = None,
-    expires_after: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Upload a file with a progress bar and return its object. Raises UsageError if it cannot be read."""
+    expires_after: Json | None = None,
+) -> Json:
+    """Upload a file with a progress bar and return its object; `upload_id` resumes an interrupted upload.
+
+    Raises UsageError if it cannot be read.
+    """
     require_readable(path)
-    with bytes_bar(f"uploading {path.name}", path.stat().st_size) as advance:
-        return send_file(client, path, purpose, upload_id, expires_after, advance)
+    size_bytes = path.stat().st_size
+    with bytes_progress() as bar, bar.open(path, "rb", description=f"uploading {path.name}") as file:
+        if upload_id is None and size_bytes < MIN_RESUMABLE_BYTES:
+            return client.upload(file, path.name, purpose, expires_after)
+        if upload_id:
+            upload = client.get(f"uploads/{upload_id}")
+            if upload["bytes"] != size_bytes:
+                raise UsageError(
+                    f"{upload_id} is an upload of {upload['bytes']:,} bytes, but this file has {size_bytes:,}."
+                )
+        else:
+            body = {"filename": path.name, "purpose": purpose, "bytes": size_bytes, "mime_type": MIME_TYPE}
+            upload = client.post("uploads", body | {"expires_after": expires_after})
+        try:
+            upload = _send_with_retries(client, file, upload["id"], size_bytes)
+        except (ServiceUnreachable, KeyboardInterrupt):
+            print_error(
+                f"The received part is kept until the upload expires. "
+                f"Resume it with: tunery files upload {path} --resume {upload['id']}"
+            )
+            raise
+    return dict(upload["file"])
+
+
+def _send_with_retries(client: Client, file: BinaryIO, upload_id: str, size_bytes: int) -> Json:
+    """Send the rest of the file, again after each lost connection, up to UPLOAD_ATTEMPTS without progress."""
+    path, failures, furthest = f"uploads/{upload_id}", 0, -1
+    while True:
+        try:
+            upload = client.get(path)
+            offset = upload["received_bytes"]
+            failures, furthest = 0 if offset > furthest else failures, max(offset, furthest)
+            if offset < size_bytes:
+                upload = client.put_file(f"{path}/content", file, offset, size_bytes)
+            elif upload["status"] != "completed":
+                upload = client.complete_upload(f"{path}/complete", size_bytes)
+            break
+        except ServiceUnreachable:
+            failures += 1
+            if failures == UPLOAD_ATTEMPTS:
+                raise
+            time.sleep(failures * ATTEMPT_PAUSE_SECONDS)
+    if upload["status"] != "completed":
+        raise CliError(f"{upload_id} is {upload['status']} after its last byte.")
+    return upload
+
+
+def prepare_place(path: Path, option: str = "-o") -> None:
+    """Make the parent directory of a download. Raises UsageError if there is something at its path."""
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} already exists. Choose another path with {option}, or remove it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def download_file(client: Client, file: Json, part: Path) -> Path:
+    """Download a file of the API to `part`, as `download_verified` does."""
+    source = RemoteFile(file_path(file["id"], "content"), file["bytes"], file["sha256"])
+    return download_verified(client, source, part, f"downloading {file['filename']}")
+
+
+def download_verified(client: Client, source: RemoteFile, part: Path, title: str) -> Path:
+    """Download to `part`, after the bytes that it already has.
+
+    Raises ServiceUnreachable after DOWNLOAD_ATTEMPTS. Raises CorruptDownload and deletes `part` if its size or SHA-256
+    is wrong; the next download starts over.
+    """
+    part.touch()
+    with bytes_bar(title, source.size_bytes, part.stat().st_size) as advance:
+        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+            if part.stat().st_size >= source.size_bytes:
+                break
+            try:
+                _download_rest(client, source.path, part, advance)
+            except ServiceUnreachable:
+                if attempt == DOWNLOAD_ATTEMPTS:
+                    raise
+                time.sleep(attempt * ATTEMPT_PAUSE_SECONDS)
+    size_bytes, sha256 = part.stat().st_size, sha256_file(part)
+    if (size_bytes, sha256) != (source.size_bytes, source.sha256):
+        part.unlink()
+        raise CorruptDownload(
+            f"The download is corrupt: {size_bytes} bytes with SHA-256 {sha256} "
+            f"instead of {source.size_bytes} bytes with {source.sha256}. It was deleted; run the command again."
+        )
+    return part
 
 
 def require_readable(path: Path) -> None:
@@ -164,33 +161,6 @@ def require_readable(path: Path) -> None:
 
 class CorruptDownload(CliError):
     """The downloaded bytes do not match the size, the SHA-256 or the manifest that the server returned."""
-
-
-def download_with_resume(
-    client: Client, path: str, partial_path: Path, size_bytes: int, on_bytes: Callable[[int], None]
-) -> None:
-    """Append to `partial_path` until it has `size_bytes`. Raises ServiceUnreachable after DOWNLOAD_ATTEMPTS."""
-    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-        if _size(partial_path) >= size_bytes:
-            return
-        try:
-            _download_rest(client, path, partial_path, on_bytes)
-        except ServiceUnreachable:
-            if attempt == DOWNLOAD_ATTEMPTS:
-                raise
-            time.sleep(attempt * ATTEMPT_PAUSE_SECONDS)
-
-
-def verify_archive(archive: Path, size_bytes: int, sha256: str) -> None:
-    """Raises CorruptDownload and deletes the file if its size or SHA-256 is wrong; the next download starts over."""
-    actual_bytes, actual_sha256 = archive.stat().st_size, sha256_file(archive)
-    if (actual_bytes, actual_sha256) == (size_bytes, sha256):
-        return
-    archive.unlink()
-    raise CorruptDownload(
-        f"The download is corrupt: {actual_bytes} bytes with SHA-256 {actual_sha256} "
-        f"instead of {size_bytes} bytes with {sha256}. It was deleted; run the command again."
-    )
 
 
 def unpack(archive: Path, destination: Path) -> dict[str, Any]:
@@ -211,7 +181,7 @@ def unpack(archive: Path, destination: Path) -> dict[str, Any]:
 
 
 def _download_rest(client: Client, path: str, partial_path: Path, on_bytes: Callable[[int], None]) -> None:
-    existing_bytes = _size(partial_path)
+    existing_bytes = partial_path.stat().st_size
     with client.download(path, existing_bytes) as response:
         starts_over = existing_bytes and response.status_code != 206
         if starts_over:
@@ -247,10 +217,6 @@ def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     with source, path.open("xb") as file:
         shutil.copyfileobj(source, file)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def is_path(value: str | None) -> bool:

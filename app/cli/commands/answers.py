@@ -8,7 +8,7 @@ import typer
 
 from app.cli.client.references import JOB, LAST, REFERENCE_FORMS, resolve_model
 from app.cli.errors import NotFoundError, UsageError
-from app.cli.options import AsJson, with_client
+from app.cli.options import AsJson, given, with_client
 from app.cli.output.console import print_json, print_note
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def ask(
         raise UsageError("The prompt is empty.")
     messages = [{"role": "system", "content": system}] if system is not None else []
     body: dict[str, Any] = {"messages": [*messages, {"role": "user", "content": text}], "temperature": temperature}
-    body |= {} if max_tokens is None else {"max_tokens": max_tokens}
+    body |= given(max_tokens=max_tokens)
     answer = _answer_as_json if as_json else _print_answer
     is_job = model.startswith((LAST, JOB.prefix))
     try:

@@ -9,13 +9,14 @@ import typer
 
 from app.cli.client.references import named_path
 from app.cli.errors import UsageError
-from app.cli.options import with_client
+from app.cli.options import given, parse_pairs, with_body, with_client
 from app.cli.output.results import Columns, Result, line, table
-from app.cli.resource import Resource
+from app.cli.resource import named
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
+TARGETS = "delivery_targets"
 LISTS, FLAGS = ("urls",), ("private",)  # keys of a destination that are no strings
 
 commands = typer.Typer(no_args_is_help=True, help="Delivery targets, which get the adapters of finished jobs.")
@@ -38,20 +39,28 @@ Default = Annotated[
 ]
 
 
-@commands.command("create")
-@with_client
-def create(
-    client: "Client",
-    name: Name,
-    kind: Annotated[str, typer.Option(help="directory, vllm, sglang, s3 or huggingface.")],
+def _target(
     settings: Set = None,
     credentials: CredentialsFile = None,
     served_model: ServedModelName = None,
     default: Default = None,
+) -> dict[str, Any]:
+    body = given(credentials=_read(credentials), served_model=served_model, default=default)
+    return body | ({"destination": _destination(settings)} if settings else {})
+
+
+@commands.command("create")
+@with_client
+@with_body(_target)
+def create(
+    client: "Client",
+    name: Name,
+    kind: Annotated[str, typer.Option(help="directory, vllm, sglang, s3 or huggingface.")],
+    body: dict[str, Any],
 ) -> Result:
     """Create a target. docs/serving.md lists the keys of each kind."""
-    body = {"name": name, "destination": {"kind": kind} | _destination(settings or [])}
-    target = client.post("delivery_targets", body | _options(credentials, served_model, default))
+    body |= {"name": name, "destination": {"kind": kind} | body.get("destination", {})}
+    target = client.post(TARGETS, body)
     note = f"Deliver a job with `tunery jobs deliver JOB --to {name}`, or create it with `--deliver-to {name}`."
     return line(target, target["id"], note)
 
@@ -60,7 +69,7 @@ def create(
 @with_client
 def list_targets(client: "Client") -> Result:
     """List the targets of the project."""
-    targets = list(client.pages("delivery_targets"))
+    targets = list(client.pages(TARGETS))
     columns: Columns = {
         "name": "name",
         "kind": "kind",
@@ -77,51 +86,39 @@ def list_targets(client: "Client") -> Result:
 @with_client
 def show(client: "Client", name: Name) -> Result:
     """Print a target as JSON."""
-    target = client.get(named_path("delivery_targets", name))
+    target = client.get(named_path(TARGETS, name))
     return line(target, json.dumps(target, indent=2, ensure_ascii=False))
 
 
 @commands.command("update")
 @with_client
+@with_body(_target)
 def update(
     client: "Client",
     name: Name,
-    settings: Set = None,
-    credentials: CredentialsFile = None,
-    served_model: ServedModelName = None,
-    default: Default = None,
+    body: dict[str, Any],
 ) -> Result:
     """Change a target; what was not delivered yet is tried again at once."""
-    path, body = named_path("delivery_targets", name), _options(credentials, served_model, default)
-    if settings:
-        body["destination"] = client.get(path)["destination"] | _destination(settings)
+    path = named_path(TARGETS, name)
     if not body:
         raise UsageError("Nothing to change: give --set, --credentials, --served-model or --default.")
+    if "destination" in body:
+        body["destination"] = client.get(path)["destination"] | body["destination"]
     return line(client.post(path, body), f"{name} changed")
 
 
-Resource(commands, "delivery_targets", Name).add_delete(
-    "Delete a target and its credentials. What was delivered stays there."
-)
+named(commands, TARGETS, Name).add_delete("Delete a target and its credentials. What was delivered stays there.")
 
 
 def _destination(settings: list[str]) -> dict[str, Any]:
     destination: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator or not key:
-            raise UsageError(f"--set {setting}: write KEY=VALUE.")
+    for key, value in parse_pairs("--set", settings).items():
         destination[key] = value
         if key in LISTS:
             destination[key] = [part.strip() for part in value.split(",")]
         elif key in FLAGS and value in ("true", "false"):
             destination[key] = value == "true"
     return destination
-
-
-def _options(credentials: Path | None, served_model: str | None, default: bool | None) -> dict[str, Any]:
-    options = {"credentials": _read(credentials), "served_model": served_model, "default": default}
-    return {key: value for key, value in options.items() if value is not None}
 
 
 def _read(path: Path | None) -> Any:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -26,7 +26,7 @@ from app.cli.client.service_discovery import ServiceAddress
 from app.cli.client.transfers import upload_with_progress
 from app.cli.commands.jobs.adapters import Download, download
 from app.cli.commands.jobs.jobs import estimate_text
-from app.cli.commands.jobs.progress import raise_unless_succeeded, watch
+from app.cli.commands.jobs.progress import watch
 from app.cli.errors import CliError
 from app.cli.local_stack import first_run, up
 from app.cli.local_stack.data_directory import Layout, default_data_dir
@@ -153,7 +153,6 @@ def _train(client: Client, example: Path) -> Json:
     job = client.post("fine_tuning/jobs", body)
     _print_step("3/5", f"training a QLoRA adapter on {first_run.BUNDLED_MODEL}: {job['id']}")
     job = watch(client, job["id"])
-    raise_unless_succeeded(job)
     _print_plan_accuracy(client, job, estimate)
     return job
 
@@ -178,32 +177,26 @@ def _download(client: Client, job: Json, directory: Path) -> Download:
 def _printing_new_lines(log: Path) -> Iterator[None]:
     """Print the lines that are appended to the log while the block runs."""
     finished = threading.Event()
-    position_bytes = log.stat().st_size if log.exists() else 0
-    printer = threading.Thread(target=_print_new_lines, args=(log, position_bytes, finished), daemon=True)
-    printer.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        printer.join()
+    log.touch(0o600)  # it has the admin key
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+        printer = threading.Thread(target=_print_new_lines, args=(file, finished), daemon=True)
+        printer.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            printer.join()
 
 
-def _print_new_lines(log: Path, position_bytes: int, finished: threading.Event) -> None:
-    is_last = False
+def _print_new_lines(file: TextIO, finished: threading.Event) -> None:
+    unfinished, is_last = "", False
     while not is_last:
         is_last = finished.wait(TAIL_SECONDS)  # reads once more after the end, for the last lines
-        with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace") as file:
-            file.seek(position_bytes)
-            for line in iter(file.readline, ""):
-                if not line.endswith("\n"):
-                    break
-                position_bytes += len(line.encode())
-                _print_line_of_log(line.rstrip("\n"))
-
-
-def _print_line_of_log(line: str) -> None:
-    if not line.startswith("admin key"):  # a secret
-        Console().print(f"      {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        *lines, unfinished = (unfinished + file.read()).split("\n")
+        for line in lines:
+            if not line.startswith("admin key"):  # a secret
+                Console().print(f"      {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_step(number: str, text: str) -> None:

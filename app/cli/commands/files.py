@@ -7,14 +7,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from app.cli.client.references import FILE, FileId, FileIds, file_path, named_path
+from app.cli.client.references import FileId, FileIds, file_path, named_path
 from app.cli.client.transfers import (
     download_file,
     is_path,
+    prepare_place,
     upload_with_progress,
     uploaded_files,
 )
-from app.cli.errors import CommandExit, UsageError
+from app.cli.errors import CommandExit
 from app.cli.job_options import Model
 from app.cli.options import with_client
 from app.cli.output.console import print_line, print_note, size_text, time_text
@@ -52,8 +53,7 @@ def list_files(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of files, newest first.")] = 100,
 ) -> Result:
     """List the project's files, newest first."""
-    filters = {"purpose": purpose} if purpose else {}
-    files, has_more = client.first_items("files", limit, max_page=1000, **filters)
+    files, has_more = client.first_items("files", limit, max_page=1000, purpose=purpose)
     if has_more:
         print_note(f"Shows the newest {limit} files; use --limit to show more.")
     columns: Columns = {
@@ -66,7 +66,7 @@ def list_files(
     return table(files, columns, "No files. Upload one with `tunery files upload PATH`.")
 
 
-Resource(commands, FILE.path, FileId).add_show(
+Resource(commands, file_path, FileId).add_show(
     "Show one file.",
     {
         "id": "id",
@@ -96,9 +96,7 @@ def download(
     """Download and verify a file. An interrupted download is resumed."""
     file = client.get(file_path(file_id))
     destination = path or Path(Path(file["filename"]).name or file_id)
-    if destination.exists() or destination.is_symlink():
-        raise UsageError(f"{destination} already exists. Choose another path with -o, or remove it.")
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    prepare_place(destination)
     part = destination.with_name(f".{destination.name}.{file_id}.part")
     download_file(client, file, part).replace(destination)
     return line(file, str(destination))
@@ -134,8 +132,7 @@ def validate(
     query = {"model": model, "method": method, "context_length": context_length, "rows": rows}
     with uploaded_files(client, files, keep=False) as ids:
         query["validation_file"] = ids["validation_file"]
-        query = {name: value for name, value in query.items() if value is not None}
-        report = client.post(f"{file_path(ids['training_file'])}/validate", None, **query)
+        report = client.post(file_path(ids["training_file"], "validate"), None, **query)
     return Result(report, lambda: _print_report(report), None if report["valid"] else typer.Exit(CommandExit.FAILED))
 
 

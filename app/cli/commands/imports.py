@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.client.references import FILE, file_path, job_path
-from app.cli.client.transfers import upload_with_progress
-from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
+from app.cli.errors import CliError, UsageError
+from app.cli.openai_import.importer import Importer
 from app.cli.openai_import.record import ImportRecord
-from app.cli.openai_import.recreate import IMPOSSIBLE, KEPT, LATER, Recreation, original_model, recreate
+from app.cli.openai_import.recreate import original_model, recreate
 from app.cli.openai_import.source import OPENAI_URL, OpenAISource, Refused
-from app.cli.options import AsJson, with_client
-from app.cli.output.console import duration_text, print_line, print_note
+from app.cli.options import AsJson, parse_pairs, with_client
+from app.cli.output.console import print_line, print_note
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
-
-# The job counts the tokens itself: the file is too large for a plan, or the API cannot read the base model.
-NOT_PLANNED = ("file_too_large_to_plan", "service_unavailable")
 
 commands = typer.Typer(no_args_is_help=True, help="Bring fine-tuning jobs from other services.")
 
@@ -76,7 +72,7 @@ def import_openai(
         if golden is not None and source_model is not None:
             _record_answers(source, record, source_model, golden, prompts)
             return
-        bases = _model_map(model_map or ())
+        bases = parse_pairs("--model-map", model_map, "gpt-4o-mini-2024-07-18=Qwen3-4B")
         record.save_files(source, {file["id"]: file for file in source.training_files()})
         jobs = _jobs(source, job or ())
         for each in jobs:  # everything, before the first request to Tunery
@@ -91,7 +87,7 @@ def import_openai(
                 continue
             made = recreate(each, _base_model(str(each["model"]), bases, model, aliases))
             try:
-                _bring(client, source, record, made, plan, run)
+                Importer(client, source, record).bring(made, plan, run)
             finally:
                 made.print(as_json)
             failed += not made.is_possible
@@ -107,123 +103,11 @@ def _jobs(source: OpenAISource, wanted: Sequence[str]) -> list["Json"]:
     return [each for each in reversed(found) if not wanted or each["id"] in wanted]
 
 
-def _model_map(pairs: Sequence[str]) -> dict[str, str]:
-    parts = [pair.partition("=") for pair in pairs]
-    if wrong := [old for old, equals, new in parts if not (old and equals and new)]:
-        raise UsageError(f"--model-map {wrong[0]} is not of the form --model-map gpt-4o-mini-2024-07-18=Qwen3-4B.")
-    return {old: new for old, _, new in parts}
-
-
 def _base_model(old: str, bases: Mapping[str, str], default: str | None, aliases: Collection[str]) -> str | None:
     """What a model at OpenAI is trained on here, by its own name or that of the model it is a fine-tune of."""
     names = (old, original_model(old))
     named = next((bases[name] for name in names if name in bases), default)
     return named or next((name for name in names if name in aliases), None)
-
-
-def _bring(
-    client: "Client", source: OpenAISource, record: ImportRecord, made: Recreation, plan: bool, run: bool
-) -> None:
-    """Store the files of a job here, and plan or create it. What an earlier import did is not done again."""
-    for name, file_id in made.files.items():
-        try:
-            stored = _store_file(client, source, record, file_id)
-        except Refused as error:
-            made.add(IMPOSSIBLE, name, f"{file_id}: OpenAI does not return it ({error})")
-        except (UsageError, NotFoundError) as error:
-            made.add(_outcome(error), name, f"{file_id}: {error}")
-        else:
-            made.request[name] = stored["tunery_file"]
-            made.add(KEPT, name, f"{file_id} ({stored['filename']}) -> {stored['tunery_file']}")
-    if not made.is_possible:
-        return
-    try:
-        made.job = _find_job(client, record, made.openai_job) if run else None
-        if made.job is None:
-            _check(client, record, made, plan)
-        if run:
-            made.job = made.job or client.post("fine_tuning/jobs", made.request)
-            record.add(made.openai_job, job=made.job["id"])
-            made.add("job", "", f"{made.job['id']} ({made.job['status']})")
-    except (UsageError, NotFoundError) as error:
-        made.add(_outcome(error), error.param or "request", str(error))
-        made.is_possible = False
-
-
-def _store_file(client: "Client", source: OpenAISource, record: ImportRecord, file_id: str) -> "Json":
-    """Store a file here, once, with its origin; what is known of it. Raises Refused, and errors of Tunery."""
-    known = record.of(file_id)
-    if known.get("tunery_file") and _get(client, file_path(known["tunery_file"])) is None:
-        record.add(file_id, tunery_file=None, has_origin=False)  # deleted, or the record is of another server
-    if not known.get("tunery_file"):
-        known = record.save_file(source, file_id)
-        path = record.file_path(file_id, known["filename"])
-        stored = _find_uploaded(client, file_id, known, path.name) or upload_with_progress(client, path)["id"]
-        record.add(file_id, tunery_file=stored)
-    if not known.get("has_origin"):
-        origin = {key: known.get(key) for key in ("filename", "created_at")} | {"imported_at": known.get("saved_at")}
-        facts = {key: value for key, value in origin.items() if value is not None}
-        client.post(file_path(known["tunery_file"]), {"origin": {"service": "openai", "id": file_id, **facts}})
-        record.add(file_id, has_origin=True)
-    return known
-
-
-def _find_uploaded(client: "Client", file_id: str, known: "Json", filename: str) -> str | None:
-    """The file here with this content: an earlier import was killed after the upload, or lost its record.
-
-    A file with the origin of another one stays the other one's.
-    """
-    facts = {"filename": filename, "bytes": known["bytes"], "sha256": known["sha256"], "expires_at": None}
-    for each in client.pages("files", FILE.page_size, purpose="fine-tune"):
-        if facts.items() <= each.items() and (each.get("origin") or {}).get("id", file_id) == file_id:
-            return str(each["id"])
-    return None
-
-
-def _find_job(client: "Client", record: ImportRecord, openai_job: str) -> "Json | None":
-    """The job that an earlier import created, also if it was interrupted right after it."""
-    job_id = record.of(openai_job).get("job")
-    if job_id and (job := _get(client, job_path(job_id))) is not None:
-        return job
-    found = client.get("fine_tuning/jobs", **{"metadata[openai_job]": openai_job})["data"]
-    return found[0] if found else None
-
-
-def _check(client: "Client", record: ImportRecord, made: Recreation, is_plan: bool) -> None:
-    """Check the request and every line of its files by the rules of a job, so that none is created which would fail.
-
-    A request that was checked by an earlier import is not checked again, as that takes a second; a plan depends on the
-    workers of the moment. Raises UsageError and NotFoundError.
-    """
-    if record.of(made.openai_job).get("checked") == made.request and not is_plan:
-        return
-    try:
-        plan = client.post("fine_tuning/jobs/plan", made.request)
-    except CliError as error:
-        if error.code not in NOT_PLANNED:
-            raise
-        made.add("plan", "", f"unknown: {error}")
-    else:
-        if is_plan:
-            made.add("plan", "", f"{plan['trained_tokens']:,} tokens in {plan['total_steps']:,} steps")
-            devices = [
-                f"{each['name']}: {each['message']} Time about {duration_text(each['seconds'])}."
-                for each in plan["devices"]
-            ]
-            for text in devices or [plan["message"]]:
-                made.add("plan", "", text)
-    record.add(made.openai_job, checked=made.request)
-
-
-def _get(client: "Client", path: str) -> "Json | None":
-    try:
-        return client.get(path)
-    except NotFoundError:
-        return None
-
-
-def _outcome(error: CliError) -> str:
-    return LATER if isinstance(error, TooManyRequests) else IMPOSSIBLE
 
 
 def _record_answers(source: OpenAISource, record: ImportRecord, model: str, golden: Path, prompts: Path | None) -> None:

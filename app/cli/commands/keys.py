@@ -5,18 +5,18 @@ The secret of a key is shown once; only its hash is stored.
 
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.client.references import PROJECT, find_project
-from app.cli.client.service_discovery import find_encryption_keys, find_layout, find_service, has_database, read_key
+from app.cli.client.service_discovery import find_encryption_keys, find_layout, has_database, read_key
 from app.cli.errors import NotFoundError, UsageError
-from app.cli.options import AsJson, BaseUrl, DataDir, open_database, with_client
+from app.cli.options import BaseUrl, DataDir, open_database, with_client
 from app.cli.output.console import print_note, time_text
 from app.cli.output.results import Columns, Result, line, table
+from app.cli.resource import named
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
@@ -33,7 +33,9 @@ KeyId = Annotated[str, typer.Argument(metavar="ID", help="Key id; see `tunery ke
 
 
 @commands.command("create")
+@with_client
 def create_key(
+    client: "Client",
     project: Annotated[str, typer.Option(help="Name or id of the key's project.")],
     name: Annotated[str, typer.Option(help="Name of the key.")] = "cli",
     scope: Annotated[
@@ -50,12 +52,9 @@ def create_key(
         bool,
         typer.Option("--database", help="Create it in the database, on the server: the first key, or without an API."),
     ] = False,
-    as_json: AsJson = False,
-    base_url: BaseUrl = None,
     data_dir: DataDir = None,
-) -> None:
+) -> Result:
     """Create a key and print its secret, which is shown only once. The first key also creates its project."""
-    from app.cli.client.http import Client
     from app.domain.access.scopes import ALL, validated_scopes
 
     if not project.strip():
@@ -68,12 +67,9 @@ def create_key(
     if database:
         key = _create_in_database(data_dir, project, body, create_project)
     else:
-        with closing(Client(find_service(base_url, data_dir))) as client:
-            owner = _find_or_create(client, project, create_project)
-            key = client.post(f"{PROJECT.path}/{owner['id']}/api_keys", body)
-    line(key, key["value"], f"Save it: it is not shown again. Revoke it with `tunery keys revoke {key['id']}`.").print(
-        as_json
-    )
+        owner = _find_or_create(client, project, create_project)
+        key = client.post(f"{PROJECT.path}/{owner['id']}/api_keys", body)
+    return line(key, key["value"], f"Save it: it is not shown again. Revoke it with `tunery keys revoke {key['id']}`.")
 
 
 @commands.command("list")
@@ -140,9 +136,8 @@ def list_entries(
     after: Annotated[str | None, typer.Option(help="Only entries older than this one.", metavar="ID")] = None,
 ) -> Result:
     """List the entries of the audit log, newest first."""
-    filters = {"project_ids[]": project, "actor_ids[]": actor, "resource_ids[]": object_id, "after": after}
-    query: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
-    entries, has_more = client.first_items("organization/audit_logs", limit, **query)
+    query: dict[str, Any] = {"project_ids[]": project, "actor_ids[]": actor, "resource_ids[]": object_id}
+    entries, has_more = client.first_items("organization/audit_logs", limit, after=after, **query)
     columns: Columns = {
         "when": ("effective_at", time_text),
         "who": ("actor", lambda actor: str(actor["id"])),
@@ -154,16 +149,13 @@ def list_entries(
     return table(entries, columns, "No entries.", f"More entries: --after {entries[-1]['id']}" if has_more else "")
 
 
-@secrets.command("list")
-@with_client
-def list_secrets(client: "Client") -> Result:
-    """List credentials of delivery targets and signing secrets of webhooks, with the key that protects each.
-
-    The secrets themselves are not shown. `lost` means that no key of TUNERY_SECRET_KEYS decrypts it.
-    """
-    keys = ("kind", "id", "name", "project_id", "protection", "key")
-    columns: Columns = {key.removesuffix("_id"): key for key in keys}
-    return table(client.get("organization/secrets")["data"], columns, "No secrets are stored.")
+named(secrets, "organization/secrets").add_list(
+    "List credentials of delivery targets and signing secrets of webhooks, with the key that protects each.\n\n"
+    "The secrets themselves are not shown. `lost` means that no key of TUNERY_SECRET_KEYS decrypts it.",
+    {key.removesuffix("_id"): key for key in ("kind", "id", "name", "project_id", "protection", "key")},
+    "No secrets are stored.",
+    page_size=None,
+)
 
 
 @secrets.command("rotate")

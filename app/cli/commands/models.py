@@ -1,16 +1,17 @@
 """`tunery models`: list models; base models and their aliases, for administrators."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.client.polling import poll
+from app.cli.client.references import named_path
 from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import print_json, print_note, print_table, time_text
-from app.cli.output.results import Columns, Result, line, table
-from app.cli.resource import Resource
+from app.cli.output.results import Result, line
+from app.cli.resource import named
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
@@ -20,7 +21,6 @@ commands = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned mo
 
 BASES, ALIASES = "organization/base_models", "organization/model_aliases"
 REGISTRATIONS = "organization/base_model_registrations"
-POLL_SECONDS = 1.0
 AliasName = Annotated[str, typer.Argument(help="The alias, such as gpt-4o-mini-2024-07-18.", metavar="ALIAS")]
 ModelName = Annotated[str, typer.Argument(help="Name of the base model, such as Qwen3-4B.", metavar="NAME")]
 TunedName = Annotated[
@@ -107,11 +107,8 @@ def _register(client: "Client", body: "Json") -> Result:
     """Wait for the registration by a worker, and print its notes and the registered model."""
     row = client.post(REGISTRATIONS, body)
     print_note(f"{row['id']} waits for a worker with torch. It goes on if this command is interrupted.")
-    while row["finished_at"] is None:
-        time.sleep(POLL_SECONDS)
-        earlier, row = row, client.get(f"{REGISTRATIONS}/{row['id']}")
-        if row["status"] != earlier["status"] and row["finished_at"] is None:
-            print_note(f"{row['id']} is {row['status']}.")
+    path = named_path(REGISTRATIONS, row["id"])
+    row = poll(client, path, row, lambda each: each["finished_at"] is None, _registration_note)
     for note in row["notes"]:
         print_note(note)
     if row["error"] is not None:
@@ -122,20 +119,6 @@ def _register(client: "Client", body: "Json") -> Result:
             text += f"context {model['max_context_length']}, learning rate {model['learning_rate']:g}, "
             return line(model, text + ", ".join(model["target_modules"]))
     raise CliError(f"The base model {body['name']} was registered, and has been removed since by another command.")
-
-
-@commands.command("list")
-@with_client
-def list_models(client: "Client") -> Result:
-    """List the base models and the fine-tuned models."""
-    columns: Columns = {
-        "id": "id",
-        "kind": _kind,
-        "context": "max_context_length",
-        "created": ("created", time_text),
-    }
-    empty = "No models. Register one with `tunery models add NAME DIRECTORY`."
-    return table(client.get("models")["data"], columns, empty)
 
 
 @commands.command("where")
@@ -162,35 +145,45 @@ def set_alias(client: "Client", name: AliasName, base_model: ModelName) -> Resul
     return line(client.post(ALIASES, {"name": name, "model": base_model}), f"{name} -> {base_model}")
 
 
-@commands.command("aliases")
-@with_client
-def list_aliases(client: "Client") -> Result:
-    """List the aliases of base models, for administrators."""
-    columns: Columns = {
+aliases = named(commands, ALIASES, AliasName)
+aliases.add_list(
+    "List the aliases of base models, for administrators.",
+    {
         "alias": "id",
         "base model": lambda alias: alias["model"] + ("" if alias["registered"] else " (removed)"),
-    }
-    empty = "No aliases. Set one with `tunery models alias ALIAS NAME`."
-    return table(client.get(ALIASES)["data"], columns, empty)
-
-
-Resource(commands, ALIASES, AliasName).add_delete(
+    },
+    "No aliases. Set one with `tunery models alias ALIAS NAME`.",
+    name="aliases",
+    page_size=None,
+)
+aliases.add_delete(
     "Remove an alias, for administrators. Jobs that were created by it are kept.", name="unalias", done="removed"
 )
-Resource(commands, BASES, ModelName).add_delete(
+named(commands, BASES, ModelName).add_delete(
     "Remove a base model, for administrators. Its files and the adapters trained on it are kept.",
     name="remove",
     done="removed",
 )
-Resource(commands, "models", TunedName).add_delete(
-    "Delete the name of a fine-tuned model. Its job and the files of its adapter are kept."
-)
+
+
+def _registration_note(row: "Json") -> str:
+    return f"{row['id']} is {row['status']}." if row["finished_at"] is None else ""
 
 
 def _kind(model: "Json") -> str:
     if "alias_of" in model:
         return f"alias of {model['alias_of']}"
     return "trained" if model["id"].startswith("ft:") else "base"
+
+
+tuned = named(commands, "models", TunedName)
+tuned.add_list(
+    "List the base models and the fine-tuned models.",
+    {"id": "id", "kind": _kind, "context": "max_context_length", "created": ("created", time_text)},
+    "No models. Register one with `tunery models add NAME DIRECTORY`.",
+    page_size=None,
+)
+tuned.add_delete("Delete the name of a fine-tuned model. Its job and the files of its adapter are kept.")
 
 
 @commands.command("memory")

@@ -6,10 +6,10 @@ import typer
 
 from app.cli.client.references import PROJECT, ProjectId
 from app.cli.errors import UsageError
-from app.cli.options import with_client
+from app.cli.options import given, option_parameter, with_body, with_client, with_parameters
 from app.cli.output.console import size_text, time_text
 from app.cli.output.results import Columns, Result, line, table
-from app.cli.resource import Resource
+from app.cli.resource import named
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
@@ -18,7 +18,8 @@ projects = typer.Typer(no_args_is_help=True, help="Projects and their limits, fo
 commands = typer.Typer()  # `retention` and `allow-urgent`
 
 NONE = "none"  # the value of an option that removes a limit or a rule
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+FACTORS = {"max_gpu_seconds_per_month": 3600}  # of the numbers that options take
+RULES = ("files", "checkpoints", "logs", "events", "exports")
 
 MaxBytes = Annotated[str | None, typer.Option(help="Maximum stored bytes, such as 500GB, or none.", metavar="SIZE")]
 MaxQueued = Annotated[str | None, typer.Option(help="Maximum number of queued jobs, or none.", metavar="N")]
@@ -33,21 +34,40 @@ Weight = Annotated[
 Days = Annotated[str | None, typer.Option(metavar="DAYS", help="Delete them after this many days, or none.")]
 
 
-@projects.command("create")
-@with_client
-def create_project(
-    client: "Client",
-    name: Annotated[str, typer.Argument(help="Name of the project.")],
+def _settings(
     max_stored_bytes: MaxBytes = None,
     max_queued_jobs: MaxQueued = None,
     max_running_jobs: MaxRunning = None,
     max_gpu_hours: MaxGpuHours = None,
     max_requests_per_second: MaxRequests = None,
     share_weight: Weight = None,
+) -> dict[str, Any]:
+    """The limits and the weight as the API takes them."""
+    from app.domain.jobs.spec import SHARE_WEIGHT
+
+    if share_weight is not None and share_weight not in SHARE_WEIGHT:
+        raise UsageError(f"--share-weight {share_weight:g} is not a number {SHARE_WEIGHT}.")
+    texts = given(
+        max_stored_bytes=max_stored_bytes,
+        max_queued_jobs=max_queued_jobs,
+        max_running_jobs=max_running_jobs,
+        max_gpu_seconds_per_month=max_gpu_hours,
+        max_requests_per_second=max_requests_per_second,
+    )
+    limits = {name: _limit(name, text) for name, text in texts.items()}
+    return given(limits=limits or None, share_weight=share_weight)
+
+
+@projects.command("create")
+@with_client
+@with_body(_settings)
+def create_project(
+    client: "Client",
+    name: Annotated[str, typer.Argument(help="Name of the project.")],
+    body: dict[str, Any],
 ) -> Result:
     """Create a project. Create its keys with `tunery keys create --project NAME`."""
-    limits = (max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second)
-    return _project(client.post(PROJECT.path, {"name": name} | _settings(*limits, share_weight)))
+    return _project(client.post(PROJECT.path, {"name": name} | body))
 
 
 @projects.command("list")
@@ -72,21 +92,15 @@ def list_projects(
 
 @projects.command("set")
 @with_client
+@with_body(_settings)
 def set_project(
     client: "Client",
     project: ProjectId,
     name: Annotated[str | None, typer.Option(help="New name.")] = None,
-    max_stored_bytes: MaxBytes = None,
-    max_queued_jobs: MaxQueued = None,
-    max_running_jobs: MaxRunning = None,
-    max_gpu_hours: MaxGpuHours = None,
-    max_requests_per_second: MaxRequests = None,
-    share_weight: Weight = None,
+    body: Any = None,
 ) -> Result:
     """Change the name, limits or weight of a project. Omitted options are not changed."""
-    limits = (max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second)
-    body = ({} if name is None else {"name": name}) | _settings(*limits, share_weight)
-    return _project(client.post(f"{PROJECT.path}/{project}", body))
+    return _project(client.post(f"{PROJECT.path}/{project}", given(name=name) | body))
 
 
 @projects.command("archive")
@@ -115,16 +129,17 @@ def allow_urgent(
     return line(changed, f"{changed['name']}: urgent jobs are {'refused' if forbid else 'allowed'}")
 
 
+def _rules(**texts: str | None) -> dict[str, int | None]:
+    return {kind: _days(kind, text) for kind, text in given(**texts).items()}
+
+
 @commands.command("retention")
 @with_client
+@with_body(with_parameters(_rules, [option_parameter(kind, Days) for kind in RULES]))
 def retention(
     client: "Client",
     project: Annotated[str | None, typer.Argument(metavar="PROJECT", help="Name or id. Default: all."), PROJECT] = None,
-    files: Days = None,
-    checkpoints: Days = None,
-    logs: Days = None,
-    events: Days = None,
-    exports: Days = None,
+    body: Any = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what the rules delete now.")] = False,
 ) -> Result:
     """Show or set the retention rules of projects, for administrators. Without a rule nothing is deleted for its age.
@@ -132,62 +147,37 @@ def retention(
     Files are uploaded files; checkpoints, logs and events are those of ended jobs, never a job's result or its last
     event. With --dry-run and new rules, the rules are shown with their effect and not stored.
     """
-    given = {"files": files, "checkpoints": checkpoints, "logs": logs, "events": events, "exports": exports}
-    changes = {kind: _days(kind, text) for kind, text in given.items() if text is not None}
-    if changes and project is None:
+    if body and project is None:
         raise UsageError("Name the project whose rules to set: tunery retention PROJECT --files 90")
-    if changes:
-        found = client.post(f"{PROJECT.path}/{project}/retention_rules", {"rules": changes, "dry_run": dry_run})
+    if body:
+        found = client.post(f"{PROJECT.path}/{project}/retention_rules", {"rules": body, "dry_run": dry_run})
     else:
-        query = {} if project is None else {"project_id": project}
-        found = client.get("organization/retention_rules", include_due=dry_run, **query)
+        found = client.get("organization/retention_rules", include_due=dry_run, project_id=project)
     effect: Columns = {
         "deletes now": ("due", lambda due: str(due["count"])),
         "size": ("due", lambda due: size_text(due["size_bytes"])),
     }
     columns: Columns = {"project": "project", "kind": "kind", "days": "days", **(effect if dry_run else {})}
-    note = "Nothing was stored. Repeat the command without --dry-run to set the rules." if dry_run and changes else ""
+    note = "Nothing was stored. Repeat the command without --dry-run to set the rules." if dry_run and body else ""
     return table(found["data"], columns, "No retention rules: nothing is deleted for its age.", note)
 
 
-def _settings(
-    max_bytes: str | None,
-    max_queued: str | None,
-    max_running: str | None,
-    max_gpu_hours: str | None,
-    max_requests: str | None,
-    weight: float | None,
-) -> dict[str, Any]:
-    """The limits and the weight as the API takes them."""
-    from app.domain.jobs.spec import SHARE_WEIGHT
-
-    given = {
-        "max_stored_bytes": (max_bytes, UNITS),
-        "max_queued_jobs": (max_queued, {"": 1}),
-        "max_running_jobs": (max_running, {"": 1}),
-        "max_gpu_seconds_per_month": (max_gpu_hours, {"": 3600}),
-        "max_requests_per_second": (max_requests, {"": 1}),
-    }
-    if weight is not None and weight not in SHARE_WEIGHT:
-        raise UsageError(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")
-    limits = {name: _limit(name, text, factors) for name, (text, factors) in given.items() if text is not None}
-    return ({"limits": limits} if limits else {}) | ({} if weight is None else {"share_weight": weight})
-
-
-def _limit(name: str, text: str, factors: dict[str, int]) -> int | None:
+def _limit(name: str, text: str) -> int | None:
     """`500GB`, `12`, `1.5`, or `none`."""
+    from pydantic import ByteSize, TypeAdapter
+
     if text.strip().lower() == NONE:
         return None
-    digits = text.strip().rstrip("BKMGTbkmgt")
-    factor = factors.get(text.strip()[len(digits) :].upper())
     try:
-        value = round(float(digits) * factor) if factor else -1
+        if name == "max_stored_bytes":
+            number = int(TypeAdapter(ByteSize).validate_python(text))
+        else:
+            number = round(float(text) * FACTORS.get(name, 1))
     except (ValueError, OverflowError):
-        value = -1
-    if not 0 <= value < 1 << 63:
-        units = f" with {', '.join(unit for unit in factors if unit)}" if len(factors) > 1 else ""
-        raise UsageError(f"{name}: {text!r} is not a limit. Give a number{units}, or {NONE}.")
-    return value
+        number = -1
+    if not 0 <= number < 1 << 63:
+        raise UsageError(f"{name}: {text!r} is not a limit. Give a number, for bytes one such as 500GB, or {NONE}.")
+    return number
 
 
 def _project(project: "Json") -> Result:
@@ -208,16 +198,13 @@ def _hours(seconds: float) -> str:
 
 
 def _days(kind: str, text: str) -> int | None:
-    from app.domain.operations.retention import MAX_DAYS
-
-    if text.strip().lower() == NONE:
-        return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_DAYS):
-        raise UsageError(f"--{kind}: {text!r} is not a number of days. Give 1 to {MAX_DAYS}, or {NONE}.")
-    return int(text)
+    try:
+        return None if text.strip().lower() == NONE else int(text)
+    except ValueError:
+        raise UsageError(f"--{kind}: {text!r} is not a number of days. Give a number, or {NONE}.") from None
 
 
-resource = Resource(projects, PROJECT.path, ProjectId)
+resource = named(projects, PROJECT.path, ProjectId)
 resource.add_show(
     "Show the limits and the usage of a project.",
     {

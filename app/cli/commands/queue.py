@@ -7,7 +7,8 @@ import typer
 
 from app.cli.options import with_client
 from app.cli.output.console import duration_text, print_note, size_text, time_text
-from app.cli.output.results import Columns, Result, print_rows, table
+from app.cli.output.results import Columns, Result, print_rows
+from app.cli.resource import named
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
@@ -50,22 +51,6 @@ def show(client: "Client", limit: Limit = 50) -> Result:
     return Result(queue, show)
 
 
-@commands.command("workers")
-@with_client
-def list_workers(client: "Client") -> Result:
-    """List the live workers with device, models, labels and current job or evaluation."""
-    columns: Columns = {
-        "worker": lambda worker: worker["name"] or worker["id"],
-        "queue": "queue",
-        "status": "status",
-        "device": ("device", _device_text),
-        "models": ("models", ", ".join),
-        "labels": ("labels", ", ".join),
-        "job": lambda worker: worker["job_id"] or worker["evaluation_id"] or "",
-    }
-    return table(client.get("workers")["data"], columns, "No live workers.")
-
-
 def _duration_text(row: "Json") -> str:
     """The remaining time of a running job, else the estimate."""
     if "expected_finish" in row:
@@ -98,3 +83,20 @@ def _device_text(device: "Json") -> str:
     if device.get("slot_bytes") is None:  # a server of an earlier release has no slots
         return text
     return f"1 of {device['slots_per_gpu']} slots ({size_text(device['slot_bytes'])}) of {text}"
+
+
+named(commands, "workers").add_list(
+    "List the live workers with device, models, labels and current job or evaluation.",
+    {
+        "worker": lambda worker: worker["name"] or worker["id"],
+        "queue": "queue",
+        "status": "status",
+        "device": ("device", _device_text),
+        "models": ("models", ", ".join),
+        "labels": ("labels", ", ".join),
+        "job": lambda worker: worker["job_id"] or worker["evaluation_id"] or "",
+    },
+    "No live workers.",
+    name="workers",
+    page_size=None,
+)

@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.client.references import named_path
 from app.cli.options import with_client
 from app.cli.output.results import Columns, Result, line, table
-from app.cli.resource import Resource
+from app.cli.resource import Resource, named
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
+ENDPOINTS = "webhook_endpoints"
 DEFAULT_EVENTS = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 
 commands = typer.Typer(no_args_is_help=True, help="Webhook endpoints, which receive the events of jobs.")
@@ -32,7 +34,7 @@ def create(
     ] = None,
 ) -> Result:
     """Create an endpoint and print its signing secret, which is shown only once."""
-    endpoint = client.post("webhook_endpoints", {"name": name, "url": url, "event_types": event or DEFAULT_EVENTS})
+    endpoint = client.post(ENDPOINTS, {"name": name, "url": url, "event_types": event or DEFAULT_EVENTS})
     note = f"Save it: it is not shown again. Test the endpoint with `tunery webhooks test {endpoint['id']}`."
     return line(endpoint, endpoint["signing_secret"], note)
 
@@ -43,7 +45,7 @@ def _status_text(endpoint: dict[str, Any]) -> str:
     return "failing" if endpoint["failing_since"] else "enabled"
 
 
-endpoints = Resource(commands, "webhook_endpoints", EndpointId)
+endpoints = named(commands, ENDPOINTS, EndpointId)
 endpoints.add_list(
     "List the endpoints of the project.",
     {
@@ -81,7 +83,7 @@ def send_test(
     event: Annotated[str, typer.Option(help="Event type of the sample.")] = DEFAULT_EVENTS[0],
 ) -> Result:
     """Send a sample event now and print the status code of the response."""
-    response = client.post(f"webhook_endpoints/{endpoint_id}/test", {"event_type": event})
+    response = client.post(named_path(ENDPOINTS, endpoint_id, "test"), {"event_type": event})
     return line(response, f"{endpoint_id} answered {response['status_code']}")
 
 
@@ -96,7 +98,6 @@ def deliveries(
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of deliveries.")] = 20,
 ) -> Result:
     """List the deliveries to an endpoint with their results, newest first."""
-    filters = {} if status is None else {"status": status}
     columns: Columns = {
         "id": "id",
         "event": "event_type",
@@ -105,16 +106,20 @@ def deliveries(
         "attempts": "attempt_count",
         "last response": ("attempts", lambda all: str(all[0]["status_code"] or all[0]["error"]) if all else ""),
     }
-    rows = client.get(f"webhook_endpoints/{endpoint_id}/deliveries", limit=limit, **filters)["data"]
+    rows = client.get(_deliveries_path(endpoint_id), limit=limit, status=status)["data"]
     return table(rows, columns, "No deliveries.")
 
 
-@commands.command("redeliver")
-@with_client
-def redeliver(client: "Client", endpoint_id: EndpointId, delivery_id: DeliveryId) -> Result:
-    """Send an event again with the same id."""
-    delivery = client.post(f"webhook_endpoints/{endpoint_id}/deliveries/{delivery_id}/redeliver")
-    return line(delivery, f"{delivery['id']} {delivery['status']}")
+def _deliveries_path(endpoint_id: str, *names: str) -> str:
+    return named_path(ENDPOINTS, endpoint_id, "deliveries", *names)
+
+
+Resource(commands, _deliveries_path, DeliveryId, (EndpointId,)).add_change(
+    "redeliver",
+    "Send an event again with the same id.",
+    lambda delivery: f"{delivery['id']} {delivery['status']}",
+    action="redeliver",
+)
 
 
 @commands.command("rotate")
@@ -126,5 +131,5 @@ def rotate(
 ) -> Result:
     """Create a new signing secret and print it; it is shown only once."""
     body = {"keep_old_secret_active_for_24_hours": keep_old}
-    endpoint = client.post(f"webhook_endpoints/{endpoint_id}/rotate_secret", body)
+    endpoint = client.post(named_path(ENDPOINTS, endpoint_id, "rotate_secret"), body)
     return line(endpoint, endpoint["signing_secret"])

@@ -27,8 +27,8 @@ Json = dict[str, Any]
 class ImportRecord:
     """Facts about each id at OpenAI; a later line of the record adds to the earlier ones.
 
-    Of a file: its provenance, `tunery_file` (its id here) and `has_origin`. Of a job: `checked` (the request that was
-    checked) and `job` (its id here).
+    Of a file: its provenance, `tunery_file` (its id here) and `has_origin`. Of a job: `saved` (the job as
+    it was saved), `checked` (the request that was checked) and `job` (its id here).
     """
 
     def __init__(self, root: Path, say: Callable[[str], None] = print_note) -> None:
@@ -46,13 +46,16 @@ class ImportRecord:
                 f"Another import uses {root}. Wait until it has ended, or choose another --directory."
             ) from None
         record, earlier = root / "record.jsonl", root / "state.json"
-        if not record.exists() and earlier.exists():  # of an earlier release
-            kinds = json.loads(earlier.read_text(encoding="utf-8")).values()
-            _write(record, "".join(_line(each, facts) for by_id in kinds for each, facts in by_id.items()))
         self.facts: dict[str, Json] = {}
         for line in complete_lines(record).splitlines():
             row = json.loads(line)
             self.of(row.pop("id")).update(row)
+        if not self.facts and earlier.exists():  # of an earlier release
+            kinds = json.loads(earlier.read_text(encoding="utf-8"))
+            self.facts = kinds["files"] | kinds["jobs"]
+            temporary = root / ".record.part"
+            temporary.write_text("".join(_line(each, facts) for each, facts in self.facts.items()), encoding="utf-8")
+            os.replace(temporary, record)
         self._out = record.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -97,19 +100,19 @@ class ImportRecord:
     def save_job(self, source: OpenAISource, job: Json) -> None:
         """Save a job with its events, checkpoints and result files, unless it is saved as it is now."""
         path = self._root / "jobs" / f"{job['id']}.json"
-        text = json.dumps(job, indent=2, ensure_ascii=False) + "\n"
-        has_changed = not path.exists() or path.read_text(encoding="utf-8") != text
-        for kind, read in {"events": source.events, "checkpoints": source.checkpoints}.items():
-            if not has_changed and path.with_suffix(f".{kind}.jsonl").exists():
-                continue
-            try:
-                lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in read(job["id"])]
-            except Refused as error:
-                self._say(f"{job['id']}: {kind} not saved, OpenAI does not return them ({error})")
-            else:
-                _write(path.with_suffix(f".{kind}.jsonl"), "".join(lines))
-        if has_changed:
-            _write(path, text)
+        if self.of(job["id"]).get("saved") != job or not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            saved: Json | None = job
+            for kind in ("events", "checkpoints"):
+                try:
+                    lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in source.of_job(job["id"], kind)]
+                except Refused as error:
+                    saved = None  # asked for again by the next import
+                    self._say(f"{job['id']}: {kind} not saved, OpenAI does not return them ({error})")
+                else:
+                    path.with_suffix(f".{kind}.jsonl").write_text("".join(lines), encoding="utf-8")
+            path.write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            self.add(job["id"], saved=saved)
         self.save_files(source, dict.fromkeys(job.get("result_files") or ()))
 
 
@@ -124,11 +127,3 @@ def complete_lines(path: Path) -> bytes:
     if complete != content:
         os.truncate(path, len(complete))
     return complete
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -49,15 +49,11 @@ class OpenAISource:
         """Every fine-tuning job, newest first."""
         return self._listed("list fine-tuning jobs", lambda: self._client.fine_tuning.jobs.list(limit=PAGE), ())
 
-    def events(self, job_id: str) -> list[Json]:
-        """The events of a job, newest first. Raises Refused."""
+    def of_job(self, job_id: str, kind: str) -> list[Json]:
+        """The "events" or "checkpoints" of a job, newest first. Raises Refused."""
         jobs = self._client.fine_tuning.jobs
-        return self._listed(f"list the events of {job_id}", lambda: jobs.list_events(job_id, limit=PAGE))
-
-    def checkpoints(self, job_id: str) -> list[Json]:
-        """The checkpoints of a job, newest first. Raises Refused."""
-        checkpoints = self._client.fine_tuning.jobs.checkpoints
-        return self._listed(f"list the checkpoints of {job_id}", lambda: checkpoints.list(job_id, limit=PAGE))
+        request: Any = {"events": jobs.list_events, "checkpoints": jobs.checkpoints.list}[kind]
+        return self._listed(f"list the {kind} of {job_id}", lambda: request(job_id, limit=PAGE))
 
     def training_files(self) -> list[Json]:
         """Every file with purpose fine-tune."""

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.errors import CliError, UsageError
+from app.domain.datasets.jsonl import MAX_LINE_BYTES, Finding
+from app.domain.evaluations.rows import REFERENCE_ANSWER, parse_json_object, read_rows
 
 DEFAULT_PROMPT_COUNT = 12
 MAX_ROWS_SHOWN = 4
@@ -49,25 +52,16 @@ def read_examples(file: Path, count: int = DEFAULT_PROMPT_COUNT) -> list[HeldOut
 
     Raises UsageError if the file has no valid example, OSError if it cannot be read.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text ({error.reason}).") from None
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()][:count]
-    if not numbered:
+    with file.open("rb") as opened:
+        rows = list(islice(read_rows(opened, MAX_LINE_BYTES), count))
+    if not rows:
         raise UsageError(f"{file} is empty. {LINE_FORMAT}")
-    return [_parse_example(file, number, line) for number, line in numbered]
-
-
-def _parse_example(file: Path, number: int, line: str) -> HeldOutExample:
-    try:
-        messages = json.loads(line)["messages"]
-        *context, last = messages
-        if not (context and last["role"] == "assistant" and isinstance(last["content"], str)):
-            raise ValueError
-    except (ValueError, TypeError, KeyError):
-        raise UsageError(f"Line {number} of {file} is not a valid example. {LINE_FORMAT}") from None
-    return HeldOutExample(context, last["content"])
+    examples = []
+    for row in rows:
+        if isinstance(row, Finding) or not row.messages or REFERENCE_ANSWER not in row.item:
+            raise UsageError(f"Line {row.line} of {file} is not a valid example. {LINE_FORMAT}")
+        examples.append(HeldOutExample(list(row.messages), row.item[REFERENCE_ANSWER]))
+    return examples
 
 
 def compare(base: Path, adapter: Path, examples: Sequence[HeldOutExample]) -> list[AnswerComparison]:
@@ -116,19 +110,21 @@ def _score_text(answers: Sequence[AnswerComparison]) -> str:
 
 def _json_items(answer: str) -> set[tuple[str, str]]:
     """The items of an answer that is a JSON object; an empty set for any other answer."""
-    try:
-        return {(name, json.dumps(value)) for name, value in json.loads(answer).items()}
-    except (ValueError, AttributeError):
-        return set()
+    return {(name, json.dumps(value)) for name, value in (parse_json_object(answer) or {}).items()}
 
 
 def _generate_answers(base: Path, adapter: Path, prompts: Path) -> list[dict[str, str]]:
-    command = [sys.executable, "-m", SAMPLER, str(base), str(adapter), str(prompts)]
+    exit_code, output, error = run_module(SAMPLER, base, adapter, prompts)
+    if exit_code != 0:
+        raise CliError(f"The comparison failed ({error}). The adapter itself was downloaded and verified.")
+    return [json.loads(line) for line in output.split("\n") if line.strip()]
+
+
+def run_module(module: str, *arguments: Path) -> tuple[int, str, str]:
+    """Run a module in a child process: its exit code, its output, and the last line of its standard error."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().split("\n") or [""])[-1]
-        raise CliError(f"The comparison failed ({last}). The adapter itself was downloaded and verified.")
-    return [json.loads(line) for line in done.stdout.split("\n") if line.strip()]
+    return done.returncode, done.stdout, done.stderr.strip().split("\n")[-1]
 
 
 def _cell(text: str, style: str) -> Text:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -28,28 +28,24 @@ STYLES = {"warn": "yellow", "error": "red"}
 PRINT_INTERVAL_SECONDS = 10.0  # in a pipe, where each update is a new line
 
 
-class ProgressView(Protocol):
-    """Shows a running job: receives each new event, then the current job object."""
-
-    def event(self, event: Json) -> None: ...
-
-    def job(self, job: Json) -> None: ...
+def bytes_progress() -> Progress:
+    """Bars of bytes on standard error; nothing if that is not a terminal."""
+    console = stderr_console()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
 def bytes_bar(title: str, total_bytes: int | None, done_bytes: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on standard error until the block ends; nothing if that is not a terminal."""
-    console = stderr_console()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    """Show one bar until the block ends; the yielded function advances it."""
+    with bytes_progress() as bar:
         task = bar.add_task(title, total=total_bytes, completed=done_bytes)
         yield lambda count: bar.advance(task, count)
 
 
 @contextlib.contextmanager
-def job_view(as_json: bool) -> Iterator[ProgressView]:
+def job_view(as_json: bool) -> Iterator[JobBar | JobLines | JsonLines]:
+    """What shows a running job: its `event` takes each new event, then its `job` the current job object."""
     console = Console()
     if as_json:
         yield JsonLines()

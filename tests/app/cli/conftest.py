@@ -21,7 +21,7 @@ from app.db.tables import Job, Project
 from app.services.access import keys
 from app.storage import LocalStorage
 from tests.app.cli.trained import make_trained_job
-from tests.factories import chat_lines, find_key, make_base_model
+from tests.factories import chat_lines, find_key, make_base_model, make_file, make_job
 from tests.kept_engines import kept_engines
 from tests.serving import LiveServer
 
@@ -108,6 +108,13 @@ def base_model(sessions: Sessions, tmp_path: Path) -> Iterator[str]:
     with transaction(sessions) as session:
         make_base_model(session, tmp_path / "tiny")
     return "tiny"
+
+
+@pytest.fixture
+def waiting_job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    """A job that no worker has begun."""
+    with transaction(sessions) as session:
+        return make_job(session, project, make_file(session, storage, project))
 
 
 @pytest.fixture

@@ -12,11 +12,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from app.cli.commands.models import COLUMNS
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
-from app.domain.jobs.spec import QuantizationSpec
-from app.domain.planning.base_sizes import COMMON_BASES, least_memory_bytes, smallest_card_gigabytes
+from app.domain.planning.base_sizes import COMMON_BASES
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Result, Tunery
@@ -129,18 +127,6 @@ def test_the_diff_is_one_line_of_a_script_that_runs(
     assert isinstance(client, openai.OpenAI)
     client.close()
     assert f"{BASE} validating_files" in capsys.readouterr().out
-
-
-def test_the_table_of_memory_is_that_of_the_plans() -> None:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("|")]
-    shown = rows[rows.index(COLUMNS) + 2 :][: len(COMMON_BASES)]
-    for base, cells in zip(COMMON_BASES, shown, strict=True):
-        sizes = [
-            least_memory_bytes(base.entry, tokens, quantization)
-            for tokens, quantization in ((2048, QuantizationSpec()), (8192, QuantizationSpec()), (2048, None))
-        ]
-        expected = [f"{size / 1e9:.1f} GB ({smallest_card_gigabytes(size)} GB card)" for size in sizes]
-        assert cells == [base.name, f"{base.entry.parameters / 1e9:.1f} B", *expected], "run `tunery models memory`"
 
 
 def test_the_command_prints_the_table(bare_tunery: Tunery) -> None:

@@ -1,8 +1,6 @@
 """`tunery adapters`: download, merge and compare the adapter of a finished job or one of its checkpoints."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from itertools import islice
@@ -12,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from app.cli.client.references import JobWithResult, job_path
-from app.cli.client.transfers import download_with_resume, unpack, verify_archive
+from app.cli.client.transfers import RemoteFile, download_verified, prepare_place, unpack
 from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import with_client
-from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparison, read_examples
+from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparison, read_examples, run_module
 from app.cli.output.console import size_text, stderr_console
-from app.cli.output.progress import bytes_bar, is_finished
+from app.cli.output.progress import is_finished
 from app.cli.output.results import Result, line
 from app.domain.evaluations.spec import precision_text
 from app.domain.jobs.states import ExitCode
@@ -35,17 +33,9 @@ CheckpointStep = Annotated[int | None, typer.Option(help="The step of a kept che
 Base = Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")]
 
 
-class ArchiveSource(NamedTuple):
-    """An archive on the server, with its expected size and digest."""
-
-    path: str
-    size_bytes: int
-    sha256: str
-
-
 class Download(NamedTuple):
     directory: Path
-    source: ArchiveSource
+    source: RemoteFile
     manifest: dict[str, Any]
 
 
@@ -78,9 +68,7 @@ def merge_adapter(
     checkpoint: CheckpointStep = None,
 ) -> Result:
     """Download an adapter and merge it into its base model on this machine. The result needs no PEFT."""
-    if directory.exists():
-        raise UsageError(f"{directory} already exists. Choose another directory with --to, or remove it.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    prepare_place(directory, "--to")
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=directory.parent) as temporary:
         adapter = download(client, job_id, Path(temporary) / "adapter", checkpoint)
         merged = _merge(base, adapter.directory, directory)
@@ -118,16 +106,10 @@ def compare_answers(
 
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:
     """Download, verify and unpack an adapter. `directory` appears by a rename, once it is complete."""
-    if directory.exists() or directory.is_symlink():
-        raise UsageError(f"{directory} already exists. Choose another directory with -o, or remove it.")
+    prepare_place(directory)
     source = _adapter_source(client, job_id) if checkpoint is None else _checkpoint_source(client, job_id, checkpoint)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     part = directory.with_name(f".{directory.name}.{source.sha256[:DIGEST_CHARACTERS_IN_NAME]}.part")
-    existing_bytes = part.stat().st_size if part.exists() else 0
-    with bytes_bar("downloading", source.size_bytes, existing_bytes) as advance:
-        download_with_resume(client, source.path, part, source.size_bytes, advance)
-    verify_archive(part, source.size_bytes, source.sha256)
-    manifest = unpack(part, directory)
+    manifest = unpack(download_verified(client, source, part, "downloading"), directory)
     part.unlink()
     return Download(directory, source, manifest)
 
@@ -147,32 +129,30 @@ def _require_trained_base(base: Path, manifest: dict[str, Any]) -> None:
 
 
 def _merge(base: Path, adapter: Path, directory: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", MERGER, str(base), str(adapter), str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    last = (done.stderr.strip().split("\n") or [""])[-1]
-    if done.returncode in MERGER_USAGE_ERRORS:
-        raise UsageError(last)
-    if done.returncode != 0:
+    exit_code, output, error = run_module(MERGER, base, adapter, directory)
+    if exit_code in MERGER_USAGE_ERRORS:
+        raise UsageError(error)
+    if exit_code != 0:
         raise CliError(
-            f"The merge failed ({last}). `tunery adapters download` downloads the adapter without merging it."
+            f"The merge failed ({error}). `tunery adapters download` downloads the adapter without merging it."
         )
-    return dict(json.loads(done.stdout))
+    return dict(json.loads(output))
 
 
-def _adapter_source(client: "Client", job_id: str) -> ArchiveSource:
+def _adapter_source(client: "Client", job_id: str) -> RemoteFile:
     job = client.get(job_path(job_id))
     adapter = job.get("adapter")
     if adapter is None:
         reason = "has no adapter" if is_finished(job) else "has no adapter yet (`tunery jobs watch` waits for it)"
         raise CliError(f"{job_id} is {job['status']} and {reason}. Download a checkpoint with --checkpoint STEP.")
-    return ArchiveSource(job_path(job_id, "adapter", "archive"), adapter["bytes"], adapter["sha256"])
+    return RemoteFile(job_path(job_id, "adapter", "archive"), adapter["bytes"], adapter["sha256"])
 
 
-def _checkpoint_source(client: "Client", job_id: str, step: int) -> ArchiveSource:
+def _checkpoint_source(client: "Client", job_id: str, step: int) -> RemoteFile:
     checkpoints = list(islice(client.pages(job_path(job_id, "checkpoints")), 100))
     checkpoint = next((row for row in checkpoints if row["step_number"] == step), None)
     if checkpoint is None:
         steps = ", ".join(str(row["step_number"]) for row in checkpoints) or "none"
         raise NotFoundError(f"{job_id} has no checkpoint of step {step}; kept steps: {steps}.")
     file = client.get(f"files/{checkpoint['adapter_archive_file_id']}")
-    return ArchiveSource(f"files/{file['id']}/content", file["bytes"], file["sha256"])
+    return RemoteFile(f"files/{file['id']}/content", file["bytes"], file["sha256"])

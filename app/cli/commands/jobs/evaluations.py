@@ -2,17 +2,17 @@
 
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.client.polling import wait
 from app.cli.client.references import FILE, JobWithResult, file_path, job_path, resolve_id
 from app.cli.client.transfers import is_path, upload_with_progress
-from app.cli.errors import CliError, UsageError
-from app.cli.options import with_client
+from app.cli.errors import UsageError
+from app.cli.options import given, with_body, with_client
 from app.cli.output.compare import AnswerComparison, print_comparison
 from app.cli.output.console import print_line, print_note, print_table
 from app.cli.output.results import Result, line
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-POLL_SECONDS = 1.0
 PURPOSE = "evals"
 OUTPUT = "{{ sample.output_text }}"
 EXPECTED_FIELD = "reference_answer"  # the expected answer of a chat line or a completion
@@ -34,8 +33,16 @@ SixteenBit = Annotated[
 Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")]
 
 
+def _generation(
+    max_new_tokens: MaxNewTokens = None, sixteen_bit: SixteenBit = False, checkpoint: Checkpoint = None
+) -> Any:
+    base_precision = "16-bit" if sixteen_bit else None
+    return given(max_new_tokens=max_new_tokens, base_precision=base_precision, checkpoint=checkpoint)
+
+
 @commands.command("eval")
 @with_client
+@with_body(_generation)
 def evaluate(
     client: "Client",
     job_id: JobWithResult,
@@ -55,9 +62,7 @@ def evaluate(
         str, typer.Option(help="Field of the rows with the expected answer. Default: the answer at the end of the row.")
     ] = EXPECTED_FIELD,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows. Default: 500.")] = None,
-    max_new_tokens: MaxNewTokens = None,
-    sixteen_bit: SixteenBit = False,
-    checkpoint: Checkpoint = None,
+    body: Any = None,
     reference_model: Annotated[str | None, typer.Option(help="Model of an endpoint to compare with.")] = None,
     reference_endpoint: Annotated[str | None, typer.Option(help="Endpoint that the operator has named.")] = None,
     reference_field: Annotated[str | None, typer.Option(help="Field of the rows with recorded answers.")] = None,
@@ -72,13 +77,10 @@ def evaluate(
 
     Example: tunery eval @last --file heldout.jsonl --label label
     """
-    body = _body(
+    body |= given(
         graders=_graders(graders, label, json_fields, similarity or (), f"{{{{ item.{expected_field} }}}}"),
         max_rows=max_rows,
-        max_new_tokens=max_new_tokens,
-        checkpoint=checkpoint,
-        base_precision="16-bit" if sixteen_bit else None,
-        reference=_body(model=reference_model, endpoint=reference_endpoint, field=reference_field) or None,
+        reference=given(model=reference_model, endpoint=reference_endpoint, field=reference_field) or None,
         promote_if=_promote_if(promote_if) if promote_if else None,
     )
     for output in filter(None, (report, results)):
@@ -95,21 +97,18 @@ def evaluate(
 
 @commands.command("compare")
 @with_client
+@with_body(_generation)
 def compare(
     client: "Client",
     job_id: JobWithResult,
     prompt: Annotated[list[str], typer.Option("--prompt", help="A prompt to answer; repeatable.")],
     system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
-    max_new_tokens: MaxNewTokens = None,
-    sixteen_bit: SixteenBit = False,
-    checkpoint: Checkpoint = None,
+    body: Any = None,
 ) -> Result:
     """Show the answers of base model and adapter to a few prompts, side by side. A GPU worker generates them.
 
     Example: tunery compare @last --prompt "My card has not arrived."
     """
-    base_precision = "16-bit" if sixteen_bit else None
-    body = _body(max_new_tokens=max_new_tokens, checkpoint=checkpoint, base_precision=base_precision)
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as rows:
         for text in prompt:
             messages = [{"role": "system", "content": system}] if system else []
@@ -163,11 +162,6 @@ def _promote_if(text: str) -> dict[str, Any]:
         raise UsageError(f"--promote-if {text} is not of the form GRADER or GRADER:MARGIN.") from None
 
 
-def _body(**values: Any) -> dict[str, Any]:
-    """The fields that are given."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _create(client: "Client", job_id: str, file: str, body: dict[str, Any]) -> dict[str, Any]:
     """Create an evaluation. A file that was uploaded for it is deleted again if it is refused."""
     is_local = is_path(file)
@@ -183,32 +177,29 @@ def _create(client: "Client", job_id: str, file: str, body: dict[str, Any]) -> d
 
 
 def _wait(client: "Client", job_id: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-    print_note(f"{evaluation['id']} is {evaluation['status']}; Ctrl-C stops waiting and does not cancel it.")
-    shown: Any = None
-    while evaluation["status"] in ("queued", "running"):
-        time.sleep(POLL_SECONDS)
-        evaluation = client.get(job_path(job_id, "evaluations", evaluation["id"]))
-        if evaluation["progress"] not in (None, shown):
-            shown = evaluation["progress"]
-            print_note(f"{shown['answers']} of {shown['total_answers']} answers")
-    if evaluation["status"] == "failed":
-        raise CliError(f"The evaluation failed ({evaluation['error']['code']}): {evaluation['error']['message']}")
-    if evaluation["status"] == "cancelled":
-        raise CliError(f"{evaluation['id']} was cancelled.")
-    return evaluation
+    return wait(client, job_path(job_id, "evaluations", evaluation["id"]), evaluation, _progress_note)
+
+
+def _progress_note(evaluation: dict[str, Any]) -> str:
+    done = evaluation["progress"]
+    return f"{done['answers']} of {done['total_answers']} answers" if done else ""
 
 
 def _print_summary(evaluation: dict[str, Any]) -> None:
     summary = evaluation["summary"]
-    has_reference = summary["answers"]["reference"] is not None
-    columns = ["grader", "base", "adapter", *(["reference"] if has_reference else []), "difference", "95 % interval"]
-    columns += ["adapter - reference", "95 % interval"] if has_reference else []
-    rows = []
-    for grader in summary["graders"]:
-        models = ["base", "adapter", *(["reference"] if has_reference else [])]
-        means = ["none" if grader[model]["mean"] is None else f"{grader[model]['mean']:.3f}" for model in models]
-        to_reference = _difference(grader["reference_difference"]) if has_reference else []
-        rows.append([grader["name"], *means, *_difference(grader["difference"]), *to_reference])
+    models, differences = ["base", "adapter"], {"difference": "difference"}
+    if summary["answers"]["reference"] is not None:
+        models.append("reference")
+        differences["adapter - reference"] = "reference_difference"
+    columns = ["grader", *models, *(title for each in differences for title in (each, "95 % interval"))]
+    rows = [
+        [
+            grader["name"],
+            *("none" if grader[model]["mean"] is None else f"{grader[model]['mean']:.3f}" for model in models),
+            *(text for key in differences.values() for text in _difference(grader[key])),
+        ]
+        for grader in summary["graders"]
+    ]
     print_table(columns, rows, f"{summary['rows']} rows were answered; no graders.")
     print_line(f"{summary['rows']:,} rows; the base model answered in {evaluation['precision']}.")
     if summary["promotion"] is not None:

@@ -9,10 +9,10 @@ import typer
 from app.cli.client.references import JOB, REFERENCE_FORMS, JobId, job_path
 from app.cli.client.transfers import uploaded_files
 from app.cli.commands.files import lines_text, print_warnings
-from app.cli.commands.jobs.progress import raise_unless_succeeded, watch_or_detach
+from app.cli.commands.jobs.progress import watch_or_detach
 from app.cli.errors import CommandExit
-from app.cli.job_options import Metadata, Priority, build_update_body, with_job_body
-from app.cli.options import AsJson, with_client
+from app.cli.job_options import update_body, with_job_body
+from app.cli.options import AsJson, with_body, with_client
 from app.cli.output.console import duration_text, print_json, print_line, print_note, size_text, time_text
 from app.cli.output.progress import Losses, numbers_text, status_text
 from app.cli.output.results import Columns, Result, fields, line, print_rows, table
@@ -110,7 +110,7 @@ def create(client: "Client", body: dict[str, Any], follow: Follow = False, as_js
     is_clone=True,
 )
 def clone(
-    client: "Client", job_id: JobId, body: dict[str, Any], follow: Follow = False, as_json: AsJson = False
+    client: "Client", body: dict[str, Any], job_id: JobId, follow: Follow = False, as_json: AsJson = False
 ) -> None:
     """Create a job with the settings of another and print its id. Options override the copied settings."""
     _create_and_watch(client, job_path(job_id, "clone"), body, follow, as_json)
@@ -149,8 +149,7 @@ def list_jobs(
     ] = False,
 ) -> Result:
     """List the project's jobs, newest first."""
-    filters = {"status": status, "created_after": created_after, "created_before": created_before}
-    query: dict[str, Any] = {name: value for name, value in filters.items() if value}
+    query: dict[str, Any] = {"status": status, "created_after": created_after, "created_before": created_before}
     path = "organization/jobs" if all_projects else "fine_tuning/jobs"
     jobs, has_more = client.first_items(path, limit, **query)
     if has_more:
@@ -164,7 +163,9 @@ def list_jobs(
         "model": "model",
         "fine-tuned model": "fine_tuned_model",
     }
-    return table(jobs, columns, "No jobs match." if query else "No jobs. Create one with `tunery jobs create`.")
+    return table(
+        jobs, columns, "No jobs match." if any(query.values()) else "No jobs. Create one with `tunery jobs create`."
+    )
 
 
 @commands.command("diff")
@@ -204,20 +205,15 @@ def diff(
 @with_client
 def watch_job(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """Watch a job until it has finished. Ctrl-C stops watching and does not affect the job."""
-    raise_unless_succeeded(watch_or_detach(client, job_id, as_json))
+    watch_or_detach(client, job_id, as_json)
 
 
 @commands.command("set")
 @with_client
-def set_job(
-    client: "Client",
-    job_id: JobId,
-    priority: Priority = None,
-    metadata: Metadata = None,
-    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Remove all metadata.")] = False,
-) -> Result:
+@with_body(update_body)
+def set_job(client: "Client", job_id: JobId, body: dict[str, Any]) -> Result:
     """Change the priority of an unfinished job, or a job's metadata. New metadata replaces all existing metadata."""
-    job = client.post(job_path(job_id), build_update_body(priority, metadata or [], no_metadata))
+    job = client.post(job_path(job_id), body)
     pairs = _pairs_text(job["metadata"] or {}) or "none"
     return line(job, job["id"], f"priority {job['priority']}, metadata: {pairs}")
 
@@ -255,7 +251,7 @@ def _create_and_watch(client: "Client", path: str, body: dict[str, Any], follow:
     if follow:
         if not as_json:
             print_line(job["id"])
-        raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
+        watch_or_detach(client, job["id"], as_json)
     elif as_json:
         print_json(job)
     else:
@@ -316,7 +312,7 @@ def _step_text(progress: "Json") -> str:
     return f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""
 
 
-resource = Resource(commands, JOB.path, JobId)
+resource = Resource(commands, job_path, JobId)
 resource.add_show(
     "Show one job.",
     {

@@ -14,6 +14,7 @@ from app.cli.options import with_client
 from app.cli.output.console import duration_text, print_note, time_text
 from app.cli.output.progress import is_finished, job_view, next_steps
 from app.cli.output.results import Columns, Result, table
+from app.cli.resource import part_of_job
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -33,7 +34,7 @@ MaxPoints = Annotated[
 ]
 
 
-def watch_or_detach(client: "Client", job_id: str, as_json: bool = False) -> Json:
+def watch_or_detach(client: "Client", job_id: str, as_json: bool = False) -> None:
     """Watch a job and print the next steps. Ctrl-C prints how to continue watching and does not affect the job."""
     try:
         job = watch(client, job_id, as_json)
@@ -43,19 +44,19 @@ def watch_or_detach(client: "Client", job_id: str, as_json: bool = False) -> Jso
             f"or cancel it with `tunery jobs cancel {job_id}`."
         )
         raise
-    if job["status"] == "succeeded" and not as_json:
+    if not as_json:
         print_note(next_steps(job))
-    return job
 
 
 def watch(client: "Client", job_id: str, as_json: bool = False) -> Json:
-    """Show a job until it has finished, and return it."""
+    """Show a job until it has finished, and return it. Raises CliError if it has not succeeded."""
     job = client.get(job_path(job_id))  # without retries: a wrong id or URL is reported at once
     with job_view(as_json) as view:
         for job, events in follow(client, job_id):
             for event in events:
                 view.event(event)
             view.job(job)
+    raise_unless_succeeded(job)
     return job
 
 
@@ -113,11 +114,9 @@ def _retry_while_unreachable(request: Callable[[], T]) -> T:
         time.sleep(POLL_SECONDS)
 
 
-@commands.command("attempts")
-@with_client
-def list_attempts(client: "Client", job_id: JobId) -> Result:
-    """List a job's attempts, oldest first, with the reason for which each ended."""
-    columns: Columns = {
+part_of_job(commands, "attempts").add_list(
+    "List a job's attempts, oldest first, with the reason for which each ended.",
+    {
         "attempt": "attempt",
         "task": ("kind", lambda kind: "training" if kind == "train" else "validation of the files"),
         "started": ("started_at", time_text),
@@ -126,8 +125,11 @@ def list_attempts(client: "Client", job_id: JobId) -> Result:
         ),
         "reason": "reason",
         "worker": "worker_id",
-    }
-    return table(client.get(job_path(job_id, "attempts"))["data"], columns, "No attempts yet.")
+    },
+    "No attempts yet.",
+    name="attempts",
+    page_size=None,
+)
 
 
 @commands.command("logs")
@@ -139,7 +141,7 @@ def show_logs(
     lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="Number of lines, from the end.")] = None,
 ) -> Result:
     """Print the end of the trainer's log (its standard error)."""
-    text = client.text(job_path(job_id, "logs"), **_without_none(attempt=attempt, lines=lines))
+    text = client.text(job_path(job_id, "logs"), attempt=attempt, lines=lines)
     if not text:
         print_note(_empty_log_note(client.get(job_path(job_id))))
     return Result(text, lambda: typer.echo(text, nl=False))
@@ -154,11 +156,10 @@ def show_metrics(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, as in the results file.")] = False,
 ) -> Result:
     """Show the metrics of each step, oldest first."""
-    query = _without_none(max_points=max_points)
     if as_csv:
-        text = client.text(job_path(job_id, "metrics"), format="csv", **query)
+        text = client.text(job_path(job_id, "metrics"), format="csv", max_points=max_points)
         return Result(text, lambda: typer.echo(text, nl=False))
-    metrics = client.get(job_path(job_id, "metrics"), **query)
+    metrics = client.get(job_path(job_id, "metrics"), max_points=max_points)
     columns: Columns = {name.replace("_", " "): (name, _cell_text) for name in COLUMNS}
     return Result(metrics, table(metrics["data"], columns, "No steps yet.").show)
 
@@ -170,10 +171,6 @@ def _empty_log_note(job: dict[str, Any]) -> str:
     if job["attempts"]:
         return f"No log yet: the job is {job['status']} and the trainer has written no log so far."
     return f"No log yet: the job is {job['status']} and no trainer has started."
-
-
-def _without_none(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _cell_text(value: float) -> str:

@@ -1,25 +1,27 @@
 """Commands for the results of a job: its exports, and its deliveries."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.references import JobId, JobWithResult, job_path
+from app.cli.client.polling import poll, wait
+from app.cli.client.references import JobWithResult, job_path
 from app.cli.client.transfers import download_file
 from app.cli.errors import CliError, UsageError
-from app.cli.options import with_client
-from app.cli.output.console import print_note, size_text, time_text
-from app.cli.output.results import Columns, Result, line, table
+from app.cli.options import given, with_client
+from app.cli.output.console import size_text, time_text
+from app.cli.output.results import Result, line
+from app.cli.resource import part_of_job
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
 commands = typer.Typer()
 
-POLL_SECONDS = 1.0
+ExportId = Annotated[str, typer.Argument(help="Export id, such as ftexport-0a1b….", metavar="EXPORT")]
+DeliveryId = Annotated[str, typer.Argument(help="Delivery id; see `tunery jobs deliveries`.", metavar="DELIVERY")]
 PHASES = {
     "waiting_for_storage": " (waiting for free disk space)",
     "waiting_for_worker": (
@@ -50,11 +52,10 @@ def export(
     if directory is not None and (detach or directory.exists()):
         reason = "needs a finished export; omit --detach" if detach else "already exists; choose another directory"
         raise UsageError(f"--output {directory} {reason}.")
-    given = {"quantization": quantization, "checkpoint": checkpoint}
-    body = {"type": kind} | {name: value for name, value in given.items() if value is not None}
+    body = given(type=kind, quantization=quantization, checkpoint=checkpoint)
     created = client.post(job_path(job_id, "exports"), body)
     if not detach:
-        created = _wait(client, job_id, created)
+        created = wait(client, job_path(job_id, "exports", created["id"]), created, _phase_note)
     if directory is not None:
         _download(client, created, directory)
     note = ""
@@ -63,44 +64,25 @@ def export(
     return line(created, str(directory or created["id"]), note)
 
 
-@commands.command("exports")
-@with_client
-def list_exports(client: "Client", job_id: JobId) -> Result:
-    """List a job's exports, newest first."""
-    columns: Columns = {
+exports = part_of_job(commands, "exports", ExportId)
+exports.add_list(
+    "List a job's exports, newest first.",
+    {
         "id": "id",
         "type": lambda row: " ".join(filter(None, (row["type"], row["quantization"]))),
-        "status": _status,
+        "status": lambda row: _status(row),
         "step": "step_number",
         "size": lambda row: size_text(row["bytes"] or 0),
         "created": ("created_at", time_text),
-    }
-    empty = f"No exports. Create one with `tunery jobs export {job_id}`."
-    return table(client.pages(job_path(job_id, "exports")), columns, empty)
+    },
+    "No exports. Create one with `tunery jobs export {}`.",
+    name="exports",
+)
+exports.add_delete("Delete an export and its files. An unfinished export is cancelled.", name="delete-export")
 
 
-@commands.command("delete-export")
-@with_client
-def delete_export(
-    client: "Client",
-    job_id: JobId,
-    export_id: Annotated[str, typer.Argument(help="Export id, such as ftexport-0a1b….", metavar="EXPORT")],
-) -> Result:
-    """Delete an export and its files. An unfinished export is cancelled."""
-    return line(client.delete(job_path(job_id, "exports", export_id)), f"{export_id} deleted")
-
-
-def _wait(client: "Client", job_id: str, export: dict[str, Any]) -> dict[str, Any]:
-    if export["status"] in ("queued", "running"):
-        print_note(f"{export['id']} is {_status(export)}; Ctrl-C stops waiting and does not cancel the export.")
-    while export["status"] in ("queued", "running"):
-        time.sleep(POLL_SECONDS)
-        before, export = export, client.get(job_path(job_id, "exports", export["id"]))
-        if export.get("phase") and export.get("phase") != before.get("phase"):
-            print_note(f"{export['id']} is {_status(export)}; it continues automatically.")
-    if export["status"] == "failed":
-        raise CliError(f"The export failed ({export['error']['code']}): {export['error']['message']}")
-    return export
+def _phase_note(export: dict[str, Any]) -> str:
+    return f"{export['id']} is {_status(export)}; it continues automatically." if export.get("phase") else ""
 
 
 def _status(export: dict[str, Any]) -> str:
@@ -126,11 +108,10 @@ def deliver(
     detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the delivery.")] = False,
 ) -> Result:
     """Deliver an adapter, and wait until its first attempt has ended."""
-    body = {"target": to} | ({"checkpoint": checkpoint} if checkpoint else {})
-    delivery = client.post(job_path(job_id, "deliveries"), body)
-    while not detach and delivery["status"] == "pending" and delivery["error"] is None:
-        time.sleep(POLL_SECONDS)
-        delivery = client.get(job_path(job_id, "deliveries", delivery["id"]))
+    delivery = client.post(job_path(job_id, "deliveries"), given(target=to, checkpoint=checkpoint))
+    if not detach:
+        path = job_path(job_id, "deliveries", delivery["id"])
+        delivery = poll(client, path, delivery, lambda row: row["status"] == "pending" and row["error"] is None)
     if delivery["error"] is not None:
         error = CliError(f"The delivery is {delivery['status']}: {delivery['error']}")
         return Result(delivery, lambda: None, error)
@@ -138,35 +119,27 @@ def deliver(
     return line(delivery, f"{delivery['id']} {delivery['status']}" + (f", check: {verdict}" if verdict else ""))
 
 
-@commands.command("deliveries")
-@with_client
-def list_deliveries(client: "Client", job_id: JobId) -> Result:
-    """List the deliveries of a job, newest first."""
-    columns: Columns = {
+def _verdict(delivery: dict[str, Any]) -> str:
+    check = delivery["check"]
+    if check is None:
+        return ""
+    return str(check["verdict"]) + (f" ({check['reason']})" if check["reason"] else "")
+
+
+deliveries = part_of_job(commands, "deliveries", DeliveryId)
+deliveries.add_list(
+    "List the deliveries of a job, newest first.",
+    {
         "id": "id",
         "target": "target",
         "status": "status",
         "served model": "served_model",
         "check": _verdict,
         "error": "error",
-    }
-    empty = f"No deliveries. Make one with `tunery jobs deliver {job_id} --to TARGET`."
-    return table(client.pages(job_path(job_id, "deliveries")), columns, empty)
-
-
-@commands.command("withdraw")
-@with_client
-def withdraw(
-    client: "Client",
-    job_id: JobId,
-    delivery_id: Annotated[str, typer.Argument(help="Delivery id; see `tunery jobs deliveries`.", metavar="DELIVERY")],
-) -> Result:
-    """Remove the adapter from the target; the model stays."""
-    return line(client.delete(job_path(job_id, "deliveries", delivery_id)), f"{delivery_id} is being withdrawn")
-
-
-def _verdict(delivery: dict[str, Any]) -> str:
-    check = delivery["check"]
-    if check is None:
-        return ""
-    return str(check["verdict"]) + (f" ({check['reason']})" if check["reason"] else "")
+    },
+    "No deliveries. Make one with `tunery jobs deliver {} --to TARGET`.",
+    name="deliveries",
+)
+deliveries.add_delete(
+    "Remove the adapter from the target; the model stays.", name="withdraw", done="is being withdrawn"
+)

@@ -13,6 +13,7 @@ from app.cli.errors import CliError
 from app.cli.output import compare
 from app.cli.output.compare import AnswerComparison, HeldOutExample, read_examples
 from tests.app.cli.conftest import Tunery
+from tests.sentences import Reviewed
 
 
 class TestHeldOut:
@@ -35,27 +36,24 @@ class TestShow:
         out = capsys.readouterr().out
         assert "a [bold] question" in out
         assert "base-word" in out
-        assert "of 7 held-out prompts: base model 0, tuned model 7." in out
+        assert [word for word in out.splitlines()[-1].split() if word.strip(",.").isdigit()] == ["7", "0,", "7."]
 
 
 class TestCompare:
     def test_a_sampler_that_fails_is_a_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compare, "SAMPLER", "no.such.module")
-        with pytest.raises(CliError, match="The comparison failed"):
+        with pytest.raises(CliError):
             compare.compare(tmp_path, tmp_path, [HeldOutExample([{"role": "user", "content": "x"}], "y")])
 
 
 class TestPlace:
-    def test_it_is_the_requested_directory(self, tmp_path: Path) -> None:
-        assert demo._demo_directory(tmp_path / "here") == tmp_path / "here"
-
     def test_a_clone_that_postgres_cannot_work_in_is_left_for_one_that_it_can(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(demo, "REPOSITORY", Path("/" + "a-long-way-down/" * 8))
         place = demo._demo_directory(None)
         assert place.name == "tunery-demo"
-        assert f"uses {place} instead" in capsys.readouterr().err.replace("\n", " ")
+        assert str(place) in capsys.readouterr().err
 
 
 class TestPrintingNewLines:
@@ -70,19 +68,15 @@ class TestPrintingNewLines:
 
 
 class TestRefusals:
-    def test_without_the_bundled_model_the_error_names_what_to_install(
-        self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    def test_a_demo_without_its_model_or_dataset_is_refused(
+        self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reviewed: Reviewed
     ) -> None:
-        monkeypatch.setattr("app.cli.local_stack.first_run.BUNDLED_PACKAGE", "no_such_package")
-        done = bare_tunery("demo", "--directory", tmp_path)
-        assert done.exit_code == 1
-        assert "pip install" in done.err
-        assert os.listdir(tmp_path) == []
-
-    def test_without_the_dataset_the_error_names_where_to_run_it(
-        self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr(demo, "REPOSITORY", tmp_path)
-        done = bare_tunery("demo", "--directory", tmp_path / "d")
-        assert done.exit_code == 1
-        assert "from a clone of the repository" in done.err
+        for target, missing in (
+            ("local_stack.first_run.BUNDLED_PACKAGE", "none"),
+            ("commands.demo.REPOSITORY", tmp_path),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"app.cli.{target}", missing)
+                done = bare_tunery("demo", "--directory", tmp_path)
+            assert (done.exit_code, os.listdir(tmp_path)) == (1, [])
+            reviewed(done.err.replace(str(tmp_path), "HERE"))

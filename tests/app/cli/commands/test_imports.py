@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,13 @@ from app.errors import BadRequest
 from app.services import base_models
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand_in_openai
-from tests.deadline import until
-from tests.serving import LiveServer
+from tests.sentences import Reviewed
 
 ROOT = Path(__file__).parents[4]
+GOLDEN, ASKED = "golden.jsonl", ("POST", "/v1/chat/completions")
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+OUTPUTS = {f"{name}_output": [{"role": "assistant", "content": name}] for name in ("preferred", "non_preferred")}
+PAIRS = (json.dumps({"input": {"messages": [{"role": "user", "content": "hi"}]}} | OUTPUTS).encode() + b"\n") * 10
 
 
 @pytest.fixture
@@ -57,47 +58,125 @@ def jobs(tunery: Tunery) -> list[dict[str, Any]]:
     return list(tunery("jobs", "list", "--json").json)
 
 
-class TestImport:
-    def test_says_line_by_line_what_is_kept_replaced_and_impossible(
-        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI
-    ) -> None:
-        account.jobs[0]["integrations"] = [{"type": "wandb", "wandb": {"project": "x"}}]
-        done = bring("--model", "tiny")
-        assert done.exit_code == 0, done.err
-        lines = [" ".join(line.split()) for line in done.out.splitlines()]
-        file_id = tunery("files", "list", "--json").json[0]["id"]
-        for line in (
-            "replaced model: gpt-4o-mini-2024-07-18 -> tiny",
-            "kept n_epochs: 3",
-            "kept seed: 42",
-            f"kept training_file: file-train (train.jsonl) -> {file_id}",
-            "replaced learning_rate_multiplier: 1.8 -> auto: it multiplies a learning rate that OpenAI does not "
-            "publish",
-            "impossible integrations: wandb: metrics are in the job's events and results file instead",
-        ):
-            assert line in lines, done.out
-        assert jobs(tunery) == []
+def plain(text: str) -> str:
+    """The output of an import without what differs between two runs."""
+    return re.sub(r"file-[0-9a-f]{24}", "file-HERE", text)
 
-    def test_only_reads_at_openai_and_saves_what_it_read(
-        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
+
+class TestReport:
+    """What an import prints for each job, in tests/sentences.json."""
+
+    def test_each_value_of_a_job_is_kept_replaced_or_impossible(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, sessions: Sessions, reviewed: Reviewed
+    ) -> None:
+        with transaction(sessions) as session:
+            base_models.set_alias(session, "gpt-4.1-nano-2025-04-14", "tiny")
+        account.jobs[0]["integrations"] = [{"type": "wandb", "wandb": {"project": "x"}}]
+        method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}}
+        account.add_file("file-pairs", PAIRS)
+        account.add_job("ftjob-pref", method=method, hyperparameters=None, training_file="file-pairs")
+        account.add_job("ftjob-rein", method={"type": "reinforcement", "reinforcement": {"grader": {}}})
+        account.add_job("ftjob-furt", model="ft:gpt-4o-mini-2024-07-18:acme:first:9xYz")
+        account.add_job("ftjob-alia", model="gpt-4.1-nano-2025-04-14")
+        account.add_job("ftjob-base", model="gpt-4.1-2025-04-14")
+        account.add_job("ftjob-meta", metadata={f"key-{n}": "value" for n in range(16)})
+        account.add_job("ftjob-stop", status="cancelled", fine_tuned_model=None)
+        done = bring("--model-map", "gpt-4o-mini-2024-07-18=tiny")
+        assert (done.exit_code, jobs(tunery)) == (1, [])
+        reviewed(plain(done.out))
+        reviewed(done.err.splitlines()[-1])
+
+    def test_a_job_whose_files_are_missing_or_invalid_is_impossible_and_the_others_are_created(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path, reviewed: Reviewed
+    ) -> None:
+        image = [{"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}]
+        pair = [{"role": "user", "content": image}, {"role": "assistant", "content": "a cat"}]
+        account.add_file("file-vision", json.dumps({"messages": pair}).encode() + b"\n" + chat_lines())
+        account.add_file("file-broken", b'{"messages": [NaN]}\n')
+        account.without_content.add(account.add_file("file-empty"))
+        for number, file_id in enumerate(("file-gone", "file-empty", "file-broken", "file-vision")):
+            account.add_job(f"ftjob-000{number}", training_file=file_id)
+        account.add_job("ftjob-0004", validation_file="file-vision")
+        done = bring("--model", "tiny", "--run")
+        assert done.exit_code == 1
+        made = jobs(tunery)
+        assert [job["metadata"]["openai_job"] for job in made] == ["ftjob-aaaa"]
+        reviewed(plain(done.out).replace(made[0]["id"], "ftjob-HERE"))
+
+    @pytest.mark.parametrize("is_counted", [True, False])
+    def test_a_plan_has_tokens_and_devices_and_creates_no_job(
+        self, bring: Tunery, tunery: Tunery, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed, is_counted: bool
+    ) -> None:
+        def too_late(*_: Any, **__: Any) -> None:
+            raise BadRequest("counting its tokens takes too long", "training_file", "file_too_large_to_plan")
+
+        if not is_counted:
+            monkeypatch.setattr("app.services.jobs.plan.make_plan", too_late)
+        done = bring("--model", "tiny", "--plan")
+        assert (done.exit_code, jobs(tunery)) == (0, [])
+        reviewed("".join(line for line in done.out.splitlines(True) if line.startswith("  plan")))
+        assert bring("--model", "tiny", "--run").exit_code == 0
+        assert len(jobs(tunery)) == 1
+
+    def test_an_unusable_key_or_option_is_refused(
+        self, bring: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reviewed: Reviewed
+    ) -> None:
+        model = account.jobs[0]["fine_tuned_model"]
+        account.may_read_jobs = False
+        for key, options, exit_code in (
+            (KEY, ["--model", "tiny"], 4),
+            ("", [], 2),
+            ("tnry_x", [], 2),
+            (KEY, ["--plan", "--run"], 2),
+            (KEY, ["--record", "x"], 2),
+            (KEY, ["--model-map", "tiny"], 2),
+        ):
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+            done = bring(*options)
+            assert done.exit_code == exit_code
+            reviewed(done.err)
+        account.may_read_jobs = True
+        done = bring("--record", "golden.jsonl", "--from", model)
+        assert done.exit_code == 2
+        reviewed(done.err)
+
+
+class TestImport:
+    def test_an_import_only_reads_at_openai_and_saves_everything(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
     ) -> None:
         account.add_file("file-unused", chat_lines(3))
-        bring("--model", "tiny")
+        account.result_files.add(account.add_file("file-results", b"step,train_loss\n1,0.5\n"))
+        account.add_job("ftjob-bbbb", status="cancelled", fine_tuned_model=None)
+        assert bring("--model", "tiny", "--run").exit_code == 0
+        assert len(jobs(tunery)) == 1
         assert {method for method, _ in account.requests} == {"GET"}
         saved = tmp_path / "saved"
-        assert json.loads((saved / "jobs" / "ftjob-aaaa.json").read_text())["seed"] == 42
-        assert "Created fine-tuning job" in (saved / "jobs" / "ftjob-aaaa.events.jsonl").read_text()
-        assert (saved / "files" / "file-unused" / "unused.jsonl").read_bytes() == chat_lines(3)
+        for name in ("unused", "results"):
+            assert (saved / "files" / f"file-{name}" / f"{name}.jsonl").read_bytes() == account.files[f"file-{name}"]
+        for job_id in ("ftjob-aaaa", "ftjob-bbbb"):
+            assert json.loads((saved / "jobs" / f"{job_id}.json").read_text())["seed"] == 42
+            assert job_id in (saved / "jobs" / f"{job_id}.events.jsonl").read_text()
+            assert json.loads((saved / "jobs" / f"{job_id}.checkpoints.jsonl").read_text())["step_number"] == 10
         train = facts(tmp_path)["file-train"]
         assert (train["created_at"], len(train["sha256"])) == (1_740_000_000, 64)
 
-    def test_the_file_and_the_job_show_where_the_file_comes_from(self, bring: Tunery, tunery: Tunery) -> None:
-        bring("--model", "tiny", "--run")
-        (file,) = tunery("files", "list", "--json").json
+    def test_every_job_is_created_with_its_origin(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            base_models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
+        account.add_job("ftjob-bbbb")
+        account.add_job("ftjob-cccc")
+        assert bring("--run").exit_code == 0
+        made = jobs(tunery)
+        assert [job["metadata"]["openai_job"] for job in made] == ["ftjob-cccc", "ftjob-bbbb", "ftjob-aaaa"]
+        job, (file,) = made[-1], tunery("files", "list", "--json").json
+        assert (job["model"], job["model_alias"]) == ("tiny", "gpt-4o-mini-2024-07-18")
+        assert (job["seed"], job["user_provided_suffix"], job["metadata"]["team"]) == (42, "support", "search")
         origin = file["origin"]
         assert (origin["service"], origin["id"], origin["filename"]) == ("openai", "file-train", "train.jsonl")
         assert (origin["created_at"], origin["imported_at"] >= origin["created_at"]) == (1_740_000_000, True)
-        (job,) = jobs(tunery)
         assert job["file_origins"] == {"training_file": origin, "validation_file": None}
         assert "openai file-train" in tunery("files", "get", file["id"]).out
 
@@ -109,51 +188,6 @@ class TestImport:
         assert {"outcome": "kept", "name": "seed", "text": "42"} in first["notes"]
         assert (second["job"], [each["outcome"] for each in second["notes"]].count("impossible")) == (None, 1)
 
-    def test_plans_without_a_job(self, bring: Tunery, tunery: Tunery) -> None:
-        done = bring("--model", "tiny", "--plan")
-        assert done.exit_code == 0, done.err
-        assert "plan        1" in done.out
-        assert "tokens in 9 steps" in done.out
-        assert jobs(tunery) == []
-
-    def test_runs_every_job_with_its_origin_in_the_metadata(
-        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI
-    ) -> None:
-        for job_id in ("ftjob-bbbb", "ftjob-cccc", "ftjob-dddd"):
-            account.add_job(job_id)
-        done = bring("--model", "tiny", "--run")
-        assert done.exit_code == 0, done.err
-        made = jobs(tunery)
-        origins = [job["metadata"]["openai_job"] for job in reversed(made)]
-        assert origins == ["ftjob-aaaa", "ftjob-bbbb", "ftjob-cccc", "ftjob-dddd"]
-        job = made[-1]
-        assert (job["model"], job["seed"], job["user_provided_suffix"]) == ("tiny", 42, "support")
-        assert job["metadata"]["team"] == "search"
-        assert len({each["training_file"] for each in made}) == 1
-
-    def test_saves_checkpoints_and_result_files_of_every_job(
-        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
-    ) -> None:
-        account.result_files.add(account.add_file("file-results", b"step,train_loss\n1,0.5\n"))
-        account.add_job("ftjob-bbbb", status="cancelled", fine_tuned_model=None)
-        done = bring("--model", "tiny", "--run")
-        assert done.exit_code == 0, done.err
-        saved = tmp_path / "saved"
-        assert (saved / "files" / "file-results" / "results.jsonl").read_bytes() == account.files["file-results"]
-        for job_id in ("ftjob-aaaa", "ftjob-bbbb"):
-            assert json.loads((saved / "jobs" / f"{job_id}.checkpoints.jsonl").read_text())["step_number"] == 10
-        assert "ftjob-bbbb: not recreated, its status is cancelled; name it with --job to do so" in done.out
-        assert len(jobs(tunery)) == 1
-
-    def test_a_job_that_has_gone_on_is_saved_again(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
-        account.jobs[0]["status"] = "running"
-        bring("--model", "tiny")
-        account.jobs[0]["status"] = "succeeded"
-        account.requests.clear()
-        bring("--model", "tiny")
-        assert json.loads((tmp_path / "saved" / "jobs" / "ftjob-aaaa.json").read_text())["status"] == "succeeded"
-        assert ("GET", "/v1/fine_tuning/jobs/ftjob-aaaa/events") in account.requests
-
     def test_everything_is_saved_before_tunery_is_asked(
         self, bring: Tunery, account: StandInOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -164,7 +198,7 @@ class TestImport:
         assert bring("--model", "tiny").exit_code == 1
         assert (tmp_path / "saved" / "jobs" / "ftjob-aaaa.json").exists()
 
-    def test_again_it_repeats_nothing(
+    def test_a_second_import_repeats_nothing(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         bring("--model", "tiny")
@@ -184,32 +218,41 @@ class TestImport:
         assert not [path for _, path in account.requests if path.endswith(("/content", "/events", "/checkpoints"))]
         assert planned == []
 
-    def test_two_imports_into_one_directory_are_refused(
+    def test_a_second_import_into_a_directory_is_refused(
         self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
     ) -> None:
         with contextlib.closing(ImportRecord(tmp_path / "saved")):
             done = bring("--model", "tiny", "--run")
-        assert (done.exit_code, "Another import uses" in done.err) == (2, True)
+        assert done.exit_code == 2
         assert account.requests == []
         assert bring("--model", "tiny").exit_code == 0
 
-    def test_a_lost_record_creates_no_job_twice(self, bring: Tunery, tunery: Tunery, tmp_path: Path) -> None:
-        bring("--model", "tiny", "--run")
-        (tmp_path / "saved" / "record.jsonl").unlink()
-        bring("--model", "tiny", "--run")
-        assert len(jobs(tunery)) == 1
-        assert len(tunery("files", "list", "--json").json) == 1
-
-    def test_a_job_with_all_its_metadata_is_found_again(
+    def test_a_lost_record_creates_no_file_or_job_twice(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
     ) -> None:
         account.jobs[0]["metadata"] = {f"key-{n}": "value" for n in range(16)}
-        done = bring("--model", "tiny", "--run")
-        assert "impossible  metadata: key-15, openai_model" in done.out
+        bring("--model", "tiny", "--run")
         (tmp_path / "saved" / "record.jsonl").unlink()
         bring("--model", "tiny", "--run")
         (job,) = jobs(tunery)
         assert job["metadata"].keys() == {"openai_job", *(f"key-{n}" for n in range(15))}
+        assert len(tunery("files", "list", "--json").json) == 1
+
+    def test_a_changed_job_and_a_removed_file_are_saved_again(
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        account.jobs[0]["status"] = "running"
+        bring("--model", "tiny", "--job", "ftjob-aaaa")
+        local = tmp_path / "saved" / "files" / "file-train" / "train.jsonl"
+        local.unlink()
+        tunery("files", "delete", tunery("files", "list", "--json").json[0]["id"])
+        account.jobs[0]["status"] = "succeeded"
+        account.requests.clear()
+        assert bring("--model", "tiny").exit_code == 0
+        assert json.loads((tmp_path / "saved" / "jobs" / "ftjob-aaaa.json").read_text())["status"] == "succeeded"
+        assert ("GET", "/v1/fine_tuning/jobs/ftjob-aaaa/events") in account.requests
+        assert local.read_bytes() == account.files["file-train"]
+        assert len(tunery("files", "list", "--json").json) == 1
 
     def test_the_state_of_another_server_is_replaced(self, bring: Tunery, tunery: Tunery, tmp_path: Path) -> None:
         bring("--model", "tiny", "--run")
@@ -222,18 +265,7 @@ class TestImport:
         assert (known["file-train"]["tunery_file"], known["ftjob-aaaa"]["job"]) == (file["id"], job["id"])
         assert len(tunery("files", "list", "--json").json) == len(jobs(tunery)) == 1
 
-    def test_a_removed_local_file_is_downloaded_again(
-        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
-    ) -> None:
-        bring("--model", "tiny")
-        local = tmp_path / "saved" / "files" / "file-train" / "train.jsonl"
-        local.unlink()
-        tunery("files", "delete", tunery("files", "list", "--json").json[0]["id"])
-        assert bring("--model", "tiny").exit_code == 0
-        assert local.read_bytes() == account.files["file-train"]
-        assert len(tunery("files", "list", "--json").json) == 1
-
-    @pytest.mark.parametrize("name", ["..", "/", "../../x/tr\u00e4in .jsonl", "[red]x[/red]<b>.jsonl"])
+    @pytest.mark.parametrize("name", ["..", "../../x/tr\u00e4in [red]x[/red]<b>.jsonl"])
     def test_a_name_that_is_a_path_stays_in_the_directory_and_is_found_again(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path, name: str
     ) -> None:
@@ -254,118 +286,18 @@ class TestImport:
         origins = {file["origin"]["id"] for file in tunery("files", "list", "--json").json}
         assert origins == {"file-train", "file-copy"}
 
-    def test_a_table_names_the_base_of_each_model(self, bring: Tunery, tunery: Tunery) -> None:
-        assert bring("--model-map", "gpt-4o-mini-2024-07-18=tiny", "--run").exit_code == 0
-        (job,) = jobs(tunery)
-        assert (job["model"], job["metadata"]["openai_model"]) == ("tiny", "gpt-4o-mini-2024-07-18")
-
-    def test_without_a_table_the_aliases_of_the_server_name_the_base(
-        self, bring: Tunery, tunery: Tunery, sessions: Sessions
-    ) -> None:
-        with transaction(sessions) as session:
-            base_models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
-        done = bring("--run")
-        assert done.exit_code == 0, done.err
-        assert "kept        model: gpt-4o-mini-2024-07-18, an alias on this server" in done.out
-        (job,) = jobs(tunery)
-        assert (job["model"], job["model_alias"]) == ("tiny", "gpt-4o-mini-2024-07-18")
-
-    @pytest.mark.parametrize("options", [["--model-map", "gpt-4o-mini-2024-07-18=tiny"], []], ids=["table", "alias"])
-    def test_a_fine_tune_that_was_trained_further_has_the_base_of_its_base(
-        self, bring: Tunery, account: StandInOpenAI, sessions: Sessions, options: list[str]
-    ) -> None:
-        account.jobs[0]["model"] = "ft:gpt-4o-mini-2024-07-18:acme:first:9xYz"
-        assert "--model-map gpt-4o-mini-2024-07-18=BASE" in bring().out
-        with transaction(sessions) as session:
-            base_models.set_alias(session, "gpt-4o-mini-2024-07-18", "tiny")
-        done = bring(*options)
-        assert done.exit_code == 0, done.err
-        base = "tiny" if options else "gpt-4o-mini-2024-07-18"
-        assert f"model: ft:gpt-4o-mini-2024-07-18:acme:first:9xYz -> {base}; an earlier fine-tune" in done.out
-
-    def test_preferences_and_reinforcement(self, bring: Tunery, account: StandInOpenAI) -> None:
-        pairs = {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}
-        answers = {
-            f"{name}_output": [{"role": "assistant", "content": name}] for name in ("preferred", "non_preferred")
-        }
-        pair = {"input": {"messages": [{"role": "user", "content": "hi"}]}} | answers
-        account.add_file("file-pairs", (json.dumps(pair).encode() + b"\n") * 10)
-        method = {"type": "dpo", "dpo": pairs}
-        account.add_job("ftjob-bbbb", method=method, hyperparameters=None, training_file="file-pairs")
-        account.add_job("ftjob-cccc", method={"type": "reinforcement", "reinforcement": {"grader": {}}})
-        done = bring("--model", "tiny")
-        assert done.exit_code == 1
-        assert "kept        beta: 0.2" in done.out
-        assert "impossible  method: reinforcement is not offered here; supervised and dpo are" in done.out
-        assert "1 jobs cannot be recreated" in done.err
-
 
 class TestFaults:
-    def test_a_file_that_openai_no_longer_has(self, bring: Tunery, account: StandInOpenAI) -> None:
-        account.add_job("ftjob-bbbb", training_file="file-gone")
-        done = bring("--model", "tiny")
-        assert done.exit_code == 1
-        text = "training_file: file-gone: OpenAI does not return it (No such File object: file-gone)"
-        assert f"impossible  {text}" in done.out
-        assert "kept        training_file: file-train" in done.out  # the other job is done
-
-    def test_a_listed_file_without_content(self, bring: Tunery, account: StandInOpenAI) -> None:
-        account.add_job("ftjob-bbbb", training_file=account.add_file("file-empty"))
-        account.without_content.add("file-empty")
-        done = bring("--model", "tiny")
-        assert done.exit_code == 1
-        text = "OpenAI does not return it (No such File object: file-empty)"
-        assert f"file-empty: not saved, {text}" in done.out
-        assert f"impossible  training_file: file-empty: {text}" in done.out
-        assert "kept        training_file: file-train" in done.out
-        assert "Saved in" in done.err
-
     def test_a_job_without_events(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
         account.without_events.add("ftjob-aaaa")
         done = bring("--model", "tiny")
         assert done.exit_code == 0, done.err
-        assert "ftjob-aaaa: events not saved, OpenAI does not return them (Could not find fine tune: ftjob" in done.out
         assert (tmp_path / "saved" / "jobs" / "ftjob-aaaa.json").exists()
         account.without_events.clear()
         bring("--model", "tiny")
         assert (tmp_path / "saved" / "jobs" / "ftjob-aaaa.events.jsonl").exists()
 
-    def test_a_file_that_tunery_refuses(self, bring: Tunery, tunery: Tunery, account: StandInOpenAI) -> None:
-        account.add_file("file-broken", b'{"messages": [NaN]}\n')
-        account.jobs.insert(0, account.jobs[0] | {"id": "ftjob-0000", "training_file": "file-broken"})
-        done = bring("--model", "tiny", "--run")
-        assert done.exit_code == 1
-        assert "impossible  training_file: file-broken: " in done.out
-        assert [job["metadata"]["openai_job"] for job in jobs(tunery)] == ["ftjob-aaaa"]
-
-    @pytest.mark.parametrize("options", [(), ("--plan",), ("--run",)])
-    @pytest.mark.parametrize("name", ["training_file", "validation_file"])
-    def test_images_make_a_job_impossible_before_it_is_created(
-        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, name: str, options: tuple[str, ...]
-    ) -> None:
-        image = [{"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}]
-        pair = [{"role": "user", "content": image}, {"role": "assistant", "content": "a cat"}]
-        account.add_file("file-vision", json.dumps({"messages": pair}).encode() + b"\n" + chat_lines())
-        account.add_job("ftjob-bbbb", **{name: "file-vision"})
-        done = bring("--model", "tiny", *options)
-        assert done.exit_code == 1
-        assert f'impossible  {name}: Line 1: message 1 (user): content has a part of the type "image_url"' in done.out
-        made = [job["metadata"]["openai_job"] for job in jobs(tunery)]
-        assert made == (["ftjob-aaaa"] if options == ("--run",) else [])
-
-    def test_a_file_that_cannot_be_counted_in_time_is_no_obstacle(
-        self, bring: Tunery, tunery: Tunery, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def too_late(*_: Any, **__: Any) -> None:
-            raise BadRequest("counting its tokens takes too long", "training_file", "file_too_large_to_plan")
-
-        monkeypatch.setattr("app.services.jobs.plan.make_plan", too_late)
-        done = bring("--model", "tiny", "--run")
-        assert done.exit_code == 0, done.err
-        assert "plan        unknown: counting its tokens takes too long" in done.out
-        assert len(jobs(tunery)) == 1
-
-    def test_a_limit_of_tunery_is_no_final_answer(
+    def test_a_job_over_a_limit_is_left_for_later(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         account.add_job("ftjob-bbbb")
@@ -379,75 +311,25 @@ class TestFaults:
         monkeypatch.setattr(Client, "post", limited)
         done = bring("--model", "tiny", "--run")
         assert done.exit_code == 1
-        assert "later       request: You exceeded" in done.out
+        assert "later " in done.out
         assert [job["metadata"]["openai_job"] for job in jobs(tunery)] == ["ftjob-bbbb"]
 
-    def test_a_key_that_may_not_read(self, bring: Tunery, account: StandInOpenAI) -> None:
-        account.may_read_jobs = False
-        done = bring("--model", "tiny")
-        assert done.exit_code == 4
-        assert "OpenAI refused to list fine-tuning jobs: You have insufficient permissions" in done.err
-
-    @pytest.mark.parametrize(("key", "text"), [("", "is not set"), ("tnry_x", "is a key of Tunery")])
-    def test_no_key_of_openai(self, bring: Tunery, monkeypatch: pytest.MonkeyPatch, key: str, text: str) -> None:
-        monkeypatch.setenv("OPENAI_API_KEY", key)
-        done = bring("--model", "tiny")
-        assert (done.exit_code, f"OPENAI_API_KEY {text}" in done.err) == (2, True)
-
-    def test_rate_limits_are_respected(self, bring: Tunery, account: StandInOpenAI) -> None:
-        account.limited["/v1/fine_tuning/jobs"] = 3
-        account.limited["/v1/files/file-train/content"] = 2
-        done = bring("--model", "tiny")
-        assert done.exit_code == 0, done.err
-
-    def test_cut_in_the_middle_of_a_file_it_goes_on_where_it_stopped(
+    def test_an_import_with_limits_and_a_cut_file_is_continued(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI
     ) -> None:
         account.add_file("file-second", chat_lines(200))
         account.cut.add("file-second")
+        account.limited["/v1/fine_tuning/jobs"] = 3
+        account.limited["/v1/files/file-train/content"] = 2
         done = bring("--model", "tiny", "--run")
         assert done.exit_code == 1
-        assert "Run the command again to continue." in done.err
         account.requests.clear()
         assert bring("--model", "tiny", "--run").exit_code == 0
         assert ("GET", "/v1/files/file-train/content") not in account.requests
         assert len(jobs(tunery)) == 1
 
-    def test_killed_in_the_middle_it_goes_on_where_it_stopped(
-        self,
-        bring: Tunery,
-        tunery: Tunery,
-        account: StandInOpenAI,
-        tmp_path: Path,
-        live_server: LiveServer,
-        api_key: str,
-    ) -> None:
-        """Killed while it downloads: the process has no chance to write anything."""
-        account.add_file("file-slow", chat_lines(200))
-        account.add_job("ftjob-bbbb", training_file="file-slow")
-        account.stalled = "file-slow"
-        arguments = ["import", "openai", "--directory", tmp_path / "saved", "--openai-url", account.url]
-        variables = os.environ | {
-            "TUNERY_BASE_URL": live_server.root,
-            "TUNERY_API_KEY": api_key,
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, "-m", "app.cli", *map(str, arguments), "--model", "tiny", "--run"]
-        with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            until(account.has_stalled.is_set, "the download has begun", seconds=60)
-            process.kill()
-        account.stalled = None
-        account.go_on.set()
-        assert list(facts(tmp_path)) == ["file-train"]
-        account.requests.clear()
-        done = bring("--model", "tiny", "--run")
-        assert done.exit_code == 0, done.err
-        assert ("GET", "/v1/files/file-train/content") not in account.requests
-        assert len(jobs(tunery)) == 2
-        assert len(tunery("files", "list", "--json").json) == 2
-
     @pytest.mark.parametrize("written", [0, 9], ids=["before a step is recorded", "in the middle of its line"])
-    def test_killed_at_every_step_it_creates_each_file_and_job_once(
+    def test_an_import_that_is_killed_at_every_step_creates_each_once(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, monkeypatch: pytest.MonkeyPatch, written: int
     ) -> None:
         account.add_job("ftjob-bbbb", training_file=account.add_file("file-second", chat_lines(13)))
@@ -482,110 +364,77 @@ class TestFaults:
         assert ("GET", "/v1/files/file-train/content") not in account.requests
         assert len(jobs(tunery)) == len(tunery("files", "list", "--json").json) == 1
 
-    def test_without_a_base_model_every_job_says_how_to_choose_one(self, bring: Tunery) -> None:
-        done = bring()
-        assert done.exit_code == 1
-        assert "no base model was chosen; give --model BASE, or --model-map gpt-4o-mini-2024-07-18=BASE" in done.out
-
-    def test_a_base_model_that_is_not_there(self, bring: Tunery, account: StandInOpenAI) -> None:
-        account.add_job("ftjob-bbbb", model="gpt-4.1-2025-04-14")
-        done = bring("--model-map", "gpt-4o-mini-2024-07-18=none", "--model", "tiny", "--plan")
-        assert done.exit_code == 1
-        (refusal,) = (line for line in done.out.splitlines() if line.startswith("  impossible  model: "))
-        assert "does not exist" in refusal
-        assert "tokens in 9 steps" in done.out  # of the other job
-        assert "Saved in" in done.err
-
-    def test_without_a_worker_the_plan_says_so(self, bring: Tunery) -> None:
-        assert "plan        No training worker is running." in bring("--model", "tiny", "--plan").out
-
 
 class TestRecord:
-    def test_asks_the_old_model_each_question_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
+    @pytest.fixture
+    def record(self, bring: Tunery, tmp_path: Path) -> Tunery:
+        """Record the answers of a model to prompts."""
+
+        def record(prompts: bytes, model: str = "ft:old") -> Any:
+            (tmp_path / "prompts.jsonl").write_bytes(prompts)
+            return bring("--record", tmp_path / GOLDEN, "--from", model, "--prompts", tmp_path / "prompts.jsonl")
+
+        return record
+
+    def test_the_model_is_asked_each_question_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
         account.add_file("file-valid", chat_lines(5))
         model = account.add_job("ftjob-bbbb", validation_file="file-valid")["fine_tuned_model"]
-        golden = tmp_path / "golden.jsonl"
-        done = bring("--record", golden, "--from", model)
-        assert (done.exit_code, done.out.strip()) == (0, str(golden)), done.err
-        rows = [json.loads(line) for line in golden.read_text().splitlines()]
+        done = bring("--record", tmp_path / GOLDEN, "--from", model)
+        assert (done.exit_code, done.out.strip()) == (0, str(tmp_path / GOLDEN)), done.err
+        rows = golden_rows(tmp_path)
         assert [row["recorded_answer"] for row in rows] == [f"old: say {n}" for n in range(5)]
         assert rows[0]["messages"][-1]["content"] == "it is 0"  # the expected answer is kept beside it
-        asked = account.requests.count(("POST", "/v1/chat/completions"))
-        assert bring("--record", golden, "--from", model).exit_code == 0
-        assert account.requests.count(("POST", "/v1/chat/completions")) == asked == 5
+        assert bring("--record", tmp_path / GOLDEN, "--from", model).exit_code == 0
+        assert account.requests.count(ASKED) == 5
 
-    def test_goes_on_after_a_cut_line(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
-        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
-        prompts.write_bytes(chat_lines(3))
-        bring("--record", golden, "--from", "ft:old", "--prompts", prompts)
-        golden.write_bytes(golden.read_bytes()[:-30])
-        assert bring("--record", golden, "--from", "ft:old", "--prompts", prompts).exit_code == 0
-        assert len([json.loads(line) for line in golden.read_text().splitlines()]) == 3
-        assert account.requests.count(("POST", "/v1/chat/completions")) == 4
-
-    def test_a_refused_prompt_does_not_block_the_others(
-        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
+    def test_a_recording_continues_after_a_cut_line(
+        self, record: Tunery, account: StandInOpenAI, tmp_path: Path
     ) -> None:
-        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
-        prompts.write_bytes(chat_lines(3))
+        record(chat_lines(3))
+        (tmp_path / GOLDEN).write_bytes((tmp_path / GOLDEN).read_bytes()[:-30])
+        assert record(chat_lines(3)).exit_code == 0
+        assert (len(golden_rows(tmp_path)), account.requests.count(ASKED)) == (3, 4)
+
+    def test_a_refused_or_filtered_prompt_does_not_block_the_others(
+        self, record: Tunery, account: StandInOpenAI, tmp_path: Path, reviewed: Reviewed
+    ) -> None:
         account.refused["say 1"] = 400
-        done = bring("--record", golden, "--from", "ft:old", "--prompts", prompts)
+        cut = {"role": "assistant", "content": "it is", "finish_reason": "content_filter"}
+        account.answer = lambda body: dict(cut) if body["messages"][-1]["content"] == "say 3" else "old: answer"
+        done = record(chat_lines(4) + chat_lines(1))
         assert done.exit_code == 1
-        assert "refused: line 2: Invalid prompt: it was flagged." in done.out
-        assert "OpenAI refused 1 prompts" in done.err
-        rows = [json.loads(line) for line in golden.read_text().splitlines()]
-        assert [row["recorded_answer"] for row in rows] == ["old: say 0", "old: say 2"]
+        reviewed((done.out + done.err.splitlines()[-1]).replace(str(tmp_path), "HERE"))
+        assert [row["messages"][0]["content"] for row in golden_rows(tmp_path)] == ["say 0", "say 2"]
+        assert account.requests.count(ASKED) == 4  # the repeated prompt is asked once
 
-    def test_a_refusal_of_the_model_is_its_answer(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
-        account.answer = lambda _: {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
-        golden, model = tmp_path / "golden.jsonl", account.jobs[0]["fine_tuned_model"]
-        (tmp_path / "prompts.jsonl").write_bytes(chat_lines(1))
-        assert bring("--record", golden, "--from", model, "--prompts", tmp_path / "prompts.jsonl").exit_code == 0
-        assert json.loads(golden.read_text())["recorded_answer"] == "I cannot help with that."
-
-    def test_an_answer_that_was_filtered_is_not_recorded(
-        self, bring: Tunery, account: StandInOpenAI, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("answer", "recorded"),
+        [
+            ({"refusal": "I cannot help."}, {"recorded_answer": "I cannot help."}),
+            ({"tool_calls": [CALL]}, {"recorded_answer": "", "recorded_tool_calls": [CALL]}),
+        ],
+        ids=["refusal", "tools"],
+    )
+    def test_an_answer_without_a_text_is_recorded(
+        self, record: Tunery, account: StandInOpenAI, tmp_path: Path, answer: dict[str, Any], recorded: dict[str, Any]
     ) -> None:
-        account.answer = lambda _: {"role": "assistant", "content": "it is", "finish_reason": "content_filter"}
-        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
-        prompts.write_bytes(chat_lines(1))
-        done = bring("--record", golden, "--from", "ft:old", "--prompts", prompts)
-        assert (done.exit_code, golden.read_text()) == (1, "")
-        assert "refused: line 1: the content filter cut the answer." in done.out
-
-    def test_a_model_that_is_gone_ends_it_at_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
-        prompts = tmp_path / "prompts.jsonl"
-        prompts.write_bytes(chat_lines(3))
-        account.refused["say 0"] = 404
-        assert bring("--record", tmp_path / "golden.jsonl", "--from", "ft:old", "--prompts", prompts).exit_code == 1
-        assert account.requests.count(("POST", "/v1/chat/completions")) == 1
-
-    def test_a_file_has_the_answers_of_one_model(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
-        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
-        prompts.write_bytes(chat_lines(2))
-        bring("--record", golden, "--from", "ft:one", "--prompts", prompts)
-        before = golden.read_bytes()
-        done = bring("--record", golden, "--from", "ft:two", "--prompts", prompts)
-        assert done.exit_code == 2
-        assert 'line 1 has recorded_model "ft:one", not "ft:two". Give --record a file for each model.' in done.err
-        assert golden.read_bytes() == before
-
-    def test_calls_of_tools_and_rate_limits(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
-        call = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
-        account.answer = lambda _: {"role": "assistant", "content": None, "tool_calls": [call]}
+        account.answer = lambda _: {"role": "assistant", "content": None} | answer
         account.limited["/v1/chat/completions"] = 3
-        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
-        prompts.write_bytes(chat_lines(1))
-        assert bring("--record", golden, "--from", "ft:old", "--prompts", prompts).exit_code == 0
-        row = json.loads(golden.read_text())
-        assert (row["recorded_answer"], row["recorded_tool_calls"]) == ("", [call])
+        assert record(chat_lines(1)).exit_code == 0
+        assert recorded.items() <= golden_rows(tmp_path)[0].items()
 
-    def test_a_repeated_prompt_is_asked_once(self, bring: Tunery, account: StandInOpenAI, tmp_path: Path) -> None:
-        prompts, golden = tmp_path / "prompts.jsonl", tmp_path / "golden.jsonl"
-        prompts.write_bytes(chat_lines(2) * 2)
-        assert bring("--record", golden, "--from", "ft:old", "--prompts", prompts).exit_code == 0
-        assert account.requests.count(("POST", "/v1/chat/completions")) == 2
+    def test_a_missing_or_another_model_ends_a_recording(
+        self, record: Tunery, account: StandInOpenAI, tmp_path: Path
+    ) -> None:
+        account.refused["say 0"] = 404
+        assert record(chat_lines(3)).exit_code == 1
+        assert account.requests.count(ASKED) == 1
+        account.refused.clear()
+        record(chat_lines(2), "ft:one")
+        before = golden_rows(tmp_path)
+        assert record(chat_lines(2), "ft:two").exit_code == 2
+        assert golden_rows(tmp_path) == before
 
-    def test_without_prompts_it_says_which_file_it_needs(self, bring: Tunery, account: StandInOpenAI) -> None:
-        done = bring("--record", "golden.jsonl", "--from", account.jobs[0]["fine_tuned_model"])
-        assert (done.exit_code, "its job has no validation file. Give --prompts FILE." in done.err) == (2, True)
+
+def golden_rows(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / GOLDEN).read_text().splitlines()]

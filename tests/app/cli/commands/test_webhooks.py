@@ -32,17 +32,6 @@ def test_an_endpoint_from_its_creation_to_its_end(tunery: Tunery, sessions: Sess
 
 
 def test_the_secret_is_all_that_create_prints(tunery: Tunery) -> None:
-    made = tunery("webhooks", "create", URL, "--event", "fine_tuning.job.paused")
-    assert made.out.startswith("whsec_")
-    assert "tunery webhooks test wh_" in made.err
-
-
-def test_what_is_refused_is_a_sentence(tunery: Tunery) -> None:
-    refused = tunery("webhooks", "create", "http://127.0.0.1/")
-    assert refused.exit_code == 2
-    assert "https://" in refused.err
-    assert tunery("webhooks", "deliveries", "wh_none").exit_code != 0
-
-
-def test_events_are_listed(tunery: Tunery) -> None:
-    assert "fine_tuning.job.paused" in tunery("webhooks", "events").out
+    event = tunery("webhooks", "events").out.split()[0]
+    made = tunery("webhooks", "create", URL, "--event", event)
+    assert (made.exit_code, made.out[:6], len(made.out.splitlines())) == (0, "whsec_", 1)

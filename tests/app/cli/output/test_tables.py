@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from fcntl import ioctl
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from app.cli.output.console import fit_fields, fit_table, shortened
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Project
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import make_file, make_job
@@ -41,11 +41,6 @@ class TestWidths:
         assert any(JOB in line for line in lines)
         assert all(cell_len(line) <= width or TUNED in line for line in lines)
 
-    def test_two_ids_in_a_row_do_too(self, width: int) -> None:
-        lines = shown(("worker", "is", "job", "file"), [("gpu:0@host", "busy", JOB, FILE)], width)
-        assert [sum(one in line for line in lines) for one in (JOB, FILE)] == [1, 1]
-        assert all(cell_len(line) <= width for line in lines)
-
     def test_an_id_within_a_sentence_does_too(self, width: int) -> None:
         rows = [("2026-11-27 06:28:30", "info", f"Created fine-tuning job: {JOB} " + "and so on " * 9)]
         lines = shown(("time", "level", "message"), rows, width)
@@ -63,7 +58,7 @@ class TestWidths:
         assert any(TUNED in line for line in shown(("id", "kind"), [(TUNED, "trained")], width))
 
 
-def test_with_enough_width_a_row_is_one_line() -> None:
+def test_a_row_is_one_line_if_the_terminal_is_wide() -> None:
     table = fit_table(TITLES, [ROW], 250)
     assert table.lines[1].plain.split("  ") == list(ROW)
     assert table.hidden_titles == []
@@ -88,6 +83,7 @@ def test_names_are_shortened_in_the_middle_and_sentences_at_the_end(text: str, w
     assert shortened(text, width) == short
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine
 @given(
     rows=st.lists(
         st.tuples(
@@ -125,10 +121,6 @@ class TestTerminal:
         assert sum(file.id in line for line in lines) == 1
         lines = on_a_terminal(width, "jobs", "get", made[0].id).splitlines()
         assert sum(file.id in line for line in lines) == 1
-
-    @pytest.mark.parametrize("width", WIDTHS)
-    def test_so_can_those_of_events(self, tunery: Tunery, trained_job: Job, width: int) -> None:
-        assert trained_job.id in on_a_terminal(width, "jobs", "events", trained_job.id)
 
 
 def on_a_terminal(width: int, *arguments: str) -> str:

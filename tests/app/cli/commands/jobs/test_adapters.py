@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints
 from app.db.tables import File, Job, Project
 from app.storage import LocalStorage
 from app.system.artifact_directory import ADAPTER_WEIGHTS, verify, write_manifest
 from app.system.model_files import hash_directory
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.trained import make_trained_job
+from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base
 
 
@@ -40,50 +40,29 @@ def part_of(directory: Path, job: Job) -> Path:
 
 
 class TestDownload:
-    def test_the_directory_is_verified_whole_and_alone(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
+    def test_an_adapter_is_downloaded_and_verified(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
         done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "out" / "adapter")
         assert done.exit_code == 0, done.err
         assert done.out.strip() == str(tmp_path / "out" / "adapter")
         assert verify(tmp_path / "out" / "adapter")["step"] == 4
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter"]
-
-    def test_json_has_the_digests(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
         result = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a", "--json").json
         assert result["sha256"] == trained_job.adapter_sha256
         assert sorted(result["files"]) == ["adapter_config.json", "adapter_model.safetensors"]
 
-    def test_without_a_name_it_is_the_jobs_id(
+    def test_a_checkpoint_is_downloaded_into_a_directory_of_its_step(
         self, tunery: Tunery, trained_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        tunery("adapters", "download", trained_job.id, "--checkpoint", 2)
+        assert verify(tmp_path / f"{trained_job.id}-step-2")["step"] == 2
         tunery("adapters", "download", trained_job.id)
-        verify(tmp_path / trained_job.id)
-
-    def test_a_checkpoint_is_named_by_its_step(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
-        tunery("adapters", "download", trained_job.id, "--checkpoint", 2, "-o", tmp_path / "two")
-        assert verify(tmp_path / "two")["step"] == 2
-
-    def test_an_unknown_checkpoint_is_not_found_and_the_kept_ones_are_named(
-        self, tunery: Tunery, trained_job: Job, tmp_path: Path
-    ) -> None:
-        done = tunery("adapters", "download", trained_job.id, "--checkpoint", 3, "-o", tmp_path / "x")
-        assert done.exit_code == 3
-        assert "kept steps: 4, 2" in done.err
-
-    def test_an_existing_directory_is_never_touched(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
-        (tmp_path / "mine").mkdir()
-        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "mine")
-        assert done.exit_code == 2
-        assert list((tmp_path / "mine").iterdir()) == []
-
-    def test_an_unknown_job_is_exit_code_3(self, tunery: Tunery, tmp_path: Path) -> None:
-        assert tunery("adapters", "download", "ftjob-none", "-o", tmp_path / "x").exit_code == 3
-        assert not (tmp_path / "x").exists()
+        assert verify(tmp_path / trained_job.id)["step"] == 4
 
 
 class TestResume:
-    @pytest.mark.parametrize("have", [1, 70_000, -1])
-    def test_only_the_rest_is_fetched(
+    @pytest.mark.parametrize("have", [70_000, -1])
+    def test_a_resumed_download_fetches_only_the_rest(
         self, tunery: Tunery, trained_job: Job, archive: Path, tmp_path: Path, have: int
     ) -> None:
         """The half that is there is not what the server has, so only its use can explain the refusal."""
@@ -91,11 +70,10 @@ class TestResume:
         part = part_of(tmp_path / "a", trained_job)
         part.write_bytes(b"\xff" + content[1:have])
         done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a")
-        assert done.exit_code == 1
-        assert "The download is corrupt" in done.err
+        assert (done.exit_code, "is corrupt" in done.err) == (1, True)
 
-    @pytest.mark.parametrize("have", [1, 70_000, -1, None])
-    def test_the_halves_make_a_whole(
+    @pytest.mark.parametrize("have", [1, -1, None])
+    def test_a_resumed_download_is_whole(
         self, tunery: Tunery, trained_job: Job, archive: Path, tmp_path: Path, have: int | None
     ) -> None:
         part = part_of(tmp_path / "a", trained_job)
@@ -138,20 +116,7 @@ class TestCorruption:
         out = tmp_path / "out"
         done = tunery("adapters", "download", trained_job.id, "-o", out / "a")
         assert done.exit_code == 1
-        assert "run the command again" in done.err
         assert os.listdir(out) == []
-
-    def test_a_checkpoint_too(
-        self, tunery: Tunery, trained_job: Job, sessions: Sessions, storage: LocalStorage, tmp_path: Path
-    ) -> None:
-        with transaction(sessions) as session:
-            checkpoint = checkpoints.at_step(session, trained_job.id, 2)
-            assert checkpoint is not None
-            path = path_of(storage, files.get_even_deleted(session, checkpoint.archive_file_id))
-        path.write_bytes(path.read_bytes()[:-1] + b"x")
-        done = tunery("adapters", "download", trained_job.id, "--checkpoint", 2, "-o", tmp_path / "a")
-        assert done.exit_code == 1
-        assert not (tmp_path / "a").exists()
 
 
 class TestMerge:
@@ -177,7 +142,7 @@ class TestMerge:
         with transaction(sessions) as session:
             return make_trained_job(session, storage, project, tmp_path / "made", write)
 
-    def test_makes_a_model_of_an_adapter_and_its_base(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
+    def test_an_adapter_is_merged_into_its_base(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
         base, merged = tmp_path / "tiny", tmp_path / "out" / "merged"
         result = tunery("adapters", "merge", job.id, "--base", base, "--to", merged, "--json").json
         assert (result["directory"], result["changed"]) == (str(merged), 1)
@@ -187,12 +152,9 @@ class TestMerge:
         torch.testing.assert_close(after, before + 1, rtol=2**-8, atol=0)
 
     @pytest.mark.extended("another start of the real program")
-    def test_another_base_and_an_existing_directory_are_refused(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
+    def test_another_base_is_refused(self, tunery: Tunery, job: Job, tmp_path: Path, reviewed: Reviewed) -> None:
         other = make_tiny_base(tmp_path / "other", seed=1)
         done = tunery("adapters", "merge", job.id, "--base", other, "--to", tmp_path / "out" / "merged")
         assert done.exit_code == 2
-        assert "are not the base model tiny" in done.err
+        reviewed(done.err.replace(str(tmp_path), "HERE"))
         assert list((tmp_path / "out").iterdir()) == []
-        done = tunery("adapters", "merge", job.id, "--base", tmp_path / "tiny", "--to", tmp_path / "out")
-        assert done.exit_code == 2
-        assert "already exists" in done.err
