@@ -61,13 +61,11 @@ class ApiClient:
         self._authorization = {"Authorization": f"Bearer {api_key}"}
         self._on_unauthorized = on_unauthorized
         self._cached: dict[str, tuple[str, Json, int]] = {}  # by URL: the ETag, the body and its bytes as JSON
-        self._cached_bytes = 0
 
     def forget_key(self) -> None:
         """Further requests of open pages are refused by the API."""
         self._authorization = {}
         self._cached.clear()
-        self._cached_bytes = 0
 
     async def get(self, path: str, **params: Any) -> Json:
         """An object. An unchanged one (by its ETag) comes from the cache of this client."""
@@ -83,11 +81,10 @@ class ApiClient:
         return found
 
     def _keep(self, url: str, etag: str, body: Json, size_bytes: int) -> None:
-        """Add a body; the oldest ones make room."""
-        self._cached_bytes += size_bytes - self._cached.pop(url, ("", {}, 0))[2]
+        """Add a body; a full cache starts over with it."""
         self._cached[url] = (etag, body, size_bytes)
-        while self._cached_bytes > MAX_CACHED_BYTES:
-            self._cached_bytes -= self._cached.pop(next(iter(self._cached)))[2]
+        if sum(size_bytes for _, _, size_bytes in self._cached.values()) > MAX_CACHED_BYTES:
+            self._cached = {url: (etag, body, size_bytes)}
 
     async def text(self, path: str, **params: Any) -> str:
         return (await self._request("GET", path, params=_without_none(params))).text

@@ -87,8 +87,8 @@ class CsvTable:
     def examples(self, columns: Columns) -> Iterator[dict[str, Any]]:
         """The rows as chat examples; rows without question or answer are left out. Raises TableError."""
         names = self.header()
-        user, assistant = names.index(columns.user), names.index(columns.assistant)
-        system = names.index(columns.system) if columns.system else None
+        chosen = {"system": columns.system, "user": columns.user, "assistant": columns.assistant}
+        places = {role: names.index(column) for role, column in chosen.items() if column}
         for number, row in enumerate(self._rows(), start=1):
             if number == 1 or not row:
                 continue
@@ -99,8 +99,9 @@ class CsvTable:
                     f"Row {number} has {len(row):,} fields, but the header has {len(names):,} columns. A field with "
                     "the delimiter or a line break in it must be in double quotes."
                 )
-            if row[user].strip() and row[assistant].strip():
-                yield _example(row[user], row[assistant], row[system] if system is not None else "")
+            texts = {role: row[place] for role, place in places.items() if row[place].strip()}
+            if {"user", "assistant"} <= texts.keys():
+                yield {"messages": [{"role": role, "content": text} for role, text in texts.items()]}
 
     def _rows(self) -> Iterator[list[str]]:
         try:
@@ -179,10 +180,3 @@ class TableStore:
 
 def json_line(example: dict[str, Any]) -> bytes:
     return json.dumps(example, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _example(user: str, assistant: str, system: str) -> dict[str, Any]:
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    if system.strip():
-        messages.insert(0, {"role": "system", "content": system})
-    return {"messages": messages}

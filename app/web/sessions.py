@@ -40,10 +40,6 @@ class WebSession:
     def is_admin(self) -> bool:
         return "admin" in self.project["api_key"]["scopes"]
 
-    @property
-    def key_id(self) -> str:
-        return str(self.project["api_key"]["id"])
-
 
 class SessionStore:
     """`on_end` gets the token of each session that ends."""
@@ -85,7 +81,7 @@ class SessionStore:
         session = self._sessions.pop(token, None)
         if session is None:
             return
-        log.info("session ended", reason=reason, key_id=session.key_id)
+        log.info("session ended", reason=reason, key_id=session.project["api_key"]["id"])
         session.api.forget_key()
         self._on_end(token)
         for callback in list(session.on_end):

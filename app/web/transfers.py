@@ -83,10 +83,12 @@ def _signed_in(request: Request, sessions: Sessions) -> WebSession:
 Uploader = Annotated[WebSession, Depends(_signed_in)]
 
 
-def _table_of(request: Request, session: WebSession, upload_id: str) -> CsvTable | None:
+def _table_of(request: Request, session: Uploader, upload_id: ObjectId) -> CsvTable | None:
     """The CSV file of the upload; None for an upload of the API."""
-    is_table = upload_id.startswith("table-")
-    return _tables(request).get(session.token, upload_id) if is_table else None
+    return _tables(request).get(session.token, upload_id) if upload_id.startswith("table-") else None
+
+
+Table = Annotated[CsvTable | None, Depends(_table_of)]
 
 
 @routes.post("/uploads")
@@ -101,17 +103,17 @@ async def create(session: Uploader, request: Request) -> Json:
 
 
 @routes.get("/uploads/{upload_id}")
-async def read(session: Uploader, request: Request, upload_id: ObjectId) -> Json:
-    if table := _table_of(request, session, upload_id):
+async def read(session: Uploader, table: Table, upload_id: ObjectId) -> Json:
+    if table:
         return _table_state(table)
     return await _upload_state(session.api, await session.api.get(f"uploads/{upload_id}"))
 
 
 @routes.put("/uploads/{upload_id}/content")
-async def append(session: Uploader, request: Request, upload_id: ObjectId, offset: int) -> Json:
+async def append(session: Uploader, table: Table, request: Request, upload_id: ObjectId, offset: int) -> Json:
     """Store a piece that begins at `offset`. One that the server has already is left out."""
     piece = await _read_body(request, MAX_PIECE_BYTES)
-    if table := _table_of(request, session, upload_id):
+    if table:
         if offset == table.offset and table.offset + len(piece) <= table.size_bytes:
             table.append(piece)
         return _table_state(table)
@@ -120,8 +122,8 @@ async def append(session: Uploader, request: Request, upload_id: ObjectId, offse
 
 
 @routes.delete("/uploads/{upload_id}")
-async def cancel(session: Uploader, request: Request, upload_id: ObjectId) -> Json:
-    if table := _table_of(request, session, upload_id):
+async def cancel(session: Uploader, table: Table, request: Request, upload_id: ObjectId) -> Json:
+    if table:
         _tables(request).discard(table)
     else:
         await session.api.post(f"uploads/{upload_id}/cancel")

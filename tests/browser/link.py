@@ -29,14 +29,14 @@ class Link:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def cut(self) -> None:
+    @contextmanager
+    def cut(self) -> Iterator[None]:
         self._is_cut = True
-        for one in self._open:
-            _close(one)
-        self._open.clear()
-
-    def mend(self) -> None:
-        self._is_cut = False
+        self._close_all()
+        try:
+            yield
+        finally:
+            self._is_cut = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -47,8 +47,14 @@ class Link:
             self._is_flowing.set()
 
     def close(self) -> None:
-        self.cut()
+        self._is_cut = True
+        self._close_all()
         self._listener.close()
+
+    def _close_all(self) -> None:
+        for one in self._open:
+            _close(one)
+        self._open.clear()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener was closed

@@ -162,7 +162,7 @@ def test_the_name_of_an_upload_shows_what_is_hidden_in_it(open_page: Open) -> No
     expect(page.locator(".t-upload bdi")).to_have_text("\\u202eevil\u200d.jsonl")
 
 
-def test_of_several_files_each_is_sent_to_its_end(open_page: Open, tmp_path: Path) -> None:
+def test_each_of_several_files_is_sent_to_its_end(open_page: Open, tmp_path: Path) -> None:
     """The page stays when the first one is complete."""
     (tmp_path / "small.jsonl").write_bytes(tickets_jsonl(12))
     (tmp_path / "large.jsonl").write_bytes(tickets_jsonl(30_000))

@@ -52,105 +52,93 @@ def small_url(world: World, disk: SmallDisk) -> Iterator[str]:
         yield url
 
 
-class TestApi:
-    def test_a_page_continues_by_itself_after_a_restart(
-        self, open_page: Open, world: World, api_link: Link, other_url: str
-    ) -> None:
-        page = open_page(f"/jobs/{world.jobs['running']}", url=other_url)  # longer than the window
-        expect(page.locator(".t-chart canvas").first).to_be_visible()
-        api_link.cut()
-        try:
-            expect(page.get_by_role("alert")).to_contain_text("The API does not answer", timeout=60_000)
-            expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
-        finally:
-            api_link.mend()
-        expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
-
-    def test_a_dead_one_is_named_with_a_button_to_try_again(
-        self, open_page: Open, world: World, api_link: Link, other_url: str
-    ) -> None:
-        page = open_page("/datasets", url=other_url)
-        api_link.cut()
-        try:
-            page.goto(f"{other_url}/jobs/{world.jobs['succeeded']}")
-            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-            assert "Traceback" not in page.content()
-        finally:
-            api_link.mend()
-        page.get_by_role("button", name="Try again").click()  # the session has stayed
-        expect(page.get_by_role("heading", name=re.compile("support-bot-v3"))).to_be_visible()
-
-    def test_a_filter_without_an_answer_is_named_in_view(self, open_page: Open, api_link: Link, other_url: str) -> None:
-        page = open_page("/jobs", url=other_url)
-        expect(page.get_by_role("link", name="support-bot-v3")).to_be_visible()
-        api_link.cut()
-        try:
-            page.get_by_label("Status").select_option("failed")
-            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-            expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
-            page.get_by_role("button", name="Close").click()
-            expect(page.get_by_role("alert")).to_have_count(0)
-        finally:
-            api_link.mend()
-
-    def test_a_half_filled_form_is_kept_and_planned_again(
-        self, open_page: Open, world: World, api_link: Link, other_url: str
-    ) -> None:
-        page = open_page(f"/jobs/new?file={world.files['tickets']}", url=other_url)
-        expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
-        api_link.cut()
-        try:
-            page.get_by_label("Epochs").fill("2")
-            expect(page.get_by_role("alert")).to_contain_text("There is no plan")
-            page.get_by_label("Name").fill("kept")
-            page.get_by_role("button", name="Create job").click()
-            expect(page.get_by_role("alert").filter(has_text="The job was not created")).to_be_visible()
-        finally:
-            api_link.mend()
-        page.get_by_role("button", name="Plan again").click()
-        expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
-        expect(page.get_by_label("Name")).to_have_value("kept")
-        expect(page.get_by_label("Epochs")).to_have_value("2")
+def test_a_page_continues_by_itself_after_a_restart_of_the_api(
+    open_page: Open, world: World, api_link: Link, other_url: str
+) -> None:
+    page = open_page(f"/jobs/{world.jobs['running']}", url=other_url)  # longer than the window
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    with api_link.cut():
+        expect(page.get_by_role("alert")).to_contain_text("The API does not answer", timeout=60_000)
+        expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
 
 
-class TestSlowApi:
-    """A button shows that it waits, from 0.3 s on, until the job has changed."""
+def test_a_dead_api_is_named_with_a_button_to_try_again(
+    open_page: Open, world: World, api_link: Link, other_url: str
+) -> None:
+    page = open_page("/datasets", url=other_url)
+    with api_link.cut():
+        page.goto(f"{other_url}/jobs/{world.jobs['succeeded']}")
+        expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+        assert "Traceback" not in page.content()
+    page.get_by_role("button", name="Try again").click()  # the session has stayed
+    expect(page.get_by_role("heading", name=re.compile("support-bot-v3"))).to_be_visible()
 
-    def test_a_pause_is_shown_from_the_press_until_the_job_is_paused(
-        self, open_page: Open, world: World, api_link: Link, other_url: str
-    ) -> None:
-        job_id = running_job(world, "to-pause")
-        page = open_page(f"/jobs/{job_id}", url=other_url)
-        expect(page.get_by_role("heading", name="Training")).to_be_visible()
-        with api_link.held():
-            page.get_by_role("button", name="Pause").click()
-            expect_waiting(page, "Pause")
-        expect(page.get_by_text("Pausing: the trainer finishes its current step")).to_be_visible()
-        expect(page.get_by_role("button", name="Pause")).to_have_count(0)
-        with transaction(world.sessions) as session:
-            session.execute(update(Job).where(Job.id == job_id).values(state="paused", **NO_LEASE))
-        expect(page.get_by_text("Paused at step 3.")).to_be_visible()
-        with api_link.held():
-            page.get_by_role("button", name="Resume").click()
-            expect_waiting(page, "Resume")
-        expect(page.get_by_text("The files are valid.")).to_be_visible()
 
-    def test_a_cancel_is_shown_in_its_dialog_which_no_step_of_the_job_closes(
-        self, open_page: Open, world: World, api_link: Link, other_url: str
-    ) -> None:
-        job_id = running_job(world, "to-cancel-slowly")
-        page = open_page(f"/jobs/{job_id}", url=other_url)
-        page.get_by_role("button", name="Cancel job").click()
-        dialog = page.get_by_role("dialog")
-        expect(dialog).to_be_visible()
-        with transaction(world.sessions) as session:
-            session.execute(update(Job).where(Job.id == job_id).values(progress=PROGRESS | {"step": 4}))
-        expect(page.get_by_text(re.compile("step 4 of 9 steps"))).to_be_visible()
-        with api_link.held():
-            dialog.get_by_role("button", name="Cancel job").click()
-            expect_waiting(page, "Cancel job")
-        expect(page.get_by_text("Cancelled after 4 steps.")).to_be_visible()
-        expect(dialog).to_have_count(0)
+def test_a_filter_without_an_answer_is_named_in_view(open_page: Open, api_link: Link, other_url: str) -> None:
+    page = open_page("/jobs", url=other_url)
+    expect(page.get_by_role("link", name="support-bot-v3")).to_be_visible()
+    with api_link.cut():
+        page.get_by_label("Status").select_option("failed")
+        expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+        expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
+        page.get_by_role("button", name="Close").click()
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_half_filled_form_is_kept_and_planned_again(
+    open_page: Open, world: World, api_link: Link, other_url: str
+) -> None:
+    page = open_page(f"/jobs/new?file={world.files['tickets']}", url=other_url)
+    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+    with api_link.cut():
+        page.get_by_label("Epochs").fill("2")
+        expect(page.get_by_role("alert")).to_contain_text("There is no plan")
+        page.get_by_label("Name").fill("kept")
+        page.get_by_role("button", name="Create job").click()
+        expect(page.get_by_role("alert").filter(has_text="The job was not created")).to_be_visible()
+    page.get_by_role("button", name="Plan again").click()
+    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+    expect(page.get_by_label("Name")).to_have_value("kept")
+    expect(page.get_by_label("Epochs")).to_have_value("2")
+
+
+def test_a_pause_is_shown_from_the_press_until_the_job_is_paused(
+    open_page: Open, world: World, api_link: Link, other_url: str
+) -> None:
+    job_id = running_job(world, "to-pause")
+    page = open_page(f"/jobs/{job_id}", url=other_url)
+    expect(page.get_by_role("heading", name="Training")).to_be_visible()
+    with api_link.held():
+        page.get_by_role("button", name="Pause").click()
+        expect_waiting(page, "Pause")
+    expect(page.get_by_text("Pausing: the trainer finishes its current step")).to_be_visible()
+    expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+    with transaction(world.sessions) as session:
+        session.execute(update(Job).where(Job.id == job_id).values(state="paused", **NO_LEASE))
+    expect(page.get_by_text("Paused at step 3.")).to_be_visible()
+    with api_link.held():
+        page.get_by_role("button", name="Resume").click()
+        expect_waiting(page, "Resume")
+    expect(page.get_by_text("The files are valid.")).to_be_visible()
+
+
+def test_a_cancel_is_shown_in_its_dialog_which_no_step_of_the_job_closes(
+    open_page: Open, world: World, api_link: Link, other_url: str
+) -> None:
+    job_id = running_job(world, "to-cancel-slowly")
+    page = open_page(f"/jobs/{job_id}", url=other_url)
+    page.get_by_role("button", name="Cancel job").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    with transaction(world.sessions) as session:
+        session.execute(update(Job).where(Job.id == job_id).values(progress=PROGRESS | {"step": 4}))
+    expect(page.get_by_text(re.compile("step 4 of 9 steps"))).to_be_visible()
+    with api_link.held():
+        dialog.get_by_role("button", name="Cancel job").click()
+        expect_waiting(page, "Cancel job")
+    expect(page.get_by_text("Cancelled after 4 steps.")).to_be_visible()
+    expect(dialog).to_have_count(0)
 
 
 def running_job(world: World, suffix: str) -> str:

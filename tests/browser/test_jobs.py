@@ -71,7 +71,7 @@ def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None
     expect(page.get_by_label("Status").locator("option:checked")).to_have_text("succeeded,running")
     first = page.get_by_role("row").nth(1)
     for label, name, sort in (
-        ("Created", "support-bot-v3", "created"),
+        ("Created", "support-bot-v3", "created_at"),
         ("Job", "<img src=x", "name"),
         ("Best valid. loss", "support-bot-v", "valid_loss"),
         ("Progress", "support-bot-v4", "progress"),

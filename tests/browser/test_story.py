@@ -16,8 +16,7 @@ from playwright.sync_api import Page, expect
 
 from app.cli.local_stack.data_directory import LOCK_NAME, Layout
 from app.cli.local_stack.first_run import BUNDLED_MODEL
-from tests.browser.conftest import NARROW, WIDE, Open, sign_in
-from tests.browser.test_screens import VARIANTS
+from tests.browser.conftest import Open, sign_in
 from tests.stack import open_directory
 from tests.tiny import make_tiny_base
 from tests.up import Service
@@ -44,19 +43,14 @@ def test_from_a_csv_to_an_answer_and_the_download(open_page: Open, service: Serv
     url = str(json.loads(service.runtime.read_text())["web_url"])
     page = open_page("/sign-in", key=None, url=url)
     sign_in(page, url, service.key)
-    show_as(page, "narrow-light")
     upload_and_convert(page, tmp_path)
-    show_as(page, "wide-dark")
     page.get_by_role("link", name="New job").click()
     first = create(page, "first", {"Epochs": "2", "Batch size": "4"})
     watch_to_success(page)
-    show_as(page, "narrow-dark")
     page.get_by_role("link", name="Clone").click()
     second = create(page, "second", {"LoRA rank": "4"})
     watch_to_success(page)
-    show_as(page, "wide-light")
     compare(page, first, second)
-    show_as(page, "narrow-light")
     page.get_by_role("link", name="second").first.click()
     page.get_by_role("link", name="Adapter", exact=True).click()
     ask_both(page)
@@ -66,13 +60,6 @@ def test_from_a_csv_to_an_answer_and_the_download(open_page: Open, service: Serv
         assert {"adapter_config.json", "adapter_model.safetensors"} <= {Path(name).name for name in archive.getnames()}
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("status")).to_contain_text("You are signed out")
-
-
-def show_as(page: Page, variant: str) -> None:
-    """Each part of the story is seen in another width and mode."""
-    is_narrow, is_dark = VARIANTS[variant]
-    page.set_viewport_size(NARROW if is_narrow else WIDE)
-    page.emulate_media(color_scheme="dark" if is_dark else "light")
 
 
 def upload_and_convert(page: Page, directory: Path) -> None:

@@ -13,7 +13,7 @@ class UploadError extends Error {}
 class RefusedError extends UploadError {} // of the content, which another attempt would not change
 
 export default {
-  props: { label: String, hint: String, accept: String },
+  props: { hint: String },
   data() {
     return { files: [], isOver: false };
   },
@@ -143,9 +143,9 @@ export default {
   <div class="t-stack">
     <div :class="['t-drop', { 't-over': isOver }]" @dragover.prevent="isOver = true" @dragleave="isOver = false"
          @drop.prevent="isOver = false; add($event.dataTransfer.files)">
-      <input ref="input" type="file" multiple class="t-sr-only" tabindex="-1" aria-hidden="true" :accept="accept"
+      <input ref="input" type="file" multiple class="t-sr-only" tabindex="-1" aria-hidden="true" accept=".jsonl,.json,.csv,.tsv,.txt"
              @change="add($event.target.files); $event.target.value = ''">
-      <p><button type="button" class="t-button t-primary" @click="choose">{{ label }}</button>
+      <p><button type="button" class="t-button t-primary" @click="choose">Choose files</button>
         <span class="t-muted"> or drop files here</span></p>
       <p class="t-hint">{{ hint }}</p>
     </div>

@@ -178,11 +178,9 @@ def chart(options: dict[str, Any], label: str) -> ui.echart:
 class Dropzone(Element, component="dropzone.js"):
     """`on_uploaded` gets the path of the page of a single complete file; several files get a link each."""
 
-    def __init__(self, label: str, hint: str, accept: str, on_uploaded: Callable[[str], Any]) -> None:
+    def __init__(self, hint: str, on_uploaded: Callable[[str], Any]) -> None:
         super().__init__()
-        self._props["label"] = label
         self._props["hint"] = hint
-        self._props["accept"] = accept
         self.on("uploaded", lambda event: on_uploaded(str(event.args)))
 
 

@@ -64,13 +64,13 @@ async def _show_status(view: View, projects: list[Json]) -> None:
         note(problem["message"], problem["remedy"].replace("`", ""), tone)
     storage, backup = status["storage"], status["last_backup"]
     disk = storage["disk_bytes"]
-    free = None if disk is None else f"{size(storage['disk_free_bytes'])} of {size(disk)}"
+    free = f"{size(storage['disk_free_bytes'])} of {size(disk)}" if disk else "the data directory cannot be read"
     stored = f"Stored by {'all' if len(projects) < MAX_PROJECTS else 'the listed'} projects"
     with card("Service"):
         facts(
             {
                 stored: size(sum(one["usage"]["stored_bytes"] for one in projects)),
-                "Free disk space": free or "the data directory cannot be read",
+                "Free disk space": free,
                 "Workers": counted(len(status["workers"]), "worker"),
                 "Queued": counted(status["queue"]["queued"], "job"),
                 "Running": counted(status["queue"]["running"], "job"),

@@ -57,7 +57,7 @@ class DatasetsPage(View):
         may_write = self.may("files:write")
         if may_write:
             with card():
-                Dropzone("Choose files", HINT, ".jsonl,.json,.csv,.tsv,.txt", ui.navigate.to)
+                Dropzone(HINT, ui.navigate.to)
         columns = (*COLUMNS, USE_COLUMN) if self.may("jobs:write") else COLUMNS
         after = self.query("after")
         if not await show_page(self.api, "/datasets", after, "Datasets", columns, "file", "files", purpose="fine-tune"):

@@ -40,7 +40,7 @@ def test_an_unchanged_document_is_sent_once() -> None:
     assert statuses(10, 10, 20, 10) == [200, 304, 200, 304]
 
 
-def test_the_oldest_documents_make_room() -> None:
+def test_a_full_cache_starts_over() -> None:
     half = MAX_CACHED_BYTES // 2
     assert statuses(half, half - 100, half - 200, half - 200, half) == [200, 200, 200, 304, 200]
     assert statuses(2 * MAX_CACHED_BYTES, 10, 10, 2 * MAX_CACHED_BYTES) == [200, 200, 304, 200]

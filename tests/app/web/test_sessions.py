@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 import httpx2
 import pytest
@@ -14,38 +15,8 @@ from app.web.sessions import COOKIE, SessionStore, WebSession
 from tests.app.web.stub_api import stub_http
 
 PROJECT = {"id": "proj_1", "name": "default", "api_key": {"id": "key_1", "scopes": []}}
-Answer = Callable[[str], httpx2.Response]  # by the key
-
-
-class Api:
-    """Answers GET /v1/project; `answer` can be replaced in a test."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = lambda _: httpx2.Response(200, json=PROJECT)
-        self.asked: list[str] = []
-
-    def __call__(self, request: httpx2.Request) -> httpx2.Response:
-        key = request.headers.get("authorization", "").removeprefix("Bearer ")
-        self.asked.append(key)
-        return self.answer(key)
-
-
-def with_sessions(
-    work: Callable[[SessionStore, Api, list[WebSession]], Awaitable[None]], count: int = 1, seconds: float = 60
-) -> list[str]:
-    """Run `work` with the signed-in sessions of `count` keys; returns the tokens of those that ended."""
-    ended: list[str] = []
-
-    async def run() -> None:
-        api = Api()
-        http = stub_http(api)
-        store = SessionStore(http, http, seconds, ended.append)
-        sessions = [await store.sign_in(f"key {number}") for number in range(count)]
-        api.asked.clear()
-        await work(store, api, sessions)
-
-    asyncio.run(run())
-    return ended
+NO_GZIP = {"headers": {"content-encoding": "gzip"}, "content": b"no gzip"}
+Answers = Callable[[str], httpx2.Response]  # to GET /v1/project, by the key
 
 
 def connection(session: WebSession) -> HTTPConnection:
@@ -53,49 +24,65 @@ def connection(session: WebSession) -> HTTPConnection:
     return HTTPConnection({"type": "http", "headers": [(b"cookie", cookie)]})
 
 
+async def signed_in(
+    answer: Answers, count: int = 1, seconds: float = 60, on_end: Callable[[str], None] = lambda _: None
+) -> tuple[SessionStore, list[WebSession], list[str]]:
+    """The sessions of `count` keys, and the keys of the requests after the sign-in, which `answer` answers."""
+    asked: list[str] = []
+    is_signed_in = False
+
+    def respond(request: httpx2.Request) -> httpx2.Response:
+        if not is_signed_in:
+            return httpx2.Response(200, json=PROJECT)
+        asked.append(request.headers.get("authorization", "").removeprefix("Bearer "))
+        return answer(asked[-1])
+
+    store = SessionStore(stub_http(respond), stub_http(respond), seconds, on_end)
+    sessions = [await store.sign_in(f"key {number}") for number in range(count)]
+    is_signed_in = True
+    return store, sessions, asked
+
+
+def left_after_check(answer: Answers) -> tuple[list[bool], list[str]]:
+    """Which of three sessions are left after a check of their keys, and the checked keys."""
+
+    async def check() -> tuple[list[bool], list[str]]:
+        store, sessions, asked = await signed_in(answer, count=3)
+        await store.check_all_keys()
+        return [store.of(connection(one)) is not None for one in sessions], asked
+
+    return asyncio.run(check())
+
+
 def test_a_revoked_key_ends_its_session_alone() -> None:
-    async def work(store: SessionStore, api: Api, sessions: list[WebSession]) -> None:
-        api.answer = lambda key: httpx2.Response(401 if key == "key 1" else 200, json=PROJECT)
-        await store.check_all_keys()
-        assert [store.of(connection(one)) is not None for one in sessions] == [True, False, True]
-
-    assert len(with_sessions(work, count=3)) == 1
+    left, _ = left_after_check(lambda key: httpx2.Response(401 if key == "key 1" else 200, json=PROJECT))
+    assert left == [True, False, True]
 
 
-def test_an_unreachable_api_ends_no_session_and_delays_no_further_check() -> None:
-    async def work(store: SessionStore, api: Api, sessions: list[WebSession]) -> None:
-        api.answer = lambda _: httpx2.Response(503)
-        await store.check_all_keys()
-        assert len(api.asked) == 1
-
-    assert with_sessions(work, count=2) == []
-
-
-def test_a_response_that_cannot_be_decoded_is_an_error_of_the_connection() -> None:
-    async def work(store: SessionStore, api: Api, sessions: list[WebSession]) -> None:
-        api.answer = lambda _: httpx2.Response(200, headers={"content-encoding": "gzip"}, content=b"no gzip")
-        await store.check_all_keys()
-        assert store.of(connection(sessions[0])) is not None
-
-    assert with_sessions(work) == []
+@pytest.mark.parametrize("response", [{"status_code": 503}, {"status_code": 200, **NO_GZIP}])
+def test_an_unreachable_api_ends_no_session_and_delays_no_further_check(response: dict[str, Any]) -> None:
+    assert left_after_check(lambda _: httpx2.Response(**response)) == ([True, True, True], ["key 0"])
 
 
 def test_a_session_ends_after_its_time() -> None:
-    async def work(store: SessionStore, api: Api, sessions: list[WebSession]) -> None:
+    async def expire() -> list[str]:
         reasons: list[str] = []
-        sessions[0].on_end.add(reasons.append)
-        assert store.of(connection(sessions[0])) is None
-        assert reasons == ["expired"]
+        ended: list[str] = []
+        store, (session,), _ = await signed_in(lambda _: httpx2.Response(200), seconds=-1, on_end=ended.append)
+        session.on_end.add(reasons.append)
+        assert store.of(connection(session)) is None
+        assert ended == [session.token]
+        return reasons
 
-    assert len(with_sessions(work, seconds=-1)) == 1
+    assert asyncio.run(expire()) == ["expired"]
 
 
 def test_the_page_of_an_ended_session_has_no_key() -> None:
-    async def work(store: SessionStore, api: Api, sessions: list[WebSession]) -> None:
-        api.answer = lambda key: httpx2.Response(200 if key else 401, json=PROJECT)
-        store.end(sessions[0].token, "signed-out")
+    async def end() -> list[str]:
+        store, (session,), asked = await signed_in(lambda key: httpx2.Response(200 if key else 401, json=PROJECT))
+        store.end(session.token, "signed-out")
         with pytest.raises(ApiError):
-            await sessions[0].api.get("project")
-        assert api.asked == [""]
+            await session.api.get("project")
+        return asked
 
-    assert len(with_sessions(work)) == 1
+    assert asyncio.run(end()) == [""]

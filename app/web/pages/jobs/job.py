@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from nicegui import background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
@@ -56,28 +56,17 @@ PANELS: dict[str, tuple[str, type[Panel]]] = {
 }
 
 
-class Action(NamedTuple):
-    name: str  # of the call
-    label: str
-    statuses: tuple[str, ...]
-    classes: str = ""
-    question: str | None = None  # asked first
-
-    def is_offered(self, job: dict[str, Any]) -> bool:
-        return job["status"] in self.statuses and not (self.name == "pause" and job["pause_requested"])
+ACTIONS = {  # by the name of the call: the label, the statuses, the look
+    "pause": ("Pause", ("queued", "running"), ""),
+    "resume": ("Resume", ("paused",), "t-primary"),
+    "cancel": ("Cancel job", wording.UNFINISHED, "t-danger"),
+}
+CANCEL = "Cancel this job? A cancelled job cannot be resumed; its checkpoints are kept."
 
 
-ACTIONS = (
-    Action("pause", "Pause", ("queued", "running")),
-    Action("resume", "Resume", ("paused",), "t-primary"),
-    Action(
-        "cancel",
-        "Cancel job",
-        ("validating_files", "queued", "running", "paused"),
-        "t-danger",
-        "Cancel this job? A cancelled job cannot be resumed; its checkpoints are kept.",
-    ),
-)
+def offered_actions(job: dict[str, Any]) -> list[str]:
+    offered = [name for name, (_, statuses, _) in ACTIONS.items() if job["status"] in statuses]
+    return [name for name in offered if not (name == "pause" and job["pause_requested"])]
 
 
 @screen("/jobs/{job_id}", "Job")
@@ -154,7 +143,7 @@ class JobPage(View):
     def _show_title(self) -> None:
         """Build it only when it changes: a refresh must not take the focus from a button."""
         job = self._job
-        offered = [action for action in ACTIONS if action.is_offered(job) and self.may("jobs:write")]
+        offered = offered_actions(job) if self.may("jobs:write") else []
         state = (wording.label(job), offered, bool(job["adapter"]))
         if state == self._title_state:
             return
@@ -163,7 +152,7 @@ class JobPage(View):
             self._show_name_and_actions(offered)
             self._show_origin()
 
-    def _show_name_and_actions(self, offered: list[Action]) -> None:
+    def _show_name_and_actions(self, offered: list[str]) -> None:
         job = self._job
         with box("t-title"):
             with tag("h1"):
@@ -171,8 +160,9 @@ class JobPage(View):
                 tag("span", " ")
                 pill(**wording.status(job))
             with box("t-actions"):
-                for action in offered:
-                    button(action.label, partial(self._press, action), action.classes)
+                for name in offered:
+                    label, _, classes = ACTIONS[name]
+                    button(label, partial(self._press, name), classes)
                 if self.may("jobs:write"):
                     link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
@@ -219,12 +209,12 @@ class JobPage(View):
                 if error["param"] in ("training_file", "validation_file"):
                     link("Report on the file", f"/datasets/{self._job[error['param']]}", "t-button")
 
-    async def _press(self, action: Action) -> None:
-        if action.question is None:
-            await self._perform(action)
-        else:
-            with self._head:  # not where the button is, which the next change may replace
-                ask(action.question, action.label, partial(self._perform, action))
+    async def _press(self, name: str) -> None:
+        if name != "cancel":
+            await self._perform(name)
+            return
+        with self._head:  # not where the button is, which the next change may replace
+            ask(CANCEL, "Cancel job", partial(self._perform, name))
 
-    async def _perform(self, action: Action) -> None:
-        await self._show_job(await self.api.post(f"{self._path}/{action.name}"))
+    async def _perform(self, name: str) -> None:
+        await self._show_job(await self.api.post(f"{self._path}/{name}"))

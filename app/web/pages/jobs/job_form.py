@@ -75,20 +75,24 @@ def from_job(job: Json) -> Prefilled:
     settings = settings_of(job) | {"suffix": job["user_provided_suffix"], "priority": job["priority"] or None}
     settings["evaluation"] = (job["request"] or {}).get("evaluation")  # the job has its result instead
     del settings["learning_rate_multiplier"]
+    shown = {name: settings.pop(name, None) for name in (*MAIN, *MORE)}
+    if any("\n" in prompt for prompt in shown["sample_prompts"]):  # the field has one a line
+        settings["sample_prompts"] = shown.pop("sample_prompts")
     is_default = job["quantization"] == QuantizationSpec().model_dump()
-    quantization = WITHOUT_QUANTIZATION if job["quantization"] is None else "4" if is_default else AS_ORIGINAL
-    if quantization != AS_ORIGINAL:
+    shown["quantization"] = WITHOUT_QUANTIZATION if job["quantization"] is None else "4" if is_default else AS_ORIGINAL
+    if shown["quantization"] != AS_ORIGINAL:
         settings = without(settings, "quantization")
-    prompts = settings.pop("sample_prompts")
-    if any("\n" in prompt for prompt in prompts):
-        settings["sample_prompts"], prompts = prompts, []
-    shown = {name: settings.pop(name, None) for name in (*MAIN, *MORE) if name != "sample_prompts"}
-    values = {name: "" if value is None else str(value).removesuffix(".0") for name, value in shown.items()}
     own = [name for name in settings if "." in name or name in CreateJob.model_fields]
     more = {name: value for name, value in settings.items() if name not in own and value is not None}
-    values |= {"quantization": quantization, "sample_prompts": "\n".join(prompts)}
+    values = {name: _field_text(value) for name, value in shown.items()}
     values["more"] = json.dumps(more, indent=1) if more else ""
     return Prefilled(values, kept={name: settings[name] for name in own if _is_set(name, settings[name])})
+
+
+def _field_text(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(value)
+    return "" if value is None else str(value).removesuffix(".0")
 
 
 def _is_set(name: str, value: Any) -> bool:

@@ -37,9 +37,8 @@ MAX_COMPARED = 5
 STATUSES = ("running", "queued", "succeeded", "failed", "cancelled", "paused")
 STATUS_OPTIONS = {"": "All statuses", ",".join(wording.UNFINISHED): "Unfinished"}
 STATUS_OPTIONS |= {status: wording.LABELS[status] for status in STATUSES}
-ORDERS = {name: name for name in ("name", "status", "model", "progress", "train_loss", "valid_loss")}
-ORDERS |= {"time": "duration", "created": "created_at"}
-NEWEST_FIRST = "-created"
+ORDERS = ("name", "status", "model", "progress", "train_loss", "valid_loss", "duration", "created_at")  # of the API
+NEWEST_FIRST = "-created_at"
 
 
 INTRODUCTION = (
@@ -109,7 +108,7 @@ class JobsPage(View):
             status=self._status.value or None,
             search=self._search.value.strip() or None,
             order="desc" if self._sort.startswith("-") else "asc",
-            order_by=ORDERS[self._sort.removeprefix("-")],
+            order_by=self._sort.removeprefix("-"),
         )
         if number != self._requested:  # a later filter has its own answer
             return
@@ -216,8 +215,8 @@ def _columns(curves: Curves) -> tuple[TableColumn, ...]:
         text_column("Loss", "", spark),
         number_column("Train loss", "", curves.last_train_loss, sort="train_loss"),
         number_column("Best valid. loss", "", lambda job: loss(curves.of(job)["best_valid_loss"]), sort="valid_loss"),
-        number_column("Time", "", _time, sort="time"),
-        number_column("Created", "created_at", ago, sort="created"),
+        number_column("Time", "", _time, sort="duration"),
+        number_column("Created", "created_at", ago, sort="created_at"),
     )
 
 

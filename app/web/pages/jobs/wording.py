@@ -43,13 +43,7 @@ ENGINES = {
     "llama_cpp": "llama.cpp",
     "ollama": "Ollama",
 }
-TARGET_KINDS = {
-    "directory": "directory",
-    "vllm": "vLLM",
-    "sglang": "SGLang",
-    "s3": "S3 bucket",
-    "huggingface": "Hugging Face Hub",
-}
+TARGET_KINDS = ENGINES | {"directory": "directory", "s3": "S3 bucket", "huggingface": "Hugging Face Hub"}
 UNITS = {  # of settings
     "n_epochs": "epochs",
     "batch_size": "examples",

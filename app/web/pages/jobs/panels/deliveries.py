@@ -7,7 +7,6 @@ from collections.abc import Callable
 from app.web.api_client import Json
 from app.web.components.data_table import (
     Cell,
-    TableColumn,
     lead_column,
     number_column,
     text_column,
@@ -40,7 +39,13 @@ class DeliveriesPanel(ResultsPanel):
     form = FormTexts("Deliver", "Deliver the adapter", "Deliver")
 
     def build(self) -> None:
-        self.columns = delivery_columns(self.view.may("jobs:write"))
+        self.columns = (
+            lead_column("Target", "", self._target),
+            text_column("Status", "", _status),
+            text_column("Check of what it serves", "check", _check),
+            number_column("Attempts", "attempts", count),
+            text_column("Delivered", "delivered_at", moment),
+        )
         super().build()
         self.table.on_event("press", self._ask_to_withdraw)
         self._engines = titled_table("Which engines serve the adapter", ENGINE_COLUMNS, key="name")
@@ -66,36 +71,26 @@ class DeliveriesPanel(ResultsPanel):
         target = select_field("Target", choices, hint="What was delivered there before is delivered again.")
         return lambda: {"target": target.value}
 
+    def _target(self, delivery: Json) -> Cell:
+        is_offered = self.may_write and delivery["status"] not in WITHDRAWALS
+        buttons = [{"name": "withdraw", "label": "Withdraw"}] if is_offered else []
+        return {"text": delivery["target"], "sub": f"as {delivery['served_model']}", "buttons": buttons}
+
     def _ask_to_withdraw(self, delivery_id: str, _: str) -> None:
         (target,) = (one["target"] for one in self.shown if one["id"] == delivery_id)
         question = f"Withdraw the adapter from {target}? Requests for it are refused there."
         self.ask(question, "Withdraw", self.api.delete, delivery_id)
 
 
-def delivery_columns(may_write: bool) -> tuple[TableColumn, ...]:
-    def target(delivery: Json) -> Cell:
-        is_withdrawn = delivery["status"] in WITHDRAWALS
-        buttons = [{"name": "withdraw", "label": "Withdraw"}] if may_write and not is_withdrawn else []
-        return {"text": delivery["target"], "sub": f"as {delivery['served_model']}", "buttons": buttons}
-
-    return (
-        lead_column("Target", "", target),
-        text_column("Status", "", _status),
-        text_column("Check of what it serves", "check", _check),
-        number_column("Attempts", "attempts", count),
-        text_column("Delivered", "delivered_at", moment),
-    )
-
-
 def _status(delivery: Json) -> Cell:
-    status, error = delivery["status"], delivery["error"]
-    return {"text": status.capitalize(), "tone": TONES[status], "sub": error}
+    status = delivery["status"]
+    return {"text": status.capitalize(), "tone": TONES[status], "sub": delivery["error"]}
 
 
 def _check(check: Json | None) -> Cell:
     if check is None:
         return {"text": "not checked"}
-    text, tone = VERDICTS.get(check["verdict"], (check["verdict"], "warn"))
+    text, tone = VERDICTS[check["verdict"]]
     numbers = (
         f"difference {check['difference']:.4f}, rounding {check['noise']:.4f}, effect {check['engine_effect']:.3f} of "
         f"{check['trainer_effect']:.3f} nats; {count(check['tokens'])} tokens"
@@ -108,8 +103,8 @@ def _serves(is_served: bool) -> Cell:
 
 
 def _why(verdict: Json) -> str:
-    flags = [" ".join(map(str, verdict["flags"]))] if verdict["flags"] else []
-    return " · ".join([*verdict["reasons"], *flags, *verdict["notes"]]).replace("`", "") or "–"
+    parts = filter(None, (*verdict["reasons"], " ".join(verdict["flags"]), *verdict["notes"]))
+    return " · ".join(parts).replace("`", "") or "–"
 
 
 ENGINE_COLUMNS = (

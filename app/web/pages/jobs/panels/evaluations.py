@@ -90,9 +90,13 @@ class EvaluationsPanel(ResultsPanel):
         labels = {name: label for name, (label, _) in GRADERS.items()}
         grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
         numbers = {
-            name: text_field(one.title, hint=f"{one.help} Empty: {field.default}.", kind="number", min="1")
+            name: text_field(
+                (one := Setting.of(name, field)).title,
+                hint=f"{one.help} Empty: {field.default}.",
+                kind="number",
+                min="1",
+            )
             for name, field in NUMBERS.items()
-            for one in [Setting.of(name, field)]
         }
 
         def body() -> Json:
