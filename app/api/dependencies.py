@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.limits import CheckLimiter, ConnectionPermit, FairLimiter, StreamLimiter
+from app.api.limits import CheckLimiter, ConnectionPermit, FairLimiter
 from app.api.transport.request_bodies import IoPools
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
@@ -44,7 +44,7 @@ class AppState:
     rate_limiter: RateLimiter
     connection_limiter: FairLimiter
     check_limiter: CheckLimiter
-    stream_limiter: StreamLimiter
+    stream_limiter: FairLimiter
     health_checks: HealthChecks
     engine_client: EngineClient
     trial_queue: TrialQueue

@@ -1,11 +1,11 @@
-"""Limiters of the API: concurrent checks, database connections, fair shares of the keys, event streams of a key."""
+"""The limiter of everything that API keys share fairly: database connections, threads, checks, event streams."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -14,13 +14,12 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from app.api.transport.disconnect import wait_for_disconnect
-from app.errors import QuotaExceeded, Unavailable
+from app.errors import Unavailable
 from app.services.datasets.check_process import CheckCancelledError, CheckProcess
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 MAX_SHORT_CHECKS = 2  # beside the long ones, so that small files do not wait for large ones
-MAX_QUERY_THREADS = 4  # threads that read the rows of a plan from the database
 ACQUIRE_TIMEOUT_SECONDS = 10.0
 
 
@@ -29,14 +28,14 @@ class FairLimiter:
 
     def __init__(self, limit: int, per_owner: int | None = None) -> None:
         self.free_permits = limit  # read-only for callers
-        self._per_owner = limit if per_owner is None else per_owner
+        self.per_owner = limit if per_owner is None else per_owner
         self._held: Counter[str] = Counter()
         self._queues: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
         self.threads = CapacityLimiter(limit)  # never blocks: each thread holds a permit
 
     async def acquire(self, owner: str) -> None:
         """Wait for a permit. Cancelling the wait leaves the queue."""
-        if self.free_permits and self._held[owner] < self._per_owner and owner not in self._queues:
+        if self.free_permits and self.has_room(owner) and owner not in self._queues:
             self._grant(owner)
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -49,6 +48,10 @@ class FairLimiter:
             else:
                 self._remove(owner, waiter)
             raise
+
+    def has_room(self, owner: str) -> bool:
+        """Whether the owner has fewer permits than `per_owner`."""
+        return self._held[owner] < self.per_owner
 
     def release(self, owner: str) -> None:
         self.free_permits += 1
@@ -79,7 +82,7 @@ class FairLimiter:
     def _grant_waiting(self) -> None:
         """Grant free permits to the waiting owners by round robin: an owner moves to the end after each grant."""
         while self.free_permits:
-            owner = next((owner for owner in self._queues if self._held[owner] < self._per_owner), None)
+            owner = next(filter(self.has_room, self._queues), None)
             if owner is None:
                 return
             waiter, _ = self._queues[owner].popitem(last=False)
@@ -108,11 +111,6 @@ class CheckLimiter:
     def __init__(self, processes: int) -> None:
         self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
         self._short = FairLimiter(MAX_SHORT_CHECKS)
-        self._queries = FairLimiter(MAX_QUERY_THREADS)
-
-    async def run_query(self, owner: str, work: Callable[[], Result]) -> Result:
-        """Run what precedes a check in a thread: milliseconds of validation and database reads."""
-        return await self._queries.run(owner, work)
 
     async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[CheckProcess], Result]) -> Result:
         """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
@@ -181,25 +179,3 @@ class ConnectionPermit:
         if self._is_held:
             self._is_held = False
             self._limiter.release(self._owner)
-
-
-class StreamLimiter:
-    """At most `limit` open streams of a key. For one event loop, without a lock."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._open: Counter[str] = Counter()
-
-    @contextmanager
-    def hold(self, key_id: str) -> Iterator[None]:
-        """Count a stream of the key until the block ends. Raises QuotaExceeded."""
-        if self._open[key_id] >= self._limit:
-            text = f"max_event_streams: this API key has {self._limit:,} open event streams, the limit; close one"
-            raise QuotaExceeded(text, "max_event_streams")
-        self._open[key_id] += 1
-        try:
-            yield
-        finally:
-            self._open[key_id] -= 1
-            if not self._open[key_id]:
-                del self._open[key_id]

@@ -190,6 +190,6 @@ async def validate_file(
         with transaction(app_state.sessions) as session:
             return profile.load_inputs(session, app_state.settings, caller.project_id, file_id, *given)
 
-    inputs = await app_state.check_limiter.run_query(caller.key_id, load_inputs)
+    inputs = await app_state.connection_limiter.run(caller.key_id, load_inputs)
     work = partial(profile.make_profile, app_state.storage, inputs)
     return FileReportBody.of(await app_state.check_limiter.run(request, caller.key_id, profile.is_long(inputs), work))

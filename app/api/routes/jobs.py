@@ -185,7 +185,7 @@ async def create_job(
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")
 async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app_state: AppStateDep) -> Any:
     """Takes the body of a create call and creates nothing. Exact tokens and steps, memory and time on each device."""
-    question, answer = await app_state.check_limiter.run_query(
+    question, answer = await app_state.connection_limiter.run(
         caller.key_id, partial(_cached_plan, app_state, caller, body)
     )
     if answer is None:

@@ -23,7 +23,7 @@ from app.db.jobs.reads import seq_of_event
 from app.db.notifications import Subscription
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import TERMINAL
-from app.errors import BadRequest, Unavailable
+from app.errors import BadRequest, QuotaExceeded, Unavailable
 from app.services.jobs.event_fanout import EventBatch
 from app.services.resources import unknown_cursor_error
 
@@ -92,10 +92,15 @@ class _LimitedStream(EventSourceResponse):
 
     def __init__(self, request: Request, content: AsyncIterator[bytes]) -> None:
         super().__init__(content, headers=HEADERS)
-        self._permit = app_state_of(request).stream_limiter.hold(request.state.key_id)
+        self._limiter = app_state_of(request).stream_limiter
+        self._key_id = request.state.key_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._permit:
+        limit = self._limiter.per_owner
+        if not self._limiter.has_room(self._key_id):
+            text = f"max_event_streams: this API key has {limit:,} open event streams, the limit; close one"
+            raise QuotaExceeded(text, "max_event_streams")
+        async with self._limiter.permit(self._key_id):
             await super().__call__(scope, receive, send)
 
 

@@ -67,7 +67,7 @@ async def add_part(
             text = "you must provide data: a form field with the content of the part"
             raise BadRequest(text, "data", "missing_required_parameter")
         fingerprint = fingerprint_of({"fields": form.fields, "sha256": staged.sha256})
-        part = await io_pools.store(
+        part = await io_pools.storing.run(
             caller.key_id,
             uploads.add_part,
             app_state.sessions,

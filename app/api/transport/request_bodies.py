@@ -32,7 +32,7 @@ Arguments = ParamSpec("Arguments")
 # Per call of a thread: large enough that switching threads costs little, small enough to hold in memory.
 BATCH_BYTES = 1 << 20
 WRITE_THREADS = 4  # hash and write; more threads only wait for the same disk
-STORE_THREADS = 8  # flush to the disk
+STORE_THREADS = 8
 PARSE_THREADS = 2  # parse large JSON bodies; they share the interpreter with the event loop
 MAX_INLINE_PARSE_BYTES = 16 << 10  # parsed in the event loop: at most some 3 ms; a thread costs 0.2 ms
 UNENCODED = ("", "identity", "utf-8")  # some clients send the charset utf-8 in this header by mistake
@@ -48,7 +48,7 @@ class IoPools:
 
     def __init__(self) -> None:
         self._writing = CapacityLimiter(WRITE_THREADS)
-        self._storing = FairLimiter(STORE_THREADS)
+        self.storing = FairLimiter(STORE_THREADS)  # flush to the disk and insert the row
         self._finishing = FairLimiter(max(2, os.cpu_count() or 2))
         self._parsing = FairLimiter(PARSE_THREADS)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -59,12 +59,6 @@ class IoPools:
         """Run milliseconds of hashing and writing in a thread."""
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._writing)
 
-    async def store(
-        self, owner: str, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
-        """Flush to the disk and insert the row, in a thread. API keys (`owner`) share the pool fairly."""
-        return await self._storing.run(owner, work, *args, **kwargs)
-
     async def finish(
         self,
         owner: str,
@@ -74,7 +68,7 @@ class IoPools:
         **kwargs: Arguments.kwargs,
     ) -> Result:
         """Run what follows the last byte, in a thread. A large file takes seconds; small files have another pool."""
-        pool = self._storing if size_bytes <= MAX_SMALL_FILE_BYTES else self._finishing
+        pool = self.storing if size_bytes <= MAX_SMALL_FILE_BYTES else self._finishing
         return await pool.run(owner, work, *args, **kwargs)
 
     async def parse(

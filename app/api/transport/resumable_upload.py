@@ -124,7 +124,7 @@ class ChunkWriter:
         """Store the staged chunk. Returns the number of bytes stored so far."""
         if self._staged is not None:
             app_state, staged = self._app_state, self._staged
-            piece = await app_state.io_pools.store(
+            piece = await app_state.io_pools.storing.run(
                 self._owner,
                 uploads.add_piece,
                 app_state.sessions,

@@ -52,7 +52,7 @@ def asked(template: str) -> str:
 
 
 class TestEveryRouteUnderV1:
-    def test_is_found_by_these_tests(self, app: FastAPI) -> None:
+    def test_every_documented_operation_is_among_the_tested_routes(self, app: FastAPI) -> None:
         documented = {
             (method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item if "/v1" in path
         }
@@ -72,7 +72,7 @@ class TestEveryRouteUnderV1:
             ("Bearer größe", "this server has no such key"),
         ],
     )
-    def test_refuses_a_missing_or_wrong_key_in_openais_shape(
+    def test_every_route_refuses_a_missing_or_wrong_key(
         self, app: FastAPI, client: TestClient, header: str | None, says: str
     ) -> None:
         del client.headers["Authorization"]
@@ -178,7 +178,9 @@ class TestRotation:
 
 class TestLastUse:
     @pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs/ftjob-none"])
-    def test_is_remembered_at_most_once_a_minute(self, client: TestClient, sessions: Sessions, path: str) -> None:
+    def test_the_last_use_of_a_key_is_written_at_most_once_a_minute(
+        self, client: TestClient, sessions: Sessions, path: str
+    ) -> None:
         client.get(path)
         first = self.last_use(sessions)
         client.get(path)
@@ -198,7 +200,9 @@ class TestLastUse:
 
 
 class TestKeys:
-    def test_of_one_project_see_the_same(self, client: TestClient, sessions: Sessions, project: Project) -> None:
+    def test_two_keys_of_a_project_list_the_same_files(
+        self, client: TestClient, sessions: Sessions, project: Project
+    ) -> None:
         with transaction(sessions) as session:
             second = make_key(session, project, "second")
         client.post("/v1/files", data={"purpose": "batch"}, files={"file": b"x"})

@@ -35,46 +35,48 @@ class TestBindHost:
             (["--host"], {}, ""),
         ],
     )
-    def test_is_the_host_given_to_uvicorn(self, arguments: list[str], environment: dict[str, str], host: str) -> None:
+    def test_the_bind_host_is_the_one_given_to_uvicorn(
+        self, arguments: list[str], environment: dict[str, str], host: str
+    ) -> None:
         assert bootstrap_guard.bind_host(["uvicorn", *arguments], environment) == host
 
 
-class TestLoopback:
-    @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "::ffff:127.0.0.1"])
-    def test_is_this_machine(self, host: str) -> None:
-        assert bootstrap_guard.is_loopback(host)
+@pytest.mark.parametrize("host", ["127.8.8.8", "::1", "localhost", "::ffff:127.0.0.1"])
+def test_loopback_addresses_are_recognised(host: str) -> None:
+    assert bootstrap_guard.is_loopback(host)
 
-    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "::ffff:10.0.0.1", "example.org"])
-    def test_is_nothing_else(self, host: str) -> None:
-        assert not bootstrap_guard.is_loopback(host)
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "::ffff:10.0.0.1", "example.org"])
+def test_other_addresses_are_not_loopback(host: str) -> None:
+    assert not bootstrap_guard.is_loopback(host)
 
 
 class TestTheStart:
-    def test_on_the_network_is_refused_without_a_key(self, sessions: Sessions) -> None:
+    def test_a_start_on_the_network_is_refused_without_a_key(self, sessions: Sessions) -> None:
         bootstrap_guard.require_api_key(sessions, "127.0.0.1")
         with pytest.raises(NotBootstrapped, match="tunery keys create"):
             bootstrap_guard.require_api_key(sessions, "0.0.0.0")
 
-    def test_on_the_network_is_fine_with_one(self, sessions: Sessions, project: Project) -> None:
+    def test_a_start_on_the_network_is_accepted_with_a_key(self, sessions: Sessions, project: Project) -> None:
         with transaction(sessions) as session:
             make_key(session, project)
         bootstrap_guard.require_api_key(sessions, "0.0.0.0")
 
     @pytest.mark.parametrize("end", ["expires_at", "revoked_at"])
-    def test_does_not_count_a_key_that_opens_nothing(self, sessions: Sessions, project: Project, end: str) -> None:
+    def test_an_expired_or_revoked_key_does_not_allow_a_start(
+        self, sessions: Sessions, project: Project, end: str
+    ) -> None:
         with transaction(sessions) as session:
             make_key(session, project)
             session.execute(update(ApiKey).values({end: func.clock_timestamp()}))
         with pytest.raises(NotBootstrapped):
             bootstrap_guard.require_api_key(sessions, "0.0.0.0")
 
-    def test_does_not_wait_for_a_database_that_is_away(self) -> None:
+    def test_a_start_does_not_wait_for_the_database(self) -> None:
         nowhere = make_engine("postgresql+psycopg://me@127.0.0.1:1/x")
         bootstrap_guard.require_api_key(make_sessions(nowhere), "0.0.0.0")
 
-    def test_of_the_real_server_ends_with_a_sentence_before_it_listens(
-        self, settings: Settings, tmp_path: Path
-    ) -> None:
+    def test_the_real_server_ends_before_it_listens(self, settings: Settings, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment", "--port", str(port)]
@@ -93,7 +95,7 @@ class TestTheStart:
 class TestTheGuard:
     """Where a server listens is its own affair; through which address a request came in is on the connection."""
 
-    def test_is_closed_to_other_machines_until_there_is_a_key(
+    def test_other_machines_are_refused_until_there_is_a_key(
         self, settings: Settings, storage: LocalStorage, sessions: Sessions, project: Project
     ) -> None:
         app = create_app(settings, storage=storage)
@@ -108,13 +110,15 @@ class TestTheGuard:
             assert outside.get("/healthz").status_code == 200
             assert outside.get("/v1/files", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
 
-    def test_stays_closed_while_the_database_is_unavailable(self, storage: LocalStorage, tmp_path: Path) -> None:
+    def test_other_machines_are_refused_while_the_database_is_unavailable(
+        self, storage: LocalStorage, tmp_path: Path
+    ) -> None:
         away = Settings(database_url="postgresql://me@127.0.0.1:1/x", redis_url="redis://nowhere", data_dir=tmp_path)
         with TestClient(create_app(away, storage=storage), base_url=OUTSIDE) as outside:
             answer = outside.get("/healthz")
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
 
-    def test_is_open_where_the_first_key_comes_from_a_file(
+    def test_other_machines_are_accepted_with_a_first_key_from_a_file(
         self, settings: Settings, storage: LocalStorage, tmp_path: Path
     ) -> None:
         (tmp_path / "key").write_text("0123456789abcdef0123456789abcdef")
@@ -125,6 +129,6 @@ class TestTheGuard:
 
 class TestAGivenSecret:
     @pytest.mark.parametrize("secret", ["x" * 19, "with spaces in it, and long", "nötig-nötig-nötig-nötig"])
-    def test_that_is_too_short_or_unfit_for_a_header_is_none(self, secret: str) -> None:
+    def test_a_secret_that_is_too_short_or_unfit_for_a_header_is_invalid(self, secret: str) -> None:
         assert not is_valid_secret(secret)
         assert is_valid_secret("x" * 20)

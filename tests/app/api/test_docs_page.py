@@ -47,7 +47,7 @@ def digest(text: str) -> str:
 
 
 class TestThePage:
-    def test_has_every_operation_with_its_examples(self, page: str) -> None:
+    def test_the_page_has_every_operation_with_its_examples(self, page: str) -> None:
         for item in document()["paths"].values():
             for operation in item.values():
                 assert f'<section id="{operation["operationId"]}">' in page
@@ -86,7 +86,7 @@ class TestThePage:
         assert (field["type"], field["autocomplete"]) == ("password", "off")
 
     @pytest.mark.skipif(shutil.which("node") is None, reason="no Node here")
-    def test_has_a_script_that_parses(self) -> None:
+    def test_the_script_of_the_page_parses(self) -> None:
         subprocess.run(["node", "--check", str(SCRIPT)], check=True, capture_output=True)
 
     def test_escapes_what_the_document_says(self, settings: Settings, storage: LocalStorage) -> None:

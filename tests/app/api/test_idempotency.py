@@ -87,7 +87,9 @@ class TestEveryPost:
 
 
 class TestTheSameAgain:
-    def test_is_answered_the_same_and_done_once(self, create: Create, sessions: Sessions) -> None:
+    def test_a_repeated_request_is_executed_once_and_gets_the_same_response(
+        self, create: Create, sessions: Sessions
+    ) -> None:
         first, second = create(), create()
         assert (first.status_code, second.status_code) == (200, 200)
         assert second.content == first.content
@@ -95,12 +97,12 @@ class TestTheSameAgain:
         assert second.headers["idempotency-replayed"] == "true"
         assert count(sessions) == 1
 
-    def test_even_when_the_job_has_moved_on_meanwhile(self, create: Create, client: TestClient) -> None:
+    def test_a_replay_does_not_follow_later_changes_of_the_job(self, create: Create, client: TestClient) -> None:
         first = create()
         client.post(f"/v1/fine_tuning/jobs/{first.json()['id']}/cancel")
         assert create().content == first.content
 
-    def test_needs_the_same_fields_and_not_the_same_bytes(
+    def test_a_replay_compares_fields_and_not_bytes(
         self, client: TestClient, base_model: str, training_file: str, sessions: Sessions
     ) -> None:
         fields = {"model": base_model, "training_file": training_file, "seed": 1}
@@ -111,12 +113,12 @@ class TestTheSameAgain:
         assert answers[0].content == answers[1].content
         assert count(sessions) == 1
 
-    def test_without_a_key_is_done_again(self, create: Create, sessions: Sessions) -> None:
+    def test_a_request_without_a_key_is_executed_again(self, create: Create, sessions: Sessions) -> None:
         assert create(key=None).json()["id"] != create(key=None).json()["id"]
         assert count(sessions) == 2
         assert count(sessions, IdempotencyKey) == 0
 
-    def test_after_24_hours_is_new(self, create: Create, sessions: Sessions) -> None:
+    def test_a_key_is_new_after_24_hours(self, create: Create, sessions: Sessions) -> None:
         first = create()
         age(sessions, timedelta(hours=23, minutes=59))
         assert create().json()["id"] == first.json()["id"]
@@ -124,7 +126,7 @@ class TestTheSameAgain:
         assert create().json()["id"] != first.json()["id"]
         assert create().headers["idempotency-replayed"] == "true"
 
-    def test_holds_for_what_moves_a_job_too(self, create: Create, client: TestClient, sessions: Sessions) -> None:
+    def test_a_cancel_is_replayed(self, create: Create, client: TestClient, sessions: Sessions) -> None:
         job_id = create().json()["id"]
         paths = [f"/v1/fine_tuning/jobs/{job_id}/cancel"] * 2
         first, second = (client.post(path, headers={"Idempotency-Key": "cancel"}) for path in paths)
@@ -139,7 +141,7 @@ def age(sessions: Sessions, by: timedelta) -> None:
 
 class TestAnotherRequest:
     @pytest.mark.parametrize("key", ["k1", "x" * 255, "ä ö"])
-    def test_with_another_body_is_a_400(self, create: Create, sessions: Sessions, key: str) -> None:
+    def test_a_key_with_another_body_is_a_400(self, create: Create, sessions: Sessions, key: str) -> None:
         encoded = key.encode("latin-1")
         create(key=encoded)
         error = create(key=encoded, seed=3).json()["error"]
@@ -147,13 +149,13 @@ class TestAnotherRequest:
         assert "another body" in error["message"]
         assert count(sessions) == 1
 
-    def test_on_another_path_is_a_400_that_names_the_first(self, create: Create, client: TestClient) -> None:
+    def test_a_key_on_another_path_is_a_400(self, create: Create, client: TestClient) -> None:
         job_id = create().json()["id"]
         answer = client.post(f"/v1/fine_tuning/jobs/{job_id}/cancel", headers={"Idempotency-Key": "k1"})
         assert answer.status_code == 400
         assert "POST /v1/fine_tuning/jobs;" in answer.json()["error"]["message"]
 
-    def test_of_another_project_is_its_own(
+    def test_a_key_of_another_project_is_independent(
         self, create: Create, client: TestClient, foreign_headers: dict[str, str]
     ) -> None:
         create()
@@ -164,13 +166,13 @@ class TestAnotherRequest:
         assert "idempotency-replayed" not in answer.headers
 
     @pytest.mark.parametrize("key", ["", "x" * 256])
-    def test_with_a_key_that_is_none_is_a_400(self, create: Create, key: str, sessions: Sessions) -> None:
+    def test_a_key_of_invalid_length_is_a_400(self, create: Create, key: str, sessions: Sessions) -> None:
         answer = create(key=key)
         assert answer.status_code == 400
         assert "Idempotency-Key" in answer.json()["error"]["message"]
         assert count(sessions) == 0
 
-    def test_without_a_good_api_key_learns_nothing(self, create: Create, client: TestClient) -> None:
+    def test_a_wrong_api_key_gets_no_replay(self, create: Create, client: TestClient) -> None:
         create()
         client.headers["Authorization"] = "Bearer wrong"
         answer = create()
@@ -179,13 +181,13 @@ class TestAnotherRequest:
 
 
 class TestWhatWasRefused:
-    def test_is_not_remembered_so_it_can_be_mended_under_the_same_key(self, create: Create, sessions: Sessions) -> None:
+    def test_a_refused_request_frees_its_key(self, create: Create, sessions: Sessions) -> None:
         assert create(training_file="file-none").status_code == 404
         assert create(seed=-1).status_code == 400
         assert count(sessions, IdempotencyKey) == 0
         assert create().status_code == 200
 
-    def test_by_a_failure_of_ours_is_not_remembered(
+    def test_a_failed_request_frees_its_key(
         self, create: Create, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as broken:
@@ -195,7 +197,7 @@ class TestWhatWasRefused:
         assert create().status_code == 200
         assert count(sessions) == 1
 
-    def test_when_the_answer_could_not_be_kept_leaves_no_job(
+    def test_a_response_that_is_not_stored_leaves_no_job(
         self, create: Create, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Job and key are one transaction: there is no crash that leaves one without the other."""

@@ -23,7 +23,7 @@ from tests.stack import open_directory
 
 
 class TestPostgresDown:
-    def test_is_a_503_everywhere_and_over_as_soon_as_it_is_back(self, redis_url: str, tmp_path: Path) -> None:
+    def test_requests_are_503_until_the_database_is_back(self, redis_url: str, tmp_path: Path) -> None:
         with open_directory() as directory:
             server = LocalPostgres(directory / "pg", throwaway=True)
             try:
@@ -98,7 +98,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class TestAFullDisk:
-    def test_is_a_507_leaves_nothing_and_takes_the_next_file_that_fits(
+    def test_a_full_disk_is_a_507_and_the_next_file_that_fits_is_stored(
         self, settings: Settings, small_disk: Path, api_key: str
     ) -> None:
         settings = settings.model_copy(update={"data_dir": small_disk})

@@ -168,7 +168,7 @@ class TestSmuggling:
             b"X: a\r\n b\r\nContent-Length: 5",
         ],
     )
-    def test_by_an_ambiguous_head_is_refused(self, target: Target, head: bytes) -> None:
+    def test_smuggling_by_an_ambiguous_head_is_refused(self, target: Target, head: bytes) -> None:
         sent = b"POST /v1/files HTTP/1.1\r\nHost: test\r\n" + head + b"\r\n\r\n" + LAST_CHUNK + SMUGGLED
         assert status(target.answer(sent)) in (400, 501)
         assert "/smuggled" not in target.paths()
@@ -183,38 +183,38 @@ class TestSmuggling:
         ],
         ids=["chunks of HTTP/1.0", "no host", "HTTP/0.9", "a tunnel"],
     )
-    def test_by_another_protocol_is_refused(self, target: Target, head: bytes) -> None:
+    def test_smuggling_by_another_protocol_is_refused(self, target: Target, head: bytes) -> None:
         answer = target.answer(head + LAST_CHUNK + SMUGGLED)
         assert re.match(rb"HTTP/1\.1 40[05] |\{\"error\"", answer)
         assert "/smuggled" not in target.paths()
 
-    def test_by_broken_chunks_is_refused(self, target: Target) -> None:
+    def test_smuggling_by_broken_chunks_is_refused(self, target: Target) -> None:
         head = target.head("POST /v1/fine_tuning/jobs", "Transfer-Encoding: chunked")
         for sent in ((head + b"1\r\n{\r\n", b"no length\r\n"), (head + b"1\r\n{\r\nno length\r\n" + SMUGGLED,)):
             assert status(target.answer(*sent)) in (400, 502)
         assert "/smuggled" not in target.paths()
 
-    def test_behind_an_upgrade_is_refused(self, targets: dict[str, Target]) -> None:
+    def test_smuggling_behind_an_upgrade_is_refused(self, targets: dict[str, Target]) -> None:
         loopback = targets["loopback"]
         upgrade = ("Connection: Upgrade", "Upgrade: h2c", "Content-Length: 1")
         assert status(loopback.answer(loopback.head("POST /v1/fine_tuning/jobs", *upgrade) + b"{" + SMUGGLED)) == 400
         assert "/smuggled" not in loopback.paths()
 
-    def test_is_no_pipeline_whose_requests_have_an_answer_each(self, target: Target) -> None:
+    def test_each_request_of_a_pipeline_is_answered(self, target: Target) -> None:
         requests = target.head("GET /healthz") * 4 + target.head("GET /healthz", "Connection: close")
         assert target.answer(requests).count(b"HTTP/1.1 200") == 5
 
-    def test_is_no_absolute_target(self, target: Target) -> None:
+    def test_an_absolute_target_is_accepted(self, target: Target) -> None:
         assert status(target.answer(target.head("GET http://test/v1/models", "Connection: close"))) == 200
 
 
 class TestSlowClients:
-    def test_without_a_request_are_disconnected(self, target: Target) -> None:
+    def test_an_idle_connection_is_closed(self, target: Target) -> None:
         with closing(target.connect()) as connection:
             connection.sendall(target.head("GET /healthz"))
             assert status(_until_closed(connection)) == 200  # by TUNERY_KEEP_ALIVE_SECONDS, or the proxy's timeout
 
-    def test_with_slow_headers_are_disconnected_by_the_proxy(self, proxy: Target) -> None:
+    def test_the_proxy_disconnects_clients_with_slow_headers(self, proxy: Target) -> None:
         for sent in (b"", b"GET /healthz HTTP/1.1\r\nX-Slow: "):
             assert proxy.answer(sent, drip=b"a" if sent else b"").partition(b"\r\n")[0] in (b"", b"HTTP/1.1 408 ")
 
@@ -227,26 +227,26 @@ class TestSlowClients:
         ],
         ids=["silent", "dripping", "dripping chunks"],
     )
-    def test_with_slow_bodies_get_a_408(self, target: Target, kind: str, begin: bytes, drip: bytes) -> None:
+    def test_a_slow_body_is_a_408(self, target: Target, kind: str, begin: bytes, drip: bytes) -> None:
         answer = target.answer(target.head("POST /v1/fine_tuning/jobs", kind) + begin, drip=drip)
         assert status(answer) == 408
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
 
-    def test_that_announce_a_body_by_expect_get_a_408(self, target: Target) -> None:
+    def test_a_body_announced_by_expect_that_never_arrives_is_a_408(self, target: Target) -> None:
         answer = target.answer(target.head("POST /v1/fine_tuning/jobs", "Content-Length: 10", "Expect: 100-continue"))
         assert answer.startswith(b"HTTP/1.1 100")
         assert answer.count(b"HTTP/1.1 408") == 1
 
     @pytest.mark.parametrize("drip", [b"", b"x"])
-    def test_with_the_rest_of_a_body_that_is_not_read_get_their_answer(self, target: Target, drip: bytes) -> None:
+    def test_a_refusal_is_sent_although_the_body_is_incomplete(self, target: Target, drip: bytes) -> None:
         head = b"POST /v1/files HTTP/1.1\r\nHost: test\r\nContent-Length: 90000\r\n\r\n"
         assert status(target.answer(head, drip=drip)) == 401
 
-    def test_that_send_all_of_a_refused_body_can_read_the_answer(self, target: Target) -> None:
+    def test_a_client_that_sends_a_whole_refused_body_reads_the_answer(self, target: Target) -> None:
         head = b"POST /v1/files HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 4000000\r\n\r\n"
         assert status(target.answer(head + bytes(4_000_000))) == 401
 
-    def test_that_do_not_read_are_disconnected_by_the_proxy(self, proxy: Target) -> None:
+    def test_the_proxy_disconnects_clients_that_do_not_read(self, proxy: Target) -> None:
         path = f"/v1/files/{proxy.large_file}/content"
         with closing(socket.socket()) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
@@ -278,7 +278,7 @@ class TestSizes:
 
 
 class TestTheStart:
-    def test_beyond_loopback_is_refused_without_a_proxy(self, tmp_path: Path) -> None:
+    def test_a_start_beyond_loopback_is_refused_without_a_proxy(self, tmp_path: Path) -> None:
         environment = {"DATABASE_URL": "postgresql://me@127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1/0"}
         done = subprocess.run(
             [sys.executable, "-m", "app.serve", "--host", "0.0.0.0", "--port", free_port()],
@@ -289,10 +289,10 @@ class TestTheStart:
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-    def test_behind_a_proxy_is_accepted(self, settings: Settings, host: str) -> None:
+    def test_a_start_behind_a_proxy_is_accepted(self, settings: Settings, host: str) -> None:
         require_proxy(settings.model_copy(update={"behind_proxy": True}), host)
 
-    def test_with_another_parser_is_refused(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_start_with_another_parser_is_refused(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(main, "load_settings", lambda: settings)
         monkeypatch.setitem(sys.modules, main.H11_MODULE, main)
         with pytest.raises(SystemExit, match="--http httptools"):

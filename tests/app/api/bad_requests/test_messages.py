@@ -28,7 +28,7 @@ DEPTHS = {CREATE: 5, f"{CREATE}/plan": 1, f"{CREATE}/{{job_id}}/clone": 1}
 
 
 class TestEveryMessage:
-    def test_about_a_body_uses_json_terms(
+    def test_messages_about_bodies_use_json_terms(
         self, admin: TestClient, app: FastAPI, succeeded: Job, training_file: str, sampled: Sampled
     ) -> None:
         document, said = app.openapi(), set()
@@ -45,7 +45,7 @@ class TestEveryMessage:
         assert len(said) > (300 if sampled is list else 100)
         check(said)
 
-    def test_about_a_query_uses_json_terms(
+    def test_messages_about_queries_use_json_terms(
         self, admin: TestClient, app: FastAPI, succeeded: Job, sampled: Sampled
     ) -> None:
         said = set()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -59,7 +58,7 @@ def with_ids(path: str, job: Job) -> str:
 
 
 class TestAnUnknownParameter:
-    def test_is_refused_by_every_route(self, app: FastAPI, admin: TestClient) -> None:
+    def test_every_route_refuses_an_unknown_parameter(self, app: FastAPI, admin: TestClient) -> None:
         found = calls(app)
         assert len(found) >= 70
         for method, path in found:
@@ -71,14 +70,14 @@ class TestAnUnknownParameter:
                 assert '"zzz"' in error["message"]
 
     @pytest.mark.parametrize("prefix", ["/v1", "/openai", "/openai/v1"])
-    def test_is_named_with_what_was_probably_meant(self, client: TestClient, prefix: str) -> None:
+    def test_an_unknown_parameter_is_named_with_a_suggestion(self, client: TestClient, prefix: str) -> None:
         error = error_of(client.get(f"{prefix}/fine_tuning/jobs?statu=failed"))
         assert error["message"] == (
             'unknown query parameter "statu" (did you mean "status"?); known here: after, created_after, '
             "created_before, limit, metadata[key], order, order_by, search, status"
         )
 
-    def test_is_named_together_with_everything_else_that_is_wrong(self, client: TestClient) -> None:
+    def test_an_unknown_parameter_is_named_with_all_other_problems(self, client: TestClient) -> None:
         error = error_of(client.get("/v1/files?limit=abc&purpos=batch&order=foo&limt=1&after=a&after=b"))
         assert (error["param"], error["code"]) == ("purpos", "unknown_parameter")
         for part in ('"purpos" (did you mean "purpose"?)', '"limt" (did you mean "limit"?)', "after: given more"):
@@ -86,7 +85,7 @@ class TestAnUnknownParameter:
         for name in ("limit: ", "order: "):
             assert name in error["message"]
 
-    def test_of_a_route_without_parameters_is_a_400(self, client: TestClient) -> None:
+    def test_a_route_without_parameters_refuses_one(self, client: TestClient) -> None:
         assert error_of(client.get("/v1/models?limit=1"))["message"] == (
             'unknown query parameter "limit"; GET /v1/models takes none'
         )
@@ -104,12 +103,14 @@ class TestAnUnknownParameter:
             ("/v1/files/file-x/content?download=1", None),
         ],
     )  # fmt: skip
-    def test_in_brackets_or_of_a_stream_is_a_400_too(self, admin: TestClient, url: str, meant: str | None) -> None:
+    def test_unknown_parameters_in_brackets_and_of_streams_are_refused(
+        self, admin: TestClient, url: str, meant: str | None
+    ) -> None:
         error = error_of(admin.get(url))
         assert error["code"] == "unknown_parameter"
         assert (f'did you mean "{meant}"?' in error["message"]) == (meant is not None)
 
-    def test_changes_nothing(self, client: TestClient, sessions: Sessions, upload: Upload) -> None:
+    def test_a_refused_parameter_creates_nothing(self, client: TestClient, sessions: Sessions, upload: Upload) -> None:
         form = {"data": {"purpose": "fine-tune"}, "files": {"file": ("a.jsonl", b"{}")}}
         answer = client.post("/v1/files?purpose=batch", headers={"Idempotency-Key": "k"}, **form)
         assert error_of(answer)["param"] == "purpose"
@@ -117,30 +118,30 @@ class TestAnUnknownParameter:
             assert session.scalar(select(func.count()).select_from(File)) == 0
         assert upload().status_code == 200
 
-    def test_comes_after_the_key_and_the_scope(
+    def test_the_key_and_the_scope_are_checked_before_parameters(
         self, client: TestClient, app: FastAPI, sessions: Sessions, api_key: str
     ) -> None:
         answer = client.get(f"{JOBS}?zzz=1", headers={"Authorization": "Bearer wrong"})
         assert answer.status_code == 401
         assert client.get(f"{LOG}?zzz=1").status_code == 403
 
-    def test_of_an_unknown_url_is_a_404_still(self, client: TestClient) -> None:
+    def test_an_unknown_url_with_a_parameter_is_a_404(self, client: TestClient) -> None:
         answer = client.get("/v1/nothing?zzz=1")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
         assert client.patch(f"{JOBS}?zzz=1").status_code == 405
 
-    def test_is_ignored_where_no_key_is_needed(self, client: TestClient) -> None:
+    def test_paths_without_a_key_ignore_unknown_parameters(self, client: TestClient) -> None:
         for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
             assert client.get(f"{path}?zzz=1").status_code in (200, 503)
 
-    def test_of_any_length_and_number_is_answered_shortly(self, client: TestClient) -> None:
+    def test_many_and_long_unknown_parameters_get_a_short_message(self, client: TestClient) -> None:
         many = "&".join(f"{'x' * 100}{number}=1" for number in range(400))
         error = error_of(client.get(f"{JOBS}?{many}"))
         assert "and 390 more" in error["message"]
         assert len(error["message"]) < 2_000
         assert len(error_of(client.get(f"{JOBS}?{'s' * 40_000}=1"))["param"]) == 60
 
-    def test_without_a_value_or_a_name_is_one_too(self, client: TestClient) -> None:
+    def test_an_unknown_parameter_without_value_or_name_is_refused(self, client: TestClient) -> None:
         for query in ("zzz", "zzz=", "=1", f"{quote('größe')}=1"):
             assert error_of(client.get(f"{JOBS}?{query}"))["code"] == "unknown_parameter"
         for query in ("", "&", "&&"):
@@ -162,7 +163,7 @@ def test_every_name_but_the_known_ones_is_refused(name: str) -> None:
 
 
 class TestAKnownParameter:
-    def test_of_azure_is_accepted_by_every_route(self, app: FastAPI, admin: TestClient) -> None:
+    def test_every_route_accepts_the_api_version_of_azure(self, app: FastAPI, admin: TestClient) -> None:
         for method, path in calls(app):
             if "stream" in path and "{" not in path and path.startswith("/v1/events"):
                 continue  # without an end
@@ -179,12 +180,12 @@ class TestAKnownParameter:
             (f"{JOBS}/ftjob-x?wait=0&wait=1", "wait"),
         ],
     )
-    def test_that_is_given_twice_is_refused(self, client: TestClient, url: str, param: str) -> None:
+    def test_a_parameter_given_twice_is_refused(self, client: TestClient, url: str, param: str) -> None:
         error = error_of(client.get(url))
         assert error["param"] == param
         assert "once" in error["message"]
 
-    def test_with_a_choice_refuses_every_other_value_and_names_the_allowed(
+    def test_a_parameter_with_choices_refuses_other_values(
         self, app: FastAPI, admin: TestClient, succeeded: Job
     ) -> None:
         seen = set()
@@ -209,13 +210,13 @@ class TestAKnownParameter:
         assert error_of(client.get(f"{JOBS}/{succeeded.id}?{query}"))["param"] == "wait"
 
     @pytest.mark.parametrize("value", ["maybe", "", "2", "null"])
-    def test_that_is_true_or_false_is_nothing_else(self, admin: TestClient, value: str) -> None:
+    def test_a_boolean_parameter_refuses_other_values(self, admin: TestClient, value: str) -> None:
         url = f"/v1/organization/projects?include_archived={value}"
         assert error_of(admin.get(url))["param"] == "include_archived"
 
 
 class TestTheOfficialClient:
-    def test_sends_no_parameter_that_is_unknown(
+    def test_the_official_client_sends_no_unknown_parameter(
         self, app: FastAPI, admin: TestClient, subtests: pytest.Subtests
     ) -> None:
         sent = known_requests(app.openapi())
@@ -232,7 +233,9 @@ class TestTheOfficialClient:
 
 
 class TestABodyThatACallDoesNotTake:
-    def test_is_refused_where_it_names_something(self, app: FastAPI, admin: TestClient, succeeded: Job) -> None:
+    def test_a_body_of_a_call_without_one_is_refused_if_it_has_keys(
+        self, app: FastAPI, admin: TestClient, succeeded: Job
+    ) -> None:
         found = []
         for path, item in app.openapi()["paths"].items():
             if "post" not in item or "requestBody" in item["post"]:
@@ -244,7 +247,9 @@ class TestABodyThatACallDoesNotTake:
             found.append(path)
         assert {f"{JOBS}/{{job_id}}/cancel", "/v1/files/{file_id}/validate"} <= set(found)
 
-    @pytest.mark.parametrize("content", [b"", b"{}", b"null", json.dumps([]).encode()])
-    def test_is_not_looked_at_where_it_names_nothing(self, client: TestClient, succeeded: Job, content: bytes) -> None:
+    @pytest.mark.parametrize("content", [b"", b"{}", b"null", b"[]", b"rubbish", b"\xff"])
+    def test_a_body_of_a_call_without_one_is_ignored_if_it_has_no_keys(
+        self, client: TestClient, succeeded: Job, content: bytes
+    ) -> None:
         answer = client.post(f"{JOBS}/{succeeded.id}/cancel", content=content)
         assert answer.json()["error"]["code"] == "invalid_job_state"

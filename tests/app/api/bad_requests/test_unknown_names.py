@@ -38,7 +38,7 @@ def test_the_similar_name_is_suggested(
     assert meant is None or f'(did you mean "{meant}"?)' in error["message"]
 
 
-def test_of_a_form_too(upload: Upload) -> None:
+def test_the_similar_name_of_a_form_field_is_suggested(upload: Upload) -> None:
     assert '(did you mean "purpose"?)' in upload(purpos="evals").json()["error"]["message"]
 
 

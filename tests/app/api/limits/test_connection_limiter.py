@@ -89,7 +89,7 @@ class TestConnectionPermit:
 
         asyncio.run(take_two())
 
-    def test_is_released_once(self) -> None:
+    def test_a_permit_is_released_once(self) -> None:
         async def take_one() -> None:
             free = FairLimiter(1)
             permit = ConnectionPermit(free)

@@ -46,7 +46,7 @@ class TestRequestsPerSecond:
         assert 0 < int(second.headers["retry-after-ms"]) <= 1000
         assert "x-should-retry" not in second.headers
 
-    def test_are_in_the_headers_of_every_response(self, client: TestClient, sessions: Sessions) -> None:
+    def test_every_response_has_the_rate_limit_in_its_headers(self, client: TestClient, sessions: Sessions) -> None:
         limit(sessions, max_requests_per_second=1000)
         for path in ("/v1/files", f"{JOBS}/ftjob-none", "/v1/files?limit=no"):
             answer = client.get(path)
@@ -55,7 +55,7 @@ class TestRequestsPerSecond:
             assert answer.headers["x-ratelimit-reset-requests"].endswith("ms")
             assert len(answer.headers.get_list("x-ratelimit-limit-requests")) == 1
 
-    def test_of_another_project_are_its_own(
+    def test_projects_have_rate_limits_of_their_own(
         self, client: TestClient, sessions: Sessions, foreign_headers: dict[str, str]
     ) -> None:
         limit(sessions, max_requests_per_second=1)
@@ -170,7 +170,7 @@ def usage(client: TestClient) -> tuple[float, float]:
 
 
 class TestGpuSeconds:
-    def test_are_the_attempts_times_their_gpus_within_the_month(
+    def test_gpu_seconds_are_attempts_times_their_gpus_within_the_month(
         self, client: TestClient, sessions: Sessions, running: Job, project: Project
     ) -> None:
         month = func.date_trunc("month", func.clock_timestamp(), "UTC")
@@ -182,7 +182,7 @@ class TestGpuSeconds:
             )  # fmt: skip
         assert usage(client) == (60, 0)
 
-    def test_of_the_month_before_are_forgotten_and_validation_never_counts(
+    def test_gpu_seconds_exclude_earlier_months_and_validation(
         self, client: TestClient, sessions: Sessions, running: Job
     ) -> None:
         month = func.date_trunc("month", func.clock_timestamp(), "UTC")

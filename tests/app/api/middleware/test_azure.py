@@ -21,7 +21,9 @@ def bare(app: FastAPI) -> Iterator[TestClient]:
 
 class TestAzuresNames:
     @pytest.mark.parametrize("prefix", ["/openai", "/openai/v1", "/v1"])
-    def test_are_the_same_calls_with_the_same_key(self, bare: TestClient, api_key: str, prefix: str) -> None:
+    def test_azure_paths_and_its_key_header_reach_the_same_call(
+        self, bare: TestClient, api_key: str, prefix: str
+    ) -> None:
         answer = bare.get(f"{prefix}/files?api-version=2024-10-21", headers={"api-key": api_key})
         assert answer.status_code == 200
         assert answer.json()["object"] == "list"
@@ -47,7 +49,7 @@ class TestAzuresNames:
 
 class TestATrainingType:
     @pytest.mark.parametrize("kind", ["Standard", "GlobalStandard", "globalStandard", "developerTier", 1])
-    def test_of_azure_is_taken_and_the_job_says_that_it_has_no_effect(
+    def test_a_training_type_of_azure_is_accepted_with_a_warning_event(
         self, client: TestClient, base_model: str, training_file: str, kind: str | int
     ) -> None:
         body = {"model": base_model, "training_file": training_file, "trainingType": kind}
@@ -57,7 +59,7 @@ class TestATrainingType:
         assert f"trainingType {as_json(kind)} was ignored" in events[0]["message"]
 
     @pytest.mark.parametrize("kind", ["hourly", "", "1", 0, 2, 1.0, True, {}])
-    def test_that_does_not_exist_is_refused(
+    def test_an_unknown_training_type_is_refused(
         self, client: TestClient, base_model: str, upload: Upload, kind: object
     ) -> None:
         body = {"model": base_model, "training_file": upload().json()["id"], "trainingType": kind}
@@ -65,6 +67,6 @@ class TestATrainingType:
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "trainingType"
 
-    def test_is_among_the_parameters_that_an_unknown_one_lists(self, client: TestClient) -> None:
+    def test_training_type_is_listed_as_a_known_parameter(self, client: TestClient) -> None:
         error = client.post("/v1/fine_tuning/jobs", json={"traningType": "standard"}).json()["error"]
         assert "trainingType" in error["message"]

@@ -137,7 +137,9 @@ def send(served: Served, request_id: str, method: str, path: str, **how: Any) ->
 
 class TestEveryRoute:
     @pytest.mark.parametrize(("method", "route"), [each for each in ROUTES if each[1] not in STREAMED])
-    def test_has_one_line_for_a_request(self, served: Served, request_id: str, method: str, route: str) -> None:
+    def test_every_route_logs_one_line_for_a_request(
+        self, served: Served, request_id: str, method: str, route: str
+    ) -> None:
         path = re.sub(r"\{\w+\}", "some-id", route)
         answer = send(served, request_id, method, path)
         line = served.line(request_id)
@@ -150,7 +152,7 @@ class TestEveryRoute:
         assert (line["key_id"], line["project_id"]) == ((served.key_id, served.project_id) if has_key else (None, None))
 
     @pytest.mark.parametrize("route", STREAMED)
-    def test_that_streams_has_it_at_the_end_of_the_stream(self, served: Served, request_id: str, route: str) -> None:
+    def test_a_stream_logs_its_line_when_it_ends(self, served: Served, request_id: str, route: str) -> None:
         headers = served.headers | {"X-Request-Id": request_id}
         url = served.server.root + route.format(job_id=served.job_id)
         with httpx2.stream("GET", url, headers=headers, trust_env=False) as answer:
@@ -163,7 +165,7 @@ class TestEveryRoute:
 
 
 class TestARequest:
-    def test_with_a_body_has_its_size(self, served: Served, request_id: str) -> None:
+    def test_the_line_has_the_size_of_the_body(self, served: Served, request_id: str) -> None:
         send(served, request_id, "POST", "/v1/fine_tuning/jobs", content=b"{" + b" " * 98 + b"}")
         assert served.line(request_id)["bytes_in"] == 100
 
@@ -184,13 +186,13 @@ class TestARequest:
             ("GET", "/v1/files?after=%00", {}, 400),
         ],
     )
-    def test_that_is_refused_has_it(
+    def test_a_refused_request_logs_its_status(
         self, served: Served, request_id: str, method: str, path: str, headers: dict[str, str], status: int
     ) -> None:
         assert send(served, request_id, method, path, headers=headers).status_code == status
         assert served.line(request_id)["status"] == status
 
-    def test_that_is_too_large_has_it(self, served: Served, request_id: str) -> None:
+    def test_a_request_that_is_too_large_logs_a_413(self, served: Served, request_id: str) -> None:
         answer = send(served, request_id, "POST", "/v1/fine_tuning/jobs", content=b" " * (2 << 20))
         assert answer.status_code == served.line(request_id)["status"] == 413
 
@@ -207,7 +209,9 @@ class TestAClientThatLeaves:
             ("GET /v1/fine_tuning/jobs/{job}?wait=30 HTTP/1.1\r\nIf-None-Match: {etag}", ""),
         ],
     )
-    def test_is_named_in_the_line(self, served: Served, request_id: str, line: str, body: str) -> None:
+    def test_a_client_that_disconnects_is_logged_as_499(
+        self, served: Served, request_id: str, line: str, body: str
+    ) -> None:
         etag = send(served, "etag-of-job", "GET", f"/v1/fine_tuning/jobs/{served.job_id}").headers["etag"]
         head = f"{line.format(job=served.job_id, etag=etag)}\r\nHost: x\r\nX-Request-Id: {request_id}\r\n"
         head += f"Authorization: Bearer {served.key}\r\n\r\n"
@@ -236,25 +240,25 @@ class TestSecrets:
         ],
     )
     @pytest.mark.parametrize("has_good_key", [True, False])
-    def test_in_a_url_are_in_no_line(self, served: Served, request_id: str, path: str, has_good_key: bool) -> None:
+    def test_a_key_in_a_url_is_not_logged(self, served: Served, request_id: str, path: str, has_good_key: bool) -> None:
         how = {} if has_good_key else {"headers": {}}
         send(served, request_id, "GET", path.format(key=served.key), **how)
         served.line(request_id)
         assert served.key not in served.log.read_text()
 
-    def test_in_headers_and_bodies_are_in_no_line(self, served: Served, request_id: str) -> None:
+    def test_a_key_in_headers_and_bodies_is_not_logged(self, served: Served, request_id: str) -> None:
         headers = served.headers | dict.fromkeys(("X-Key", "User-Agent", "Cookie", "Idempotency-Key"), served.key)
         body = {"model": served.key, served.key: 1, "training_file": served.key}
         send(served, request_id, "POST", "/v1/fine_tuning/jobs", json=body, headers=headers)
         served.line(request_id)
         assert served.key not in served.log.read_text()
 
-    def test_as_a_method_are_in_no_line(self, served: Served, request_id: str) -> None:
+    def test_a_key_as_method_is_not_logged(self, served: Served, request_id: str) -> None:
         assert send(served, request_id, served.key, "/healthz").status_code == 400
         assert served.key not in served.log.read_text()
 
     @pytest.mark.parametrize("value", ["{key}", "Bearer {key}", "x-{key}"])
-    def test_as_a_request_id_are_replaced(self, served: Served, value: str) -> None:
+    def test_a_key_as_request_id_is_replaced(self, served: Served, value: str) -> None:
         answer = send(served, value.format(key=served.key), "GET", "/v1/files")
         assert answer.headers["x-request-id"].startswith("req_")
         served.line(answer.headers["x-request-id"])
@@ -277,7 +281,7 @@ class TestSecrets:
             (b"k" * 100 + b"=1", "***"),
         ],
     )
-    def test_are_masked_in_a_query_whose_names_stay(self, query: bytes, shown: str) -> None:
+    def test_values_of_a_query_are_masked_and_names_stay(self, query: bytes, shown: str) -> None:
         assert request_log.masked_query(query) == shown
 
 
@@ -295,25 +299,25 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 class TestAFault:
     """In a process of its own, as its log goes to standard error."""
 
-    def test_has_its_line_and_a_traceback_under_the_same_id(self, faults: list[dict[str, Any]]) -> None:
+    def test_a_fault_logs_its_line_and_a_traceback_with_the_same_id(self, faults: list[dict[str, Any]]) -> None:
         traceback, line = (each for each in faults if each.get("request_id") == "fails")
         assert (line["event"], line["status"], line["level"], line["outcome"]) == ("request", 500, "error", "completed")
         assert (traceback["event"], traceback["level"]) == ("request failed", "error")
         assert "in fail\n" in traceback["exception"]
         assert "ZeroDivisionError" in traceback["exception"]
 
-    def test_that_is_no_exception_is_answered_alike(self, faults: list[dict[str, Any]]) -> None:
+    def test_a_base_exception_is_a_500(self, faults: list[dict[str, Any]]) -> None:
         (answer,) = (each for each in faults if "panic" in each)
         assert (answer["panic"], set(answer["body"])) == (500, {"error"})
 
-    def test_in_the_middle_of_a_response_has_them_too(self, faults: list[dict[str, Any]]) -> None:
+    def test_a_fault_within_a_response_logs_an_aborted_request(self, faults: list[dict[str, Any]]) -> None:
         traceback, line = (each for each in faults if each.get("request_id") == "breaks")
         assert (line["event"], line["status"], line["level"], line["outcome"]) == ("request", 200, "error", "aborted")
         assert "ZeroDivisionError" in traceback["exception"]
 
 
 class TestTheLog:
-    def test_has_nothing_but_json_and_nothing_of_alembics_or_uvicorns_access_log(self, served: Served) -> None:
+    def test_the_log_has_only_json_and_no_access_log_of_uvicorn(self, served: Served) -> None:
         send(served, "ready", "GET", "/readyz")
         assert not [line for line in served.all_lines() if re.search('alembic|Context impl|HTTP/1.1"', str(line))]
         assert "Application startup complete." in {line["event"] for line in served.all_lines()}

@@ -62,46 +62,44 @@ def values_of(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestTheDocument:
-    def test_is_the_one_that_was_reviewed(self, document: dict[str, Any]) -> None:
+    def test_the_document_equals_the_reviewed_snapshot(self, document: dict[str, Any]) -> None:
         reviewed = document | {"info": document["info"] | {"version": "any"}}
         text = compact(without_examples(reviewed), levels=3) + "\n"
         if os.environ.get("TUNERY_WRITE_SNAPSHOTS"):
             SNAPSHOT.write_text(text, encoding="utf-8")
         assert text == SNAPSHOT.read_text(encoding="utf-8"), "the API changed: see this file's first line"
 
-    def test_has_an_example_for_every_answer_and_every_body(self, document: dict[str, Any]) -> None:
+    def test_every_response_and_body_has_an_example(self, document: dict[str, Any]) -> None:
         for name, operation in operations(document):
             for body in (operation["responses"]["200"], operation.get("requestBody", {"content": {}})):
                 assert all("example" in content for content in body["content"].values()), name
 
-    def test_knows_no_422_and_no_detail(self, document: dict[str, Any]) -> None:
+    def test_the_document_has_no_422_and_no_detail(self, document: dict[str, Any]) -> None:
         assert "422" not in {status for _, operation in operations(document) for status in operation["responses"]}
         assert "ValidationError" not in json.dumps(document)
         assert '"detail"' not in json.dumps({name: o for name, o in operations(document) if "/v1" in name})
 
-    def test_asks_for_the_key_exactly_where_it_is_needed(self, document: dict[str, Any]) -> None:
+    def test_operations_under_v1_require_the_key(self, document: dict[str, Any]) -> None:
         for name, operation in operations(document):
             assert ("security" in operation) == ("/v1" in name)
 
-    def test_has_a_409_exactly_where_a_call_takes_an_idempotency_key(self, document: dict[str, Any]) -> None:
+    def test_operations_with_an_idempotency_key_document_409(self, document: dict[str, Any]) -> None:
         for name, operation in operations(document):
             takes_key = "Idempotency-Key" in {given["name"] for given in operation.get("parameters", ())}
             assert ("409" in operation["responses"]) == takes_key, name
 
-    def test_says_of_the_fields_of_a_clone_what_it_says_of_a_create_body_and_asks_for_none(
-        self, document: dict[str, Any]
-    ) -> None:
+    def test_a_clone_has_the_fields_of_a_create_body_and_requires_none(self, document: dict[str, Any]) -> None:
         create, clone = (document["components"]["schemas"][name] for name in ("CreateJob", "CloneJob"))
         assert values_of(clone) == values_of(create)
         assert all(values_of(clone).values())
         assert "required" not in clone
         assert clone["additionalProperties"] is False
 
-    def test_points_only_to_what_is_in_it(self, document: dict[str, Any]) -> None:
+    def test_every_reference_resolves(self, document: dict[str, Any]) -> None:
         for target in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
             assert target in document["components"]["schemas"]
 
-    def test_says_of_a_stream_what_each_of_its_events_is(self, document: dict[str, Any]) -> None:
+    def test_streams_have_an_item_schema(self, document: dict[str, Any]) -> None:
         """`schema` would be of an event, too, for a document of this version."""
         answers = [operation["responses"]["200"]["content"] for _, operation in operations(document)]
         streams = [content["text/event-stream"] for content in answers if "text/event-stream" in content]
@@ -109,7 +107,7 @@ class TestTheDocument:
         assert all("schema" not in stream for stream in streams)
         assert all(stream["itemSchema"]["properties"]["data"]["contentSchema"] for stream in streams)
 
-    def test_names_every_operation_once(self, document: dict[str, Any]) -> None:
+    def test_operation_ids_are_unique(self, document: dict[str, Any]) -> None:
         names = [operation["operationId"] for _, operation in operations(document)]
         assert len(names) == len(set(names))
 

@@ -33,7 +33,7 @@ def test_a_schema_is_described_in_a_few_words(schema: dict[str, Any], said: str)
 
 
 class TestFields:
-    def test_of_inner_objects_come_after_the_field_that_holds_them(self) -> None:
+    def test_fields_of_inner_objects_follow_their_field(self) -> None:
         document = {"components": {"schemas": {"Inner": {"properties": {"x": {}}}}}}
         schema = {
             "properties": {"one": {"$ref": "#/components/schemas/Inner"}, "many": {"type": "array", "items": INNER}}
@@ -41,7 +41,7 @@ class TestFields:
         paths = [row.path for row in schema_text.fields(schema, document)]
         assert paths == ["one", "one.x", "many", "many[].a", "many[].b", "many[].c", "many[].d"]
 
-    def test_that_were_listed_before_are_listed_once(self) -> None:
+    def test_an_object_is_described_once(self) -> None:
         more = {"properties": INNER["properties"] | {"e": {"type": "string"}}}
         schema = {"properties": {"first": INNER, "same": INNER, "outer": {"properties": {"more": more}}}}
         described = [(row.path, row.description) for row in schema_text.fields(schema, {})][5:]
@@ -50,7 +50,7 @@ class TestFields:
             ("outer.more.*", "As in `first`, and:"), ("outer.more.e", ""),
         ]  # fmt: skip
 
-    def test_are_listed_at_the_top_rather_than_deep_inside(self) -> None:
+    def test_a_simple_object_is_described_at_the_top_level(self) -> None:
         deep = {"properties": {"again": INNER}}
         paths = [row.path for row in schema_text.fields({"properties": {"deep": deep, "top": INNER}}, {})]
         assert paths == ["deep", "deep.again", "deep.again.*", "top", "top.a", "top.b", "top.c", "top.d"]

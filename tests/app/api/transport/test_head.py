@@ -31,7 +31,7 @@ def readable(app: FastAPI, job: Job) -> list[str]:
 
 
 class TestHead:
-    def test_has_the_status_and_the_headers_of_get_and_no_body(
+    def test_head_has_the_status_and_headers_of_get_and_no_body(
         self, client: TestClient, app: FastAPI, succeeded: Job
     ) -> None:
         statuses = set()
@@ -47,20 +47,20 @@ class TestHead:
             assert seen == expected, url
         assert {200, 404} <= statuses
 
-    def test_is_offered_wherever_get_is(self, client: TestClient, app: FastAPI) -> None:
+    def test_every_path_with_get_allows_head(self, client: TestClient, app: FastAPI) -> None:
         for path, item in app.openapi()["paths"].items():
             allowed = client.request("OPTIONS", re.sub(r"\{.*?\}", "nothere", path)).headers["allow"].split(", ")
             assert ("HEAD" in allowed) >= ("get" in item), path
             assert len(allowed) == len(set(allowed))
 
-    def test_of_a_path_without_get_is_a_405_that_names_the_methods(self, client: TestClient) -> None:
+    def test_head_of_a_path_without_get_is_a_405(self, client: TestClient) -> None:
         answer = client.head("/v1/fine_tuning/jobs/ftjob-x/cancel")
         assert (answer.status_code, answer.headers["allow"], answer.content) == (405, "POST", b"")
 
-    def test_needs_a_key_and_its_scope_as_get_does(self, app: FastAPI) -> None:
+    def test_head_requires_a_key(self, app: FastAPI) -> None:
         assert TestClient(app).head("/v1/files").status_code == 401
 
-    def test_changes_nothing_and_is_not_in_the_audit_log(
+    def test_head_writes_no_audit_entry(
         self, client: TestClient, app: FastAPI, sessions: Sessions, succeeded: Job
     ) -> None:
         def entries() -> int:
@@ -72,12 +72,12 @@ class TestHead:
             client.head(url)
         assert entries() == before
 
-    def test_of_a_job_is_a_304_with_its_etag(self, client: TestClient, succeeded: Job) -> None:
+    def test_head_of_an_unchanged_job_is_a_304(self, client: TestClient, succeeded: Job) -> None:
         url = f"/v1/fine_tuning/jobs/{succeeded.id}"
         etag = client.head(url).headers["etag"]
         assert client.head(url, headers={"If-None-Match": etag}).status_code == 304
 
-    def test_waits_as_get_does(self, client: TestClient, succeeded: Job) -> None:
+    def test_head_waits_as_get_does(self, client: TestClient, succeeded: Job) -> None:
         """Of a job that is over, who does not have it already is answered at once."""
         answer = client.head(f"/v1/fine_tuning/jobs/{succeeded.id}?wait=60")
         assert (answer.status_code, answer.content) == (200, b"")
@@ -85,7 +85,7 @@ class TestHead:
         waited = client.head(f"/v1/fine_tuning/jobs/{succeeded.id}?wait=0.05", headers={"If-None-Match": etag})
         assert waited.status_code == 304
 
-    def test_ignores_a_range(self, client: TestClient, succeeded: Job) -> None:
+    def test_head_ignores_a_range(self, client: TestClient, succeeded: Job) -> None:
         """RFC 9110, 14.2: a Range counts with GET only."""
         url = f"/v1/files/{succeeded.training_file_id}/content"
         for asked in ("bytes=0-1", "bytes=99999999-"):
@@ -93,7 +93,7 @@ class TestHead:
             assert answer.status_code == 200
             assert "content-range" not in answer.headers
 
-    def test_of_a_stream_ends_with_its_headers(
+    def test_head_of_a_stream_ends_with_its_headers(
         self, live_server: LiveServer, api_key: str, sessions: Sessions, succeeded: Job
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"}
@@ -106,7 +106,7 @@ class TestHead:
                         assert head.headers[name] == get.headers[name]
                 assert head.status_code == get.status_code == 200
 
-    def test_leaves_the_connection_usable(self, live_server: LiveServer, api_key: str) -> None:
+    def test_the_connection_is_usable_after_head(self, live_server: LiveServer, api_key: str) -> None:
         """No byte of a body: the next answer on the same connection begins where the first one's headers end."""
         request = "{} /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{}\r\n"
         with socket.create_connection((live_server.host, live_server.port), timeout=10) as connection:
