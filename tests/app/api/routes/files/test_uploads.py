@@ -297,7 +297,7 @@ class TestTheEnd:
     ) -> None:
         upload_id = begin(5, purpose="batch")["id"]
         path, part_id = f"/v1/uploads/{upload_id}", add(upload_id, b"12345").json()["id"]
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "part": lambda: add(upload_id, b"12345"),
             "content": lambda: client.put(f"{path}/content", content=b"12345"),
             "cancelled": lambda: client.post(f"{path}/cancel"),
