@@ -115,10 +115,6 @@ class TestCreate:
         assert error["param"] == "hyperparameters.early_stopping"
         assert "validation_file" in error["message"]
 
-    def test_hyperparameters_are_read_from_the_older_place(self, create: Any) -> None:
-        body = create(hyperparameters={"n_epochs": 3, "batch_size": "auto"}).json()
-        assert body["hyperparameters"]["n_epochs"] == 3
-
     def test_a_dpo_method_is_shown_in_openais_shape(self, create: Any, client: TestClient) -> None:
         body = create(method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}}).json()
         JobBody.model_validate(body)
@@ -250,20 +246,9 @@ class TestBadInput:
         answer = client.post("/v1/fine_tuning/jobs", content=b'{"suffix": "' + b"x" * (1 << 20) + b'"}')
         assert answer.status_code == 413
 
-    def test_an_unknown_model_is_not_found(self, create: Any, sessions: Sessions) -> None:
-        answer = create(model="gpt-4o")
-        assert answer.status_code == 404
-        assert answer.json()["error"]["param"] == "model"
-        assert jobs_in(sessions) == 0
-
     def test_an_unknown_or_deleted_file_is_not_found(self, create: Any, client: TestClient, training_file: str) -> None:
         answer = create(validation_file="file-none")
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "validation_file")
         client.delete(f"/v1/files/{training_file}")
         answer = create()
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "training_file")
-
-    def test_a_file_of_another_purpose_is_refused(self, create: Any, upload: Upload) -> None:
-        file_id = upload(purpose="batch").json()["id"]
-        for field in ("training_file", "validation_file"):
-            assert error_of(create(**{field: file_id}))["param"] == field
