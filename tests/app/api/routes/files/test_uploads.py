@@ -84,10 +84,8 @@ class TestBegin:
     @pytest.mark.parametrize(
         ("fields", "param"),
         [
-            ({"bytes": -1}, "bytes"),
             ({"bytes": (8 << 30) + 1}, "bytes"),
             ({"bytes": 10**30}, None),
-            ({"purpose": "fine-tune-results"}, "purpose"),
             ({"filename": "a\x00b"}, "filename"),
             ({"expires_after": {"anchor": "created_at", "seconds": 10}}, "expires_after.seconds"),
             ({"part_size": 5}, "part_size"),

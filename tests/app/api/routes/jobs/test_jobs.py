@@ -110,16 +110,6 @@ class TestCancel:
         with pytest.raises(FencedError), transaction(sessions) as session:
             leases.renew(session, Job, lease_of(job), 60)
 
-    def test_a_finished_job_is_not_cancelled(
-        self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
-    ) -> None:
-        with transaction(sessions) as session:
-            failed = make_failed_job(session, storage, project)
-        for job in (succeeded, failed):
-            error = error_of(client.post(f"{JOBS}/{job.id}/cancel"))
-            assert error["code"] == "invalid_job_state"
-            assert job.state in error["message"]
-
 
 class TestPauseAndResume:
     def test_a_queued_job_pauses_at_once_and_queues_again(
