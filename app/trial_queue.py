@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -84,7 +85,6 @@ class TrialQueue:
 
     def __init__(self, redis_url: str) -> None:
         self._url = as_redis_py(redis_url)
-        self._client: aredis.Redis | None = None
 
     async def ask(self, question: TrialQuestion, base_model: str) -> bool:
         """Claim a free slot whose host has the base model, and send the question there; False if there is none.
@@ -92,7 +92,7 @@ class TrialQueue:
         A project that was refused in the last TURN_SECONDS, and whose last answer is older than that of this project,
         comes first: as many free slots as there are such projects are left to them.
         """
-        client, project = self._connected(), question.project_id
+        client, project = self._client, question.project_id
         keys = [key async for key in client.scan_iter(match=f"{PREFIX}:idle:*", count=1_000)]
         slots = {key: json.loads(await client.get(key) or "[]") for key in keys}
         free = [key for key, models in slots.items() if base_model in models]
@@ -118,37 +118,37 @@ class TrialQueue:
 
     async def next_record(self, id: str, timeout_seconds: float) -> TrialRecord | None:
         """The next record of an answer; None after the timeout."""
-        found = await self._connected().blpop([f"{PREFIX}:answer:{id}"], timeout=timeout_seconds)
+        found = await self._client.blpop([f"{PREFIX}:answer:{id}"], timeout=timeout_seconds)
         return None if found is None else TrialRecord.model_validate_json(found[1])
 
     async def give_up(self, id: str) -> None:
-        await self._connected().set(f"{PREFIX}:gone:{id}", "1", ex=ANSWER_TTL_SECONDS)
+        await self._client.set(f"{PREFIX}:gone:{id}", "1", ex=ANSWER_TTL_SECONDS)
 
     async def close(self) -> None:
-        if self._client is not None:
+        if "_client" in self.__dict__:
             await self._client.aclose()
 
     async def _projects_before(self, project: str, models: Collection[str], now: float) -> int:
         """The number of projects that were refused one of these models, and whose turn comes before this project's."""
-        client: Any = self._connected()
+        client: Any = self._client
         await client.zremrangebyscore(REFUSED, "-inf", now - TURN_SECONDS)
         refused = [member.split(" ", 1) for member in await client.zrange(REFUSED, 0, -1)]
         answered = dict(await client.zrange(ANSWERED, 0, -1, withscores=True))
         others = {other for other, model in refused if model in models and other != project}
         return sum(answered.get(other, 0.0) < answered.get(project, 0.0) for other in others)
 
-    def _connected(self) -> aredis.Redis:
-        if self._client is None:  # in the event loop that uses it
-            pool = BlockingConnectionPool.from_url(
-                self._url,
-                max_connections=MAX_CONNECTIONS,
-                timeout=SOCKET_TIMEOUT_SECONDS,
-                socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-                socket_timeout=SILENCE_SECONDS + SOCKET_TIMEOUT_SECONDS,
-                decode_responses=True,
-            )
-            self._client = aredis.Redis.from_pool(pool)
-        return self._client
+    @cached_property
+    def _client(self) -> aredis.Redis:
+        """Made in the event loop that uses it."""
+        pool = BlockingConnectionPool.from_url(
+            self._url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_timeout=SILENCE_SECONDS + SOCKET_TIMEOUT_SECONDS,
+            decode_responses=True,
+        )
+        return aredis.Redis.from_pool(pool)
 
 
 def as_redis_py(url: str) -> str:

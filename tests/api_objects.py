@@ -24,6 +24,10 @@ def error_of(answer: Response) -> dict[str, Any]:
     return dict(answer.json()["error"])
 
 
+def param_of(answer: Response) -> str:
+    return str(error_of(answer)["param"])
+
+
 JOBS = "/v1/fine_tuning/jobs"
 NEW_JOB = response(f"POST {JOBS}")
 FINISHED_JOB = response(f"GET {JOBS}/{{job_id}}")

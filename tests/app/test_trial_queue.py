@@ -76,7 +76,7 @@ def test_a_turn_that_is_not_taken_expires(settings: Settings, offer: Offer, monk
 
 
 def test_a_record_may_take_longer_than_the_librarys_timeout(settings: Settings) -> None:
-    timeouts = TrialQueue(settings.redis_url)._connected().connection_pool.connection_kwargs
+    timeouts = TrialQueue(settings.redis_url)._client.connection_pool.connection_kwargs
     assert timeouts["socket_timeout"] > SILENCE_SECONDS
 
 

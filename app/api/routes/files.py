@@ -21,10 +21,12 @@ from app.api.transport.json_body import NO_BODY, JsonBody
 from app.api.transport.pagination import list_page, paged
 from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limit_body, read_form
 from app.db.engine import transaction
+from app.db.files import delete
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json
 from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.errors import BadRequest
+from app.services import resources
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets import profile
 from app.services.datasets.check_process import CheckProcess
@@ -96,14 +98,15 @@ def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
 @router.post("/{file_id}", response_model=FileBody, summary="Change a file")
 def update_file(file_id: str, body: JsonBody[UpdateFile], caller: CallerDep, session: SessionDep) -> Any:
     """Set where an imported file comes from; null removes it. Jobs that are created later on the file show it, too."""
-    return files.set_origin(session, caller.project_id, file_id, body.origin)
+    file = files.get(session, caller.project_id, file_id)
+    return resources.store(session, file, origin=body.origin and body.origin.model_dump(exclude_none=True))
 
 
 @router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")
 def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """The file disappears at once; its bytes are kept until no unfinished job needs them."""
-    file = files.delete(session, caller.project_id, file_id)
-    return deleted(FileBody, file.id)
+    delete(session, files.get(session, caller.project_id, file_id))
+    return deleted(FileBody, file_id)
 
 
 @router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=responses.CONTENT)

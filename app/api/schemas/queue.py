@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, AliasPath, BeforeValidator, Field
 
 from app.api.schemas.common import Body, UnixTime
-from app.db.tables import Evaluation, Worker
+from app.db.tables import Worker
 from app.services.queue import public_worker_id
 
 WorkerId = Annotated[str, BeforeValidator(public_worker_id)]
@@ -138,25 +138,25 @@ class WaitingBody(QueuedFields):
 class QueuedEvaluation(Body):
     id: str
     """The evaluation."""
-    fine_tuning_job_id: str
+    fine_tuning_job_id: str = Field(validation_alias="job_id")
     """The job whose adapter it evaluates."""
     project_id: str
     """The project of the job."""
-    model: str
+    model: str = Field(validation_alias="base_model")
     """The base model."""
-    status: Literal["queued", "running"]
+    status: Literal["queued", "running"] = Field(validation_alias="state")
     """`running`, or `queued`."""
-    worker_id: str | None
+    worker_id: WorkerId | None = Field(validation_alias="lease_owner")
     """The worker that runs it, as in `/v1/workers`; null: it waits."""
     created_at: UnixTime
     """Seconds since 1970."""
-    started_at: UnixTime | None
+    started_at: UnixTime | None = Field(validation_alias="attempt_started_at")
     """When this attempt started, in seconds since 1970; null: it waits."""
-    answers: int | None
+    answers: int | None = Field(None, validation_alias=AliasPath("progress", "answers"))
     """The answers so far, of base model and adapter together; null: not known yet."""
-    total_answers: int | None
+    total_answers: int | None = Field(None, validation_alias=AliasPath("progress", "total_answers"))
     """All answers that are generated; null: not known yet."""
-    estimated_seconds: float | None
+    estimated_seconds: float | None = Field(None, validation_alias=AliasPath("plan", "estimated_seconds"))
     """An upper estimate of the duration; null until it is known."""
 
 
@@ -176,25 +176,6 @@ class StandingBody(Body):
     """The maximum number of running jobs; null: no limit."""
 
 
-def _of_evaluation(row: Any) -> Any:
-    if not isinstance(row, Evaluation):
-        return row
-    progress = row.progress or {}
-    return {
-        "id": row.id,
-        "fine_tuning_job_id": row.job_id,
-        "project_id": row.project_id,
-        "model": row.base_model,
-        "status": row.state,
-        "worker_id": public_worker_id(row.lease_owner) if row.lease_owner else None,
-        "created_at": row.created_at,
-        "started_at": row.started_at if row.lease_owner else None,
-        "answers": progress.get("answers"),
-        "total_answers": progress.get("total_answers"),
-        "estimated_seconds": row.plan.get("estimated_seconds"),
-    }
-
-
 class QueueBody(Body):
     object: Literal["queue"] = "queue"
     workers: WorkerCounts
@@ -209,7 +190,7 @@ class QueueBody(Body):
     """Queued jobs of your project, for admin keys of all projects, in order."""
     has_more: bool
     """Whether more jobs wait than are shown: send a larger `limit`."""
-    evaluations: list[Annotated[QueuedEvaluation, BeforeValidator(_of_evaluation)]]
+    evaluations: list[QueuedEvaluation]
     """Unfinished evaluations of your project, for admin keys of all projects, running ones first; at most `limit`."""
     projects: list[StandingBody]
     """The usage of your project; for admin keys of all projects, the next in turn first."""

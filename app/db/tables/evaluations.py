@@ -56,6 +56,10 @@ class Evaluation(CheckpointWork, Base):
     results_file_id: Mapped[str | None]
     report_file_id: Mapped[str | None]
 
+    @property
+    def attempt_started_at(self) -> datetime | None:
+        return self.started_at if self.lease_owner else None
+
 
 class EvaluationAttempt(Base):
     """When a worker held an evaluation, for usage and fair share. A trigger on `evaluations` writes the end."""

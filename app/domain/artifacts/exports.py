@@ -47,9 +47,9 @@ class CreateExport(BaseModel):
 
     @property
     def kind(self) -> ExportKind:
-        if self.type != ExportType.GGUF:
-            return ExportKind(ExportType(self.type))
-        return ExportKind(ExportType.GGUF, Quantization(self.quantization or Quantization.Q8_0))
+        type = ExportType(self.type)
+        quantization = Quantization(self.quantization or Quantization.Q8_0) if type is ExportType.GGUF else None
+        return ExportKind(type, quantization)
 
 
 WAITING_FOR_WORKER = "waiting_for_worker"  # phase of a queued export while no running worker makes its type

@@ -24,7 +24,6 @@ from app.db.ids import new_id
 from app.db.tables import File
 from app.domain.datasets.jsonl import OTHER_FORMAT, Finding, read_lines
 from app.domain.error_text.json_text import unquoted
-from app.domain.files import FileOrigin
 from app.errors import BadRequest, InvalidDataset, NotFound, TooLarge, Unavailable
 from app.log import get_logger
 from app.services import resources
@@ -58,21 +57,6 @@ def page(session: Session, project_id: str, page: Page, is_ascending: bool, purp
     only = (File.is_available(), *((File.purpose == purpose,) if purpose is not None else ()))
     of_project = File.project_id == project_id
     return resources.page(session, File, *page, of_project, only=only, is_ascending=is_ascending)
-
-
-def set_origin(session: Session, project_id: str, file_id: str, origin: FileOrigin | None) -> File:
-    """Set where the file comes from; None removes it. Raises NotFound."""
-    file = get(session, project_id, file_id)
-    file.origin = origin.model_dump(exclude_none=True) if origin is not None else None
-    session.flush()
-    return file
-
-
-def delete(session: Session, project_id: str, file_id: str) -> File:
-    """Delete a file: it is invisible at once, and its content stays until no job needs it. Raises NotFound."""
-    file = get(session, project_id, file_id)
-    files.delete(session, file)
-    return file
 
 
 def open_content(storage: Storage, file: File) -> BinaryIO:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.db.fast_reads.pool import AsyncConnections
@@ -40,30 +40,22 @@ class JobEventBuffer:
         self._render = render
         self._job_id = job_id
         self._reading = asyncio.Lock()
-        self._kept = EventBatch([], 0, True, None)
-        self._is_empty = True
+        self._kept: EventBatch | None = None
         self._read_at = -1.0
 
     async def read_after(self, seq: int, notified_at: float) -> EventBatch:
         """The events above `seq`. Queries PostgreSQL unless a read began after `notified_at`. Raises Unavailable."""
         async with self._reading:
-            if self._is_empty:
-                self._kept, self._is_empty = EventBatch([], seq, True, None), False
-            first = self._kept.last_seq - len(self._kept.events)
-            if first <= seq <= self._kept.last_seq:
-                if seq == self._kept.last_seq and (self._kept.has_more or self._read_at < notified_at):
-                    await self._fetch_newer()
-                    first = self._kept.last_seq - len(self._kept.events)
-                kept = self._kept
-                return EventBatch(kept.events[seq - first :], kept.last_seq, kept.has_more, kept.final_state)
+            kept = self._kept or EventBatch([], seq, True, None)
+            if kept.last_seq - len(kept.events) <= seq <= kept.last_seq:
+                if seq == kept.last_seq and (kept.has_more or self._read_at < notified_at):
+                    began_at, new = asyncio.get_running_loop().time(), await self._fetch(seq)
+                    kept = replace(new, events=[*kept.events, *new.events][-MAX_KEPT_EVENTS:])
+                    self._read_at = began_at
+                self._kept = kept
+                first = kept.last_seq - len(kept.events)
+                return replace(kept, events=kept.events[seq - first :])
         return await self._fetch(seq)
-
-    async def _fetch_newer(self) -> None:
-        started_at = asyncio.get_running_loop().time()
-        new = await self._fetch(self._kept.last_seq)
-        events = [*self._kept.events, *new.events][-MAX_KEPT_EVENTS:]
-        self._kept = EventBatch(events, new.last_seq, new.has_more, new.final_state)
-        self._read_at = started_at
 
     async def _fetch(self, seq: int) -> EventBatch:
         rows = await reads.events_after(self._connections, self._job_id, seq)

@@ -273,7 +273,9 @@ class TrialProgram:
         if question.json_schema is not None:
             processors.append(JsonGuide(self._json_schemas.matcher(question.json_schema), len(tokens)))
         samples = question.temperature > 0
-        sampling = {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
+        sampling: dict[str, Any] = (
+            {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
+        )
         with without_packing(self._base), self._base.switch.on(adapter):
             continue_prompts(
                 self._base.model,

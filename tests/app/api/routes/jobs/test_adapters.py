@@ -47,13 +47,3 @@ class TestManifest:
         answer = client.get(f"{JOBS}/{succeeded.id}/adapter")
         assert answer.status_code == 404
         assert file_id in answer.json()["error"]["message"]
-
-
-class TestArchive:
-    def test_the_archive_has_the_digest_of_the_job(self, client: TestClient, succeeded: Job) -> None:
-        path = f"{JOBS}/{succeeded.id}/adapter/archive"
-        answer = client.get(path)
-        assert hashlib.sha256(answer.content).hexdigest() == succeeded.adapter_sha256
-        assert answer.headers["content-type"] == "application/x-tar"
-        assert answer.headers["etag"] == f'"sha256-{succeeded.adapter_sha256}"'
-        assert client.head(path).headers["content-length"] == str(succeeded.adapter_bytes)

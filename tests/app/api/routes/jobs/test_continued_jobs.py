@@ -70,18 +70,6 @@ class TestCreate:
         error = create(lora={"r": 8}).json()["error"]
         assert (error["param"], error["code"]) == ("lora.r", "conflicting_parameters")
 
-    def test_a_foreign_model_is_not_found(
-        self, client: TestClient, parent: Job, foreign_headers: dict[str, str], upload: Any
-    ) -> None:
-        theirs = client.post(
-            "/v1/files",
-            data={"purpose": "fine-tune"},
-            files={"file": ("train.jsonl", b'{"prompt": "a", "completion": "b"}\n' * 12)},
-            headers=foreign_headers,
-        ).json()["id"]
-        body = {"model": parent.fine_tuned_model, "training_file": theirs}
-        assert client.post("/v1/fine_tuning/jobs", json=body, headers=foreign_headers).status_code == 404
-
     def test_a_deleted_model_is_not_found(self, create: Any, client: TestClient, parent: Job) -> None:
         client.delete(f"/v1/models/{parent.fine_tuned_model}")
         assert create().status_code == 404

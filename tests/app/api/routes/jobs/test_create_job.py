@@ -115,10 +115,6 @@ class TestCreate:
         assert error["param"] == "hyperparameters.early_stopping"
         assert "validation_file" in error["message"]
 
-    def test_hyperparameters_are_read_from_the_older_place(self, create: Any) -> None:
-        body = create(hyperparameters={"n_epochs": 3, "batch_size": "auto"}).json()
-        assert body["hyperparameters"]["n_epochs"] == 3
-
     def test_a_dpo_method_is_shown_in_openais_shape(self, create: Any, client: TestClient) -> None:
         body = create(method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}}).json()
         JobBody.model_validate(body)
@@ -154,50 +150,24 @@ class TestCreate:
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("field", "value"),
-        [
-            ("model", None),
-            ("model", ""),
-            ("training_file", None),
-            ("training_file", ["a"]),
-            ("suffix", "x" * 65),
-            ("seed", -1),
-            ("seed", 2_147_483_648),
-            ("metadata", {str(n): "v" for n in range(17)}),
-            ("metadata", {"k" * 65: "v"}),
-            ("metadata", {"k": "v" * 513}),
-            ("priority", 101),
-            ("urgent", "yes"),
-            ("worker_labels", ["a b"]),
-        ],
-    )
-    def test_an_invalid_field_is_refused(self, create: Any, sessions: Sessions, field: str, value: Any) -> None:
-        error = error_of(create(**{field: value}))
-        assert error["param"].split(".")[0] == field
-        assert jobs_in(sessions) == 0
-
-    @pytest.mark.parametrize(
         ("body", "param"),
         [
+            ({"model": ""}, "model"),
+            ({"training_file": None}, "training_file"),
+            ({"training_file": ["a"]}, "training_file"),
+            ({"priority": 101}, "priority"),
+            ({"urgent": "yes"}, "urgent"),
+            ({"worker_labels": ["a b"]}, "worker_labels.0"),
             ({"lora": {"r": 0}}, "lora.r"),
-            ({"lora": {"r": 257}}, "lora.r"),
             ({"lora": {"r": 33}}, "lora.r"),  # above the smallest target's dimension, which is 32 here
             ({"lora": {"dropout": 1}}, "lora.dropout"),
             ({"lora": {"target_modules": ["q_proj", "c_attn"]}}, "lora.target_modules"),
             ({"lora": {"r": 8, "rank": 9}}, "lora.rank"),
-            ({"quantization": {"bits": 3}}, "quantization.bits"),
-            ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
             ({"hyperparameters": {"context_length": 513}}, "hyperparameters.context_length"),
             ({"hyperparameters": {"gradient_accumulation_steps": 2}}, "hyperparameters.gradient_accumulation_steps"),
-            (
-                {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epoch": 2}}}},
-                "method.supervised.hyperparameters.n_epoch",
-            ),
-            ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method.type"),
             ({"method": {"type": "supervised", "sft": {}}}, "method.sft"),
             ({"method": {"type": "supervised", "supervised": {"knobs": {}}}}, "method.supervised.knobs"),
             ({"method": {"supervised": {"hyperparameters": [1]}}}, "method.supervised.hyperparameters"),
-            ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
             ({"state": "succeeded"}, "state"),
         ],
     )
@@ -250,20 +220,9 @@ class TestBadInput:
         answer = client.post("/v1/fine_tuning/jobs", content=b'{"suffix": "' + b"x" * (1 << 20) + b'"}')
         assert answer.status_code == 413
 
-    def test_an_unknown_model_is_not_found(self, create: Any, sessions: Sessions) -> None:
-        answer = create(model="gpt-4o")
-        assert answer.status_code == 404
-        assert answer.json()["error"]["param"] == "model"
-        assert jobs_in(sessions) == 0
-
     def test_an_unknown_or_deleted_file_is_not_found(self, create: Any, client: TestClient, training_file: str) -> None:
         answer = create(validation_file="file-none")
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "validation_file")
         client.delete(f"/v1/files/{training_file}")
         answer = create()
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "training_file")
-
-    def test_a_file_of_another_purpose_is_refused(self, create: Any, upload: Upload) -> None:
-        file_id = upload(purpose="batch").json()["id"]
-        for field in ("training_file", "validation_file"):
-            assert error_of(create(**{field: file_id}))["param"] == field

@@ -14,6 +14,7 @@ from app.db.engine import Sessions, transaction
 from app.db.operations import status
 from app.db.tables import Delivery, Job
 from app.settings import Settings
+from tests.api_objects import param_of
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -31,12 +32,6 @@ def job(succeeded: Job) -> Job:
 def make_target(client: TestClient, tmp_path: Path, name: str = "production", **fields: Any) -> None:
     body = {"name": name, "destination": {"kind": "directory", "path": str(tmp_path)}} | fields
     assert client.post("/v1/delivery_targets", json=body).status_code == 200
-
-
-def param_of(response: Any) -> str | None:
-    assert response.status_code == 400, response.text
-    param: str | None = response.json()["error"]["param"]
-    return param
 
 
 class TestRequest:
