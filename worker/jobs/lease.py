@@ -45,6 +45,10 @@ class LeaseUncertain(FencedError):
     """PostgreSQL was unavailable until the lease expired: whether the last transaction was committed is unknown."""
 
 
+class AttemptInterrupted(Exception):
+    """The worker shuts down; another worker repeats the attempt."""
+
+
 class LeaseKeeper(Background, Generic[Row]):
     """One attempt: its row, its directory, and its lease. As a context manager it runs a thread that renews the lease
     and notices when it is lost."""
@@ -85,6 +89,12 @@ class LeaseKeeper(Background, Generic[Row]):
         """Raise FencedError if the lease is lost. Called between the steps of long work."""
         if self.fenced:
             raise FencedError(self.lease.row_id)
+
+    def check_running(self) -> None:
+        """Raise FencedError after a cancel, AttemptInterrupted at a shutdown. Called between the steps of long work."""
+        self.check()
+        if self.resources.stop.is_set():
+            raise AttemptInterrupted
 
     def mark_lost(self, why: str, cause: LossCause = "fenced") -> None:
         """Mark the lease as lost: no further write is attempted, and the watchdog kills the trainer."""

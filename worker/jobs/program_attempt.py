@@ -35,7 +35,7 @@ from app.storage import StorageError
 from worker.jobs import stored_files, workdir
 from worker.jobs.base_and_adapter import AttemptFailed
 from worker.jobs.child_program import LOG_NAME, ChildProgram, Watchdog, launch
-from worker.jobs.lease import ID_NAMES, AttemptKind, Claimer, LeaseKeeper, observed_attempt
+from worker.jobs.lease import ID_NAMES, AttemptInterrupted, AttemptKind, Claimer, LeaseKeeper, observed_attempt
 from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 
@@ -43,10 +43,6 @@ RETRIED_EXIT_CODES = (ExitCode.DISK_FULL, ExitCode.STORAGE)
 Row = TypeVar("Row", bound=Evaluation | Export | BaseModelRegistration)
 
 log = get_logger(__name__)
-
-
-class AttemptInterrupted(Exception):
-    """The worker shuts down; another worker runs the row."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +96,6 @@ class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
     def __init__(self, resources: Resources, row: Row, claimed_at: float, lock: int) -> None:
         super().__init__(resources, row, claimed_at)
         self._lock = lock
-
-    def check_running(self) -> None:
-        """Call between the steps of long work. Raises FencedError after a cancel, AttemptInterrupted at a shutdown."""
-        self.check()
-        if self.resources.stop.is_set():
-            raise AttemptInterrupted
 
     def wait(self, seconds: float) -> None:
         """Wait, and end the wait with an error after a cancel or at a shutdown."""
