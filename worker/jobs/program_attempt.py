@@ -268,15 +268,13 @@ def _storage_failure(error: OSError) -> AttemptFailed:
 def _read_work_done(pid: int) -> float:
     """CPU seconds plus bytes read and written: a sum that changes while the process or a child of it does anything."""
     try:
-        process = psutil.Process(pid)
-        return sum(map(_work_of, [process, *process.children(recursive=True)]))
+        process, work_done = psutil.Process(pid), 0.0
+        for each in (process, *process.children(recursive=True)):
+            times, transferred = each.cpu_times(), each.io_counters()
+            work_done += times.user + times.system + transferred.read_chars + transferred.write_chars
+        return work_done
     except (psutil.Error, OSError, AttributeError):  # it has exited, or the system has no such counters
         return time.monotonic()
-
-
-def _work_of(process: psutil.Process) -> float:
-    times, transferred = process.cpu_times(), process.io_counters()
-    return float(times.user + times.system + transferred.read_chars + transferred.write_chars)
 
 
 def _discard(pipe: IO[bytes]) -> None:
