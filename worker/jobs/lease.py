@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.ids import new_id
 from app.db.jobs import claims, events, leases
-from app.db.jobs.leases import FencedError, Row, lease_of
+from app.db.jobs.leases import FencedError, Retries, Row, lease_of
 from app.db.tables import Job
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.log import get_logger
@@ -210,7 +210,7 @@ class JobAttempt(LeaseKeeper[Job]):
 
         After a COMMIT without an answer the retry is fenced, which proves that the first try was committed.
         """
-        settings = self.resources.settings
+        settings, factor = self.resources.settings, outcome.delay_factor(self.resources.stop.is_set())
 
         def end(session: Session) -> None:
             job = claims.finish_held_attempt(
@@ -221,8 +221,7 @@ class JobAttempt(LeaseKeeper[Job]):
                 outcome.level,
                 outcome.data,
                 param=outcome.param,
-                delay_seconds=outcome.delay_factor(self.resources.stop.is_set()) * settings.requeue_delay_seconds,
-                max_crash_streak=settings.max_crash_streak,
+                retries=Retries(factor * settings.requeue_delay_seconds, settings.max_crash_streak),
                 storage_wait_seconds=settings.storage_full_wait_seconds,
             )
             if job.state == JobState.QUEUED:
