@@ -7,8 +7,8 @@ estimated once its files have been read, as columns of its row, for claims and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,9 @@ from worker.jobs.prepare import Inputs, PreparationError, failure_outcome, load_
 from worker.jobs.sanitize import clean_text
 from worker.node.resources import Resources
 
+REASONS = {"training": Reason.INVALID_TRAINING_FILE, "validation": Reason.INVALID_VALIDATION_FILE}
+
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class FileRole:
-    """The role of a file in a job, training or validation, with the rules for it."""
-
-    name: str
-    reason: Reason
-    min_examples: int
-
-    @property
-    def param(self) -> str:
-        return f"{self.name}_file"
 
 
 class Validator:
@@ -112,11 +101,14 @@ class Validator:
         spec = JobSpec.model_validate(attempt.row.spec)
         reports: dict[str, DatasetReport] = {}
         training_rows: RowIndex | None = None
-        for role, file in self._files(inputs):
-            report, rows = self._examine(spec, attempt, inputs, file, training_rows)
-            if outcome := find_rejection(role, report, spec):
+        minima = {"training": self.settings.min_training_examples, "validation": 1}
+        for role, file in (("training", inputs.training_file), ("validation", inputs.validation_file)):
+            if file is None:
+                continue
+            report, training_rows = self._examine(spec, attempt, inputs, file, training_rows)
+            if outcome := find_rejection(role, minima[role], report, spec):
                 raise PreparationError(outcome)
-            reports[role.name], training_rows = report, rows
+            reports[role] = report
         if spec.evaluation is not None:
             self._check_evaluation_file(spec.evaluation, attempt, inputs)
         return reports
@@ -132,7 +124,7 @@ class Validator:
                 Path(inputs.base.directory),
                 inputs.base.catalog_entry.context_length,
                 self.settings.max_line_bytes,
-                self._interruption_check(attempt),
+                attempt.check_running,
             )
         except FileNotFoundError as error:
             raise lost_file_error(file) from error
@@ -140,12 +132,6 @@ class Validator:
             text = f"The job failed due to an invalid evaluation file. {error}"
             outcome = AttemptOutcome(Reason.INVALID_EVALUATION_FILE, clean_text(text), "evaluation.file")
             raise PreparationError(outcome) from error
-
-    def _files(self, inputs: Inputs) -> list[tuple[FileRole, File]]:
-        training = FileRole("training", Reason.INVALID_TRAINING_FILE, self.settings.min_training_examples)
-        validation = FileRole("validation", Reason.INVALID_VALIDATION_FILE, 1)
-        roles = [(training, inputs.training_file)]
-        return roles + ([(validation, inputs.validation_file)] if inputs.validation_file else [])
 
     def _examine(
         self,
@@ -167,22 +153,11 @@ class Validator:
                     training_rows,
                     files=[opened],
                     max_line_bytes=longest,
-                    check=self._interruption_check(attempt),
+                    check=attempt.check_running,
                 )
         except FileNotFoundError as error:
             raise lost_file_error(file) from error
         return found
-
-    def _interruption_check(self, attempt: JobAttempt) -> Callable[[], None]:
-        """A function that is called while a file is read: it raises after a cancel or at a shutdown."""
-
-        def check() -> None:
-            attempt.check()
-            if self.resources.stop.is_set():
-                text = "The worker shut down during the validation; the validation will be retried"
-                raise PreparationError(AttemptOutcome(Reason.DRAINED, text))
-
-        return check
 
     def _accept(self, attempt: JobAttempt, reports: dict[str, DatasetReport], needs: dict[str, Any]) -> None:
         data = reports["training"].counts()
@@ -207,21 +182,22 @@ class Validator:
         attempt.finish(accept, is_accepted)
 
 
-def find_rejection(role: FileRole, report: DatasetReport, spec: JobSpec) -> AttemptOutcome | None:
-    """The outcome that rejects the file, with OpenAI's messages where they exist; None if the file can be used."""
-    begin = f"The job failed due to an invalid {role.name} file."
-    data = {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
+def find_rejection(role: str, min_examples: int, report: DatasetReport, spec: JobSpec) -> AttemptOutcome | None:
+    """The outcome that rejects the training or validation file, with OpenAI's messages where they exist; None if the
+    file can be used."""
+    reason, text = REASONS[role], ""
     if report.finding_count:
-        return AttemptOutcome(role.reason, f"{begin} {report.findings_text}", role.param, data)
-    if report.examples < role.min_examples:
-        reason = Reason.INVALID_N_EXAMPLES if role.name == "training" else role.reason
-        return AttemptOutcome(
-            reason, too_few_examples_message(role.name, report.examples, role.min_examples), role.param, data
-        )
-    if not report.labelled_tokens:
-        text = no_trainable_tokens_message(spec.method, spec.hyperparameters.context_length)
-        return AttemptOutcome(role.reason, f"{begin} {text}", role.param, data)
-    return None
+        text = f"The job failed due to an invalid {role} file. {report.findings_text}"
+    elif report.examples < min_examples:
+        reason = Reason.INVALID_N_EXAMPLES if role == "training" else reason
+        text = too_few_examples_message(role, report.examples, min_examples)
+    elif not report.labelled_tokens:
+        why = no_trainable_tokens_message(spec.method, spec.hyperparameters.context_length)
+        text = f"The job failed due to an invalid {role} file. {why}"
+    if not text:
+        return None
+    data = {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
+    return AttemptOutcome(reason, text, f"{role}_file", data)
 
 
 def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from app.settings import Settings
 from worker import health
 
 
-def test_it_needs_no_setting_but_the_data_directory_and_names_that(
+def test_the_health_check_needs_only_the_data_directory_and_names_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("DATABASE_URL", "REDIS_URL"):

@@ -151,7 +151,7 @@ def _progress_writer(attempt: ProgramAttempt[Evaluation], answers: Path, total: 
 
     def write() -> None:
         nonlocal written
-        count = max(0, _count_lines(answers) - 1)
+        count = max(0, answers.read_bytes().count(b"\n") - 1) if answers.exists() else 0
         if count == written or attempt.fenced:
             return
         written = count
@@ -172,10 +172,3 @@ def _read_answers(path: Path, count: int) -> tuple[GenerationStarted, dict[str, 
         raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, "The generation left out rows")
     ordered = {model: [answers[row] for row in range(count)] for model, answers in by_model.items()}
     return GenerationStarted.model_validate_json(first), ordered
-
-
-def _count_lines(path: Path) -> int:
-    try:
-        return path.read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0

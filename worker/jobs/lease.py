@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.ids import new_id
 from app.db.jobs import claims, events, leases
-from app.db.jobs.leases import FencedError, Row, lease_of
+from app.db.jobs.leases import FencedError, Retries, Row, lease_of
 from app.db.tables import Job
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.log import get_logger
@@ -43,6 +43,10 @@ GOOD_REASONS = {reason.value for reason in Reason if reason.final_state != JobSt
 
 class LeaseUncertain(FencedError):
     """PostgreSQL was unavailable until the lease expired: whether the last transaction was committed is unknown."""
+
+
+class AttemptInterrupted(Exception):
+    """The worker shuts down; another worker repeats the attempt."""
 
 
 class LeaseKeeper(Background, Generic[Row]):
@@ -85,6 +89,12 @@ class LeaseKeeper(Background, Generic[Row]):
         """Raise FencedError if the lease is lost. Called between the steps of long work."""
         if self.fenced:
             raise FencedError(self.lease.row_id)
+
+    def check_running(self) -> None:
+        """Raise FencedError after a cancel, AttemptInterrupted at a shutdown. Called between the steps of long work."""
+        self.check()
+        if self.resources.stop.is_set():
+            raise AttemptInterrupted
 
     def mark_lost(self, why: str, cause: LossCause = "fenced") -> None:
         """Mark the lease as lost: no further write is attempted, and the watchdog kills the trainer."""
@@ -200,7 +210,7 @@ class JobAttempt(LeaseKeeper[Job]):
 
         After a COMMIT without an answer the retry is fenced, which proves that the first try was committed.
         """
-        settings = self.resources.settings
+        settings, factor = self.resources.settings, outcome.delay_factor(self.resources.stop.is_set())
 
         def end(session: Session) -> None:
             job = claims.finish_held_attempt(
@@ -211,8 +221,7 @@ class JobAttempt(LeaseKeeper[Job]):
                 outcome.level,
                 outcome.data,
                 param=outcome.param,
-                delay_seconds=outcome.delay_factor(self.resources.stop.is_set()) * settings.requeue_delay_seconds,
-                max_crash_streak=settings.max_crash_streak,
+                retries=Retries(factor * settings.requeue_delay_seconds, settings.max_crash_streak),
                 storage_wait_seconds=settings.storage_full_wait_seconds,
             )
             if job.state == JobState.QUEUED:

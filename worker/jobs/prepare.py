@@ -33,7 +33,7 @@ from worker.jobs.base_and_adapter import (
     verify_base,
 )
 from worker.jobs.exit_classification import AttemptOutcome
-from worker.jobs.lease import JobAttempt
+from worker.jobs.lease import AttemptInterrupted, JobAttempt
 from worker.jobs.sanitize import clean_text
 from worker.node import disk_space
 from worker.node.device import training_device
@@ -61,6 +61,10 @@ def failure_outcome(attempt: JobAttempt, error: Exception, needed_bytes: int | N
         case AttemptFailed():
             reason = Reason.MODEL_UNAVAILABLE if error.code == Reason.MODEL_UNAVAILABLE else Reason.SERVER_ERROR
             return AttemptOutcome(reason, error.message, "model")
+        case AttemptInterrupted():
+            return AttemptOutcome(
+                Reason.DRAINED, "The worker shut down before the training began; the job is tried again"
+            )
         case NoLongerDesiredError():
             return AttemptOutcome(Reason.PAUSED, "The job was paused while its result was being published")
         case ManifestMismatch():

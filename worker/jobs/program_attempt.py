@@ -35,7 +35,7 @@ from app.storage import StorageError
 from worker.jobs import stored_files, workdir
 from worker.jobs.base_and_adapter import AttemptFailed
 from worker.jobs.child_program import LOG_NAME, ChildProgram, Watchdog, launch
-from worker.jobs.lease import ID_NAMES, AttemptKind, Claimer, LeaseKeeper, observed_attempt
+from worker.jobs.lease import ID_NAMES, AttemptInterrupted, AttemptKind, Claimer, LeaseKeeper, observed_attempt
 from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 
@@ -43,10 +43,6 @@ RETRIED_EXIT_CODES = (ExitCode.DISK_FULL, ExitCode.STORAGE)
 Row = TypeVar("Row", bound=Evaluation | Export | BaseModelRegistration)
 
 log = get_logger(__name__)
-
-
-class AttemptInterrupted(Exception):
-    """The worker shuts down; another worker runs the row."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +96,6 @@ class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
     def __init__(self, resources: Resources, row: Row, claimed_at: float, lock: int) -> None:
         super().__init__(resources, row, claimed_at)
         self._lock = lock
-
-    def check_running(self) -> None:
-        """Call between the steps of long work. Raises FencedError after a cancel, AttemptInterrupted at a shutdown."""
-        self.check()
-        if self.resources.stop.is_set():
-            raise AttemptInterrupted
 
     def wait(self, seconds: float) -> None:
         """Wait, and end the wait with an error after a cancel or at a shutdown."""
@@ -278,15 +268,13 @@ def _storage_failure(error: OSError) -> AttemptFailed:
 def _read_work_done(pid: int) -> float:
     """CPU seconds plus bytes read and written: a sum that changes while the process or a child of it does anything."""
     try:
-        process = psutil.Process(pid)
-        return sum(map(_work_of, [process, *process.children(recursive=True)]))
+        process, work_done = psutil.Process(pid), 0.0
+        for each in (process, *process.children(recursive=True)):
+            times, transferred = each.cpu_times(), each.io_counters()
+            work_done += times.user + times.system + transferred.read_chars + transferred.write_chars
+        return work_done
     except (psutil.Error, OSError, AttributeError):  # it has exited, or the system has no such counters
         return time.monotonic()
-
-
-def _work_of(process: psutil.Process) -> float:
-    times, transferred = process.cpu_times(), process.io_counters()
-    return float(times.user + times.system + transferred.read_chars + transferred.write_chars)
 
 
 def _discard(pipe: IO[bytes]) -> None:

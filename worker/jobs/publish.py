@@ -75,7 +75,7 @@ class Publisher:
             results = self._store_results(undo)
             self.attempt.finish(
                 lambda session: self._succeed(session, stored, results, done.trained_tokens),
-                lambda session: self._has_succeeded(session, stored),
+                lambda session: session.get_one(Job, self.job.id).fine_tuned_model == stored.name,
             )
 
     def _store(
@@ -119,7 +119,10 @@ class Publisher:
         checkpoint = previous or Checkpoint(project_id=job.project_id, job_id=job.id, step_number=stored.step)
         checkpoint.attempt, checkpoint.name, checkpoint.retired_at = job.attempt, stored.name, None
         checkpoint.metrics, checkpoint.manifest, checkpoint.file_ids = stored.metrics, stored.manifest, parts
-        checkpoint.archive_file_id = self._insert_archive(session, stored)
+        # The archive of the stored files is assembled when it is read.
+        members = [{"name": part.filename, "key": part.key, "bytes": part.size_bytes} for part in stored.files]
+        archive = {"archive_members": members, "purged_at": func.clock_timestamp()}
+        checkpoint.archive_file_id = self._insert_file(session, stored.archive, **archive)
         session.add(checkpoint)
         session.flush()
         return checkpoint
@@ -158,21 +161,12 @@ class Publisher:
         evaluations.insert(session, job, result, file, request.settings())
         self.resources.hints.after_commit(session, "gpu")
 
-    def _has_succeeded(self, session: Session, stored: StoredCheckpoint) -> bool:
-        job = session.get(Job, self.job.id)
-        return job is not None and job.fine_tuned_model == stored.name
-
     def _insert_file(self, session: Session, stored: StoredFile, **columns: Any) -> str:
         return files.insert(session, stored.row(self.job.project_id, self.job.id, **columns)).id
 
     @property
     def _prefix(self) -> str:
         return f"jobs/{self.job.id}/attempts/{self.job.attempt}"
-
-    def _insert_archive(self, session: Session, stored: StoredCheckpoint) -> str:
-        """The archive of the stored files, which is assembled when it is read."""
-        members = [{"name": part.filename, "key": part.key, "bytes": part.size_bytes} for part in stored.files]
-        return self._insert_file(session, stored.archive, archive_members=members, purged_at=func.clock_timestamp())
 
     def _is_published(self, session: Session, step: int) -> bool:
         return checkpoints.at_step(session, self.job.id, step) is not None

@@ -153,10 +153,7 @@ class JobSupervisor:
 
     def _stop_request(self, attempt: JobAttempt) -> AttemptOutcome | None:
         """The outcome of a stop that was requested during the preparation, before there was a trainer to stop."""
-        attempt.check()
-        if self.resources.stop.is_set():
-            text = "The worker shut down before the training began; the job is queued again"
-            return AttemptOutcome(Reason.DRAINED, text)
+        attempt.check_running()
         if attempt.desired == Desired.PAUSE:
             return AttemptOutcome(Reason.PAUSED, "The job was paused before the training began")
         if attempt.preempt_requested:

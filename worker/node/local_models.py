@@ -12,7 +12,6 @@ from typing import Any
 
 from app.db.base_models import models
 from app.db.engine import transaction
-from app.db.tables import BaseModelRow
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.jobs.base_and_adapter import AttemptFailed, verify_base
@@ -68,7 +67,12 @@ class ModelInventory:
         with transaction(self._resources.sessions) as session:
             rows = models.list_base(session)
         for row in rows:  # each result counts at once, because the next hash may take minutes
-            self._set_names(self._names | {row.name} if _is_intact(row) else self._names - {row.name})
+            try:
+                verify_base(row)
+                self._set_names(self._names | {row.name})
+            except AttemptFailed as error:
+                log.debug("base model not available", model=row.name, why=str(error))
+                self._set_names(self._names - {row.name})
         self._set_names(self._names & {row.name for row in rows})
 
     def _refresh_loop(self) -> None:
@@ -83,12 +87,3 @@ class ModelInventory:
             log.info("base models available", names=sorted(names))
             self._names = names
             self._on_change()
-
-
-def _is_intact(row: BaseModelRow) -> bool:
-    try:
-        verify_base(row)
-    except AttemptFailed as error:
-        log.debug("base model not available", model=row.name, why=str(error))
-        return False
-    return True

@@ -67,9 +67,7 @@ def post(
     """Send the request. Never raises for errors of the network or the server; the response has them."""
     began = time.monotonic()
     try:
-        network = _CheckedNetwork(limits, began, resolve)
-        status, retry_after, date, prefix = _post(url, headers, content, limits, network)
-        return WebhookResponse(_milliseconds_since(began), status, retry_after, date, prefix)
+        return _post(url, headers, content, limits, began, resolve)
     except RefusedAddressError as refused:
         error = str(refused)
     except httpcore2.TimeoutException:
@@ -82,25 +80,23 @@ def post(
 
 
 def _post(
-    url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, network: _CheckedNetwork
-) -> tuple[int, str | None, str | None, bytes]:
-    """(status, Retry-After header, Date header, first bytes of the body). Raises what `post` catches."""
+    url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, began: float, resolve: Resolve
+) -> WebhookResponse:
+    """Raises what `post` catches."""
     if urlsplit(url).scheme != "https" and not limits.allow_http:
         raise RefusedAddressError(
             "only https URLs are allowed; the operator can allow http (TUNERY_WEBHOOK_ALLOW_HTTP)"
         )
     raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+    network = _CheckedNetwork(limits, began, resolve)
     with (
         httpcore2.ConnectionPool(ssl_context=_tls_context(), network_backend=network) as pool,
         pool.stream("POST", url, headers=raw_headers, content=content) as response,
     ):
         response_headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-        return (
-            response.status,
-            response_headers.get(b"retry-after"),
-            response_headers.get(b"date"),
-            _read_prefix(response),
-        )
+        retry_after, date = (response_headers.get(name) for name in (b"retry-after", b"date"))
+        prefix = _read_prefix(response)
+        return WebhookResponse(_milliseconds_since(began), response.status, retry_after, date, prefix)
 
 
 def _read_prefix(response: httpcore2.Response) -> bytes:

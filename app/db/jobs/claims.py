@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.db.jobs import events, leases
 from app.db.jobs.jobs import close_attempt
-from app.db.jobs.leases import FencedError, Lease
+from app.db.jobs.leases import FencedError, Lease, Retries
 from app.db.scheduling import fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
@@ -30,6 +30,7 @@ CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train":
 STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
 STORAGE_WAIT_SECONDS = 86_400.0
 MAX_PAUSED_PER_ROUND = 100
+AT_ONCE = Retries(0.0, 3)
 
 
 class NoLongerDesiredError(RuntimeError):
@@ -190,18 +191,17 @@ def finish_attempt(
     level: str = "info",
     data: Mapping[str, Any] | None = None,
     param: str | None = None,
-    delay_seconds: float = 0.0,
-    max_crash_streak: int = 3,
+    retries: Retries = AT_ONCE,
     storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
     **columns: Any,
 ) -> Job:
     """End the current attempt of a job whose row the caller has locked: its holder, or the reaper of expired leases.
 
     `reason` decides the next state; state, lease, attempt, event and `columns` change together. A crash is retried
-    after `delay_seconds`, doubled with each consecutive crash; `max_crash_streak` of them fail the job.
+    after the delay of `retries`, doubled with each consecutive crash, and the last of them fails the job.
     """
     streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
-    outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= max_crash_streak else reason
+    outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= retries.max_streak else reason
     state = _next_state(job, outcome)
     if outcome == Reason.WORKER_CRASH_LOOP:
         message = f"{message}; gave up after {streak} attempts in a row that ended like this"
@@ -214,7 +214,7 @@ def finish_attempt(
         "crash_streak": streak,
         "yield_requested_at": null(),
         "times_yielded": Job.times_yielded + (1 if reason == Reason.PREEMPTED else 0),
-        "run_after": leases.expiry(delay_seconds * 2 ** max(0, streak - 1)),
+        "run_after": leases.expiry(retries.delay_seconds * 2 ** max(0, streak - 1)),
         **leases.RELEASED,
         **columns,
     }

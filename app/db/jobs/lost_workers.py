@@ -21,16 +21,7 @@ def end_attempt(session: Session, row: Leased, retries: Retries) -> None:
     text = f"The worker {row.lease_owner} was lost"
     match row:
         case Job():
-            delay_seconds, max_streak = retries.delay_seconds, retries.max_streak
-            claims.finish_attempt(
-                session,
-                row,
-                Reason.WORKER_LOST,
-                text,
-                level="warn",
-                delay_seconds=delay_seconds,
-                max_crash_streak=max_streak,
-            )
+            claims.finish_attempt(session, row, Reason.WORKER_LOST, text, level="warn", retries=retries)
         case Evaluation():
             evaluations.end_attempt(session, row, WORKER_LOST, f"{text} during attempt {row.attempt}", retries)
         case LeasedRow():

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
@@ -103,8 +103,6 @@ def _key(column: JobColumn, is_ascending: bool) -> ColumnElement[Any]:
         return TEXT_KEYS[column]
     return func.coalesce(NUMBER_KEYS[column], literal(math.inf if is_ascending else -math.inf, Float))
 
-
-Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
 MAX_EVENTS = 500  # in one read of an event stream
 
@@ -230,7 +228,7 @@ def page(
         # PostgreSQL plans by the values: an index for rare ones, a scan by `seq` for common ones. Otherwise it uses a
         # generic plan once a prepared statement has run five times (17 ms instead of 1).
         session.execute(select(func.set_config("plan_cache_mode", "force_custom_plan", True)))
-    ids = _page(select(Job.id), job_filter, limit, after)  # else the training time of all jobs is computed to sort them
+    ids = _page(job_filter, limit, after)  # else the training time of all jobs is computed to sort them
     ordered = query.where(Job.id.in_(ids)).order_by(*order_by(job_filter.order_by, job_filter.is_ascending))
     return session.execute(ordered).all()
 
@@ -248,9 +246,9 @@ async def events_after(connections: AsyncConnections, job_id: str, seq: int) -> 
     return await connections.fetch_all(EVENTS_AFTER, {"job_id": job_id, "seq": seq})
 
 
-def _page(query: Query, job_filter: JobFilter, limit: int, after: Job | None) -> Query:
+def _page(job_filter: JobFilter, limit: int, after: Job | None) -> Select[str]:
     column, is_ascending = job_filter.order_by, job_filter.is_ascending
-    query = query.order_by(*order_by(column, is_ascending)).limit(limit)
+    query = select(Job.id).order_by(*order_by(column, is_ascending)).limit(limit)
     if after is not None:
         query = query.where(is_after(column, is_ascending, after))
     if job_filter.project_id is not None:

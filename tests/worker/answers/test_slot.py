@@ -75,7 +75,7 @@ def test_after_a_broker_that_failed_in_the_middle_the_next_question_gets_its_own
     assert answered.json()["choices"][0]["message"]["content"] == "one two"
 
 
-def test_it_shows_that_it_lives_while_it_fetches_an_adapter(
+def test_a_slot_sends_keepalives_while_it_fetches_an_adapter(
     http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.01)
@@ -157,7 +157,7 @@ def test_a_program_that_goes_on_without_its_client_is_killed(
     assert ask(http).status_code == 200
 
 
-def test_it_shows_that_it_lives_while_the_program_does_not_read_a_long_question(
+def test_a_slot_sends_keepalives_while_the_program_does_not_read_a_long_question(
     http: httpx2.Client, start: Start, stubborn: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.01)

@@ -73,7 +73,7 @@ def lose_lease(harness: WorkerHarness, job: Job, evaluation: Evaluation) -> None
     [(cancel, "cancelled"), (drain, "queued"), (lose_lease, "running")],
     ids=["cancel", "shutdown", "lost lease"],
 )
-def test_a_cancel_a_shutdown_and_a_lost_lease_end_it_at_once(
+def test_a_cancel_a_shutdown_and_a_lost_lease_end_a_grading_at_once(
     harness: WorkerHarness,
     ask: Ask,
     trained: Job,
@@ -95,7 +95,7 @@ def test_a_cancel_a_shutdown_and_a_lost_lease_end_it_at_once(
     assert (done.state, done.results_file_id) == (state, None)
 
 
-def test_its_time_is_limited_by_the_rows(
+def test_the_time_of_a_grading_is_limited_by_its_rows(
     harness: WorkerHarness, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker.evaluations.evaluator, "GRADING_SECONDS", 0.1)
@@ -107,7 +107,7 @@ def test_its_time_is_limited_by_the_rows(
     assert "limit of time" in str(done.error_message)
 
 
-def test_its_memory_is_limited(
+def test_the_memory_of_a_grading_is_limited(
     harness: WorkerHarness, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker.evaluations.evaluator, "GRADING_MEMORY_BYTES", 96 << 20)
@@ -150,7 +150,7 @@ def test_an_answer_that_is_too_long_costs_no_other_row_its_score(
     assert [(exact[model]["rows"], exact[model]["failed_rows"]) for model in ("base", "adapter")] == [(2, 1), (2, 1)]
 
 
-def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+def test_a_grading_ends_with_its_parent(tmp_path: Path) -> None:
     environment = os.environ | {PARENT_PID_VARIABLE: "1"}  # another process than the one that starts it
     program = subprocess.run([*GRADE_COMMAND, str(tmp_path)], env=environment, check=False)
     assert program.returncode == ExitCode.INTERNAL

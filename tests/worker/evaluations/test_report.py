@@ -31,12 +31,12 @@ def report_of(*rows: tuple[str, str, str], **options: object) -> str:
     return report(summarize(outcome), outcome)
 
 
-def test_it_has_the_share_of_passed_rows_and_the_expected_answers(reviewed: Reviewed) -> None:
+def test_a_report_has_the_share_of_passed_rows_and_the_expected_answers(reviewed: Reviewed) -> None:
     text = report_of(("yes", "no", "yes"), ("no", "no", "no"), graders=[SIMILARITY])
     reviewed(text)
 
 
-def test_without_a_threshold_it_has_no_share() -> None:
+def test_a_report_without_a_threshold_has_no_share() -> None:
     text = report_of(("a", "a", "b"), graders=[{"type": "label_accuracy", "name": "label"}])
     assert "passed" not in text
     assert "| 1.000 | 0.000 | -1.000 |" in text  # one row has no interval

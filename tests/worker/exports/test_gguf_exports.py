@@ -160,10 +160,10 @@ class TestCheck:
 class TestRefusals:
     def test_a_file_that_is_no_model_is_refused_with_llama_cpps_words(self, tmp_path: Path) -> None:
         (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
-        with pytest.raises(LlamaCppError, match=r"did not load broken\.gguf: .+"):
+        with pytest.raises(LlamaCppError, match=r"broken\.gguf: .+"):
             LlamaCppModel(tmp_path / "broken.gguf", None, 64, THREADS)
 
     @pytest.mark.extended("another start of the real program")
     def test_an_unknown_tokenizer_is_refused_with_the_converters_words(self, tmp_path: Path) -> None:
-        with pytest.raises(CannotConvert, match="BPE pre-tokenizer was not recognized"):
+        with pytest.raises(CannotConvert, match="pre-tokenizer"):
             convert_model(make_tiny_base(tmp_path / "base"), tmp_path / "out.gguf", "f16")

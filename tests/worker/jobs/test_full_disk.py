@@ -116,9 +116,7 @@ class TestFullAtTheLastStep:
         disk.fill()
         for _ in range(2):
             age_the_wait(harness, job, 100)
-            assert harness.run_next_job(
-                TrainerPlan(faults={"*": {"SIGTERM": "a trainer that is started crashes", "1": "exit:70"}})
-            )
+            assert harness.run_next_job(TrainerPlan(faults={"*": {"SIGTERM": "a crash", "1": "exit:70"}}))
             assert harness.job(job).phase == "waiting_for_storage"
         assert 229 < pause_seconds(harness, job) <= 235
         assert (harness.job(job).crash_streak, harness.snapshots(job)[0].step) == (0, 4)

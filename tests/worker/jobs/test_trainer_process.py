@@ -65,7 +65,7 @@ class TestEnvironment:
         assert environment == environment | parent
         assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
 
-    def test_it_is_offline_and_has_its_parents_pid(self, tmp_path: Path) -> None:
+    def test_a_trainer_is_offline_and_has_its_parents_pid(self, tmp_path: Path) -> None:
         environment = clean_environment({}, tmp_path, threads=None)
         assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
         assert environment["TUNERY_PARENT_PID"] == str(os.getpid())
@@ -78,7 +78,7 @@ class TestEnvironment:
         assert "DATABASE" not in record.message
         assert "TUNERY-PARENT-PID" in record.message
 
-    def test_it_imports_our_code_and_nothing_from_its_work_directory(self, start, tmp_path: Path) -> None:
+    def test_a_trainer_imports_nothing_from_its_work_directory(self, start, tmp_path: Path) -> None:
         (tmp_path / "work-0").mkdir()
         (tmp_path / "work-0" / "json.py").write_text("raise SystemExit('imported a file of the work directory')")
         (tmp_path / "work-0").rename(tmp_path / "moved")
@@ -143,7 +143,7 @@ class TestEnd:
         trainer.drain()
         assert trainer.wait(5) == -signal.SIGTERM
 
-    def test_its_lock_is_held_until_it_exits(self, tmp_path: Path) -> None:
+    def test_the_lock_of_a_trainer_is_held_until_it_exits(self, tmp_path: Path) -> None:
         work = tmp_path / "work"
         work.mkdir()
         with try_lock(tmp_path / "gpu.lock") as lock:
@@ -164,7 +164,7 @@ class TestLog:
         assert trainer.log_tail().splitlines()[-1] == "line 99"
         assert len(trainer.log_tail().splitlines()) == 20
 
-    def test_it_is_bounded_and_keeps_the_end(self, tmp_path: Path) -> None:
+    def test_the_log_is_bounded_and_keeps_its_end(self, tmp_path: Path) -> None:
         log = TrainerLog(tmp_path / "trainer.log", max_bytes=200_000)
         source = tmp_path / "source"
         with source.open("wb") as file:

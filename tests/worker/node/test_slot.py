@@ -65,7 +65,7 @@ def make_slot(harness: WorkerHarness, work: Work) -> Iterator[Callable[[], Slot]
         assert slot.join(10)
 
 
-def test_it_finds_work_by_its_own_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
+def test_a_slot_finds_work_by_its_own_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     make_slot()
     until(lambda: work.calls, "the first poll")
     work.jobs = 3
@@ -111,7 +111,7 @@ def test_a_hint_returns_when_the_slot_is_idle(
 
 
 @pytest.mark.parametrize("error", [OperationalError("", {}, OSError()), ZeroDivisionError()], ids=["database", "bug"])
-def test_it_survives_every_error_of_a_job(
+def test_a_slot_survives_every_error_of_a_job(
     harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot], error: Exception
 ) -> None:
     work.error = error
@@ -120,7 +120,7 @@ def test_it_survives_every_error_of_a_job(
     assert slot.is_alive
 
 
-def test_it_stops_when_stop_is_set(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:
+def test_a_slot_stops_when_stop_is_set(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:
     harness.resources.settings.poll_seconds = 60.0
     slot = make_slot()
     harness.resources.stop.set()

@@ -7,7 +7,9 @@ from tests.worker.worker_harness import WorkerHarness
 from worker.node.worker_node import WorkerNode
 
 
-def test_it_empties_the_work_directories_of_killed_attempts_in_its_own_data_directory(harness: WorkerHarness) -> None:
+def test_a_worker_empties_the_work_directories_of_killed_attempts_in_its_own_data_directory(
+    harness: WorkerHarness,
+) -> None:
     """With a bucket each host has a data directory, and the reconciler runs on one of them."""
     job = harness.create_queued_job()
     running = harness.claim()

@@ -19,7 +19,7 @@ from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
 from app.job_queue import Queue
-from tests.factories import make_file, make_succeeded_job, put_bytes
+from tests.factories import expire_leases, make_file, make_succeeded_job, put_bytes
 from tests.worker.worker_harness import WorkerHarness
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import ADVISORY_LOCK, Reconciler
@@ -30,12 +30,6 @@ HOUR = 3600.0
 @pytest.fixture
 def reconciler(harness: WorkerHarness) -> Reconciler:
     return Reconciler(harness.resources)
-
-
-def expire(harness: WorkerHarness, job: Job, seconds_ago: float = 0.0) -> None:
-    with transaction(harness.sessions) as session:
-        ago = text(f"clock_timestamp() - interval '{seconds_ago} seconds'")
-        session.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=ago))
 
 
 class TestSeveralReconcilers:
@@ -82,22 +76,19 @@ class TestHints:
         reconciler.send_hints()
         assert sent == ["cpu", "gpu"]
 
-    def test_busy_workers_get_no_hint(self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]) -> None:
-        harness.create_queued_job()
-        harness.claim("gpu0@test#1")
-        harness.create_queued_job()
-        self.register_worker(harness, "gpu0@test#1", "gpu")
-        reconciler.send_hints()
-        assert sent == []
-
-    def test_delayed_jobs_cause_no_hint(
-        self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
+    @pytest.mark.parametrize("is_busy", [True, False], ids=["the worker is busy", "the job is delayed"])
+    def test_no_hint_is_sent(
+        self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue], is_busy: bool
     ) -> None:
         job = harness.create_queued_job()
+        if is_busy:
+            harness.claim("gpu0@test#1")
+            job = harness.create_queued_job()
         self.register_worker(harness, "gpu0@test#1", "gpu")
-        with transaction(harness.sessions) as session:
-            later = text("clock_timestamp() + interval '1 hour'")
-            session.execute(update(Job).where(Job.id == job.id).values(run_after=later))
+        if not is_busy:
+            with transaction(harness.sessions) as session:
+                later = text("clock_timestamp() + interval '1 hour'")
+                session.execute(update(Job).where(Job.id == job.id).values(run_after=later))
         reconciler.send_hints()
         assert sent == []
 
@@ -208,7 +199,8 @@ class TestCleanup:
 def test_a_round_runs_every_step(harness: WorkerHarness) -> None:
     job = harness.create_queued_job()
     harness.claim()
-    expire(harness, job)
+    with transaction(harness.sessions) as session:
+        expire_leases(session)
     assert Reconciler(harness.resources).round() is True
     assert harness.job(job).state == "queued"
     with transaction(harness.sessions) as session:

@@ -71,16 +71,11 @@ class TestPreemption:
         first, second = step_log.steps().values()
         assert first + second == list(range(1, 151))
 
-    def test_no_job_is_preempted_for_an_urgent_job_that_is_not_due(
-        self, harness: WorkerHarness, scheduler: QueueScheduler
-    ) -> None:
-        long = self.running(harness, run_after=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 1))
-        scheduler.refresh()
-        assert harness.job(long).yield_requested_at is None
-
-    def test_no_job_is_preempted_if_the_setting_is_off(self, harness: WorkerHarness, scheduler: QueueScheduler) -> None:
-        harness.resources.settings.give_way = False
-        long = self.running(harness)
+    @pytest.mark.parametrize("give_way", [True, False], ids=["an urgent job that is not due", "the setting is off"])
+    def test_no_job_is_preempted(self, harness: WorkerHarness, scheduler: QueueScheduler, give_way: bool) -> None:
+        harness.resources.settings.give_way = give_way
+        later = {"run_after": func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 1)} if give_way else {}
+        long = self.running(harness, **later)
         scheduler.refresh()
         assert harness.job(long).yield_requested_at is None
 

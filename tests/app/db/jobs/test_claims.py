@@ -254,4 +254,5 @@ class TestEnds:
     def end(self, sessions: Sessions, reason: Reason, delay_seconds: float = 0) -> None:
         with transaction(sessions) as session:
             running = start_job(session)
-            claims.finish_held_attempt(session, lease_of(running), reason, "because", delay_seconds=delay_seconds)
+            retries = leases.Retries(delay_seconds, 3)
+            claims.finish_held_attempt(session, lease_of(running), reason, "because", retries=retries)
