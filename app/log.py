@@ -27,7 +27,7 @@ _to_json = JSONEncoder().encode
 _direct_log: DirectLog | None = None  # set by configure_logging, for the whole process
 
 
-def configure_logging(json: bool = False, file: Path | None = None, level: int = logging.INFO) -> None:
+def configure_logging(json: bool = False, file: Path | None = None) -> None:
     """Format the events of the project and the records of all libraries alike, to `file` or to standard error."""
     global _direct_log
     shared: list[structlog.typing.Processor] = [
@@ -58,7 +58,7 @@ def configure_logging(json: bool = False, file: Path | None = None, level: int =
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
-    logging.basicConfig(handlers=[handler], level=level, force=True)
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     _direct_log = handler if json else None
     _configure_library_loggers()
 
@@ -100,8 +100,8 @@ class RotatingLog(RotatingFileHandler, DirectLog):
     the interpreter, a native library) is in the newest file, too.
     """
 
-    def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, backup_files: int = BACKUP_FILES) -> None:
-        super().__init__(path, maxBytes=max_bytes, backupCount=backup_files, encoding="utf-8")
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=BACKUP_FILES, encoding="utf-8")
 
     def shouldRollover(self, record: logging.LogRecord | None = None) -> bool:  # noqa: ARG002, N802  # type: ignore[override]
         """Whether the file is full. Checked after a write, as the base class formats each line twice."""

@@ -69,7 +69,7 @@ class Service:
 def postgres() -> Iterator[str]:
     """The URL of an empty database; fsync is on, as in production."""
     with open_directory() as directory:
-        server = LocalPostgres(directory / "pg", max_connections=200)  # three servers share it
+        server = LocalPostgres(directory / "pg", max_connections="200")  # three servers share it
         try:
             server.start()
             yield server.url

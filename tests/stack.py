@@ -16,13 +16,15 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from app.cli.local_stack.servers import LocalPostgres, LocalServer, LocalValkey
 from app.trial_queue import as_redis_py
 
-__all__ = ["as_redis_py", "open_directory", "start_postgres", "start_valkey", "temporary_database"]
+THROWAWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}  # a crash loses the data
+
+__all__ = ["THROWAWAY", "as_redis_py", "open_directory", "start_postgres", "start_valkey", "temporary_database"]
 
 
 def start_postgres() -> tuple[str, Callable[[], None]]:
     """Start an empty database `tunery` without durability; return the SQLAlchemy URL and a function that stops it."""
     resources = contextlib.ExitStack()
-    server = LocalPostgres(resources.enter_context(open_directory()) / "pg", throwaway=True)
+    server = LocalPostgres(resources.enter_context(open_directory()) / "pg", **THROWAWAY)
     return _start(resources, server)
 
 

@@ -301,12 +301,12 @@ def _session() -> boto3.session.Session:
     return boto3.session.Session()
 
 
-def group_parts(parts: Sequence[StoredObject], min_bytes: int = MIN_PART_BYTES) -> list[list[StoredObject]]:
-    """Consecutive groups of at least `min_bytes` each, except the last one, with as few objects as possible."""
+def group_parts(parts: Sequence[StoredObject]) -> list[list[StoredObject]]:
+    """Consecutive groups of at least MIN_PART_BYTES each, except the last one, with as few objects as possible."""
     groups: list[list[StoredObject]] = []
-    size_bytes = min_bytes
+    size_bytes = MIN_PART_BYTES
     for part in parts:
-        if size_bytes >= min_bytes:
+        if size_bytes >= MIN_PART_BYTES:
             groups.append([])
             size_bytes = 0
         groups[-1].append(part)

@@ -31,10 +31,9 @@ class ManifestMismatch(ValueError):
     """A directory differs from its manifest; the message names each file and its problem."""
 
 
-def sha256_file(path: Path, on_chunk: Callable[[], object] = lambda: None) -> str:
-    """The SHA-256 of a file; `on_chunk` is called for each part that was read."""
+def sha256_file(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
-        return copy_and_hash(file, on_chunk=on_chunk).sha256
+        return copy_and_hash(file).sha256
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:

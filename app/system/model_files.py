@@ -151,8 +151,7 @@ def hash_directory(
     directory: Path, on_chunk: Callable[[], object] = lambda: None
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """({name: {"bytes", "sha256"}} of the files, SHA-256 of that mapping as canonical JSON)."""
-    paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, on_chunk)} for path in paths}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path, on_chunk)} for path in _files(directory)}
     canonical = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
     return files, hashlib.sha256(canonical).hexdigest()
 
@@ -163,8 +162,7 @@ def stat_signature(directory: Path) -> StatSignature:
     Take it *before* hashing the directory: while it is unchanged, so is the hash, because a ctime cannot be set. It
     saves reading the files again, which takes half a minute for 16 GB.
     """
-    paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    stats = [(path.name, path.stat()) for path in paths]
+    stats = [(path.name, path.stat()) for path in _files(directory)]
     return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats)
 
 
@@ -333,6 +331,10 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
 def _largest(size: int | list[int] | None) -> int:
     """The largest of a size that config.json gives for each layer; zero without one."""
     return max(size) if isinstance(size, list) else size or 0
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _sha256(path: Path, on_chunk: Callable[[], object]) -> str:

@@ -17,7 +17,7 @@ import logging, os, sys
 from pathlib import Path
 import app.log
 
-app.log.RotatingLog.__init__.__defaults__ = (50_000, 3)
+app.log.MAX_FILE_BYTES, app.log.BACKUP_FILES = 50_000, 3
 app.log.configure_logging(json=True, file=Path(sys.argv[1]))
 log = app.log.get_logger("test")
 for number in range({LINES}):

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 NVIDIA_SMI_TIMEOUT_SECONDS = 20.0  # the first call takes several seconds
+HTTP_TIMEOUT_SECONDS = 10.0
 MAX_ANSWER_BYTES = 4 << 20
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 MAX_SOCKET_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103  # sun_path less its NUL
@@ -122,12 +123,10 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def http_get(
-    url: str, path: str, headers: Mapping[str, str] | None = None, timeout_seconds: float = 10.0
-) -> tuple[int | None, str]:
+def http_get(url: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int | None, str]:
     """(status, body) of a request without a proxy; (None, error text) if there is no response."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=timeout_seconds)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=HTTP_TIMEOUT_SECONDS)
     try:
         connection.request("GET", path, headers=dict(headers or {}))
         response = connection.getresponse()

@@ -44,10 +44,10 @@ SETTINGS = {
     "max_wal_size": "256MB",
     "io_method": "sync",  # the default starts three processes for asynchronous reads
     "jit": "off",  # slower for queries of a millisecond
+    "max_connections": "100",
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
-NON_DURABLE_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 ANSWER_SECONDS = 1.0  # of a server that is ready
 
 
@@ -111,8 +111,8 @@ class LocalPostgres(LocalServer):
 
     start_seconds = 60.0  # includes crash recovery after a kill -9
 
-    def __init__(self, directory: Path, *, throwaway: bool = False, max_connections: int = 100) -> None:
-        """`throwaway` disables durability, for tests."""
+    def __init__(self, directory: Path, **settings: str) -> None:
+        """`settings` of PostgreSQL take the place of the usual ones."""
         directory = directory.absolute()
         self.account = account = postgres_account()
         super().__init__(
@@ -132,8 +132,7 @@ class LocalPostgres(LocalServer):
         self.data = directory / "data"
         self.sockets = directory / "run"
         self.url = f"postgresql+psycopg://{USER}@/{DATABASE}?host={quote(str(self.sockets), safe='/')}&port={PORT}"
-        self._throwaway = throwaway
-        self._max_connections = max_connections
+        self._settings = {**SETTINGS, "unix_socket_directories": _as_list_item(self.sockets), **settings}
 
     def check_usable(self) -> None:
         """Raises CannotStart if the server cannot run in the directory. Creates nothing."""
@@ -153,10 +152,7 @@ class LocalPostgres(LocalServer):
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         self._give(self.sockets)
         self._create_cluster()
-        settings = {**SETTINGS, "max_connections": str(self._max_connections)}
-        settings |= {"unix_socket_directories": _as_list_item(self.sockets)}
-        settings |= NON_DURABLE_SETTINGS if self._throwaway else {}
-        options = [f"--{name}={value}" for name, value in settings.items()]
+        options = [f"--{name}={value}" for name, value in self._settings.items()]
         self.command = [str(self._program("postgres")), "-D", str(self.data), *options]
 
     def _give(self, directory: Path) -> None:
@@ -185,7 +181,7 @@ class LocalPostgres(LocalServer):
         unfinished.mkdir(mode=0o700)
         self._give(unfinished)
         options = ["-A", "trust", "-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"]
-        options += ["--no-sync"] if self._throwaway else []
+        options += ["--no-sync"] if self._settings.get("fsync") == "off" else []
         done = subprocess.run(
             [str(self._program("initdb")), "-D", str(unfinished), "-U", USER, *options],
             env=self.env,

@@ -273,17 +273,17 @@ class RunningService:
 
 
 @contextlib.contextmanager
-def running_in_background(
-    data_dir: Path, log: Path, host: str = "127.0.0.1", port: int = 0
-) -> Iterator[RunningService]:
-    """Start `tunery up`, wait until it is ready, and stop it at the end; it also stops if this process dies.
+def running_in_background(data_dir: Path, log: Path) -> Iterator[RunningService]:
+    """Start `tunery up` on any loopback port, wait until it is ready, and stop it at the end.
+
+    It also stops if this process dies.
 
     The log must be outside of the data directory, which must be empty at the first start.
     """
     layout = Layout(data_dir.resolve())
     child = ChildProcess(
         "up",
-        [sys.executable, "-m", "app.cli.local_stack.up", str(layout.root), host, str(port)],
+        [sys.executable, "-m", "app.cli.local_stack.up", str(layout.root), "127.0.0.1", "0"],
         log,
         marker=log,
         env=child_environment(data_dir, {}),

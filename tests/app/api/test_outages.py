@@ -19,13 +19,13 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests.app.api.test_auth import asked, routes
 from tests.factories import chat_lines, make_key, make_project
-from tests.stack import open_directory
+from tests.stack import THROWAWAY, open_directory
 
 
 class TestPostgresDown:
     def test_requests_are_503_until_the_database_is_back(self, redis_url: str, tmp_path: Path) -> None:
         with open_directory() as directory:
-            server = LocalPostgres(directory / "pg", throwaway=True)
+            server = LocalPostgres(directory / "pg", **THROWAWAY)
             try:
                 server.start()
                 settings = Settings(database_url=server.url, redis_url=redis_url, data_dir=tmp_path)

