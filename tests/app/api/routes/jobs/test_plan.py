@@ -358,8 +358,7 @@ class TestPatterns:
         lora = {"rank_pattern": {r"(q)\1": 4}, "alpha_pattern": {"(?=q)": 4}}
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": lora})
         assert answer.status_code == 400
-        assert "no back-references" in answer.text
-        assert "no look-ahead" in answer.text
+        assert "RE2" in answer.text
 
     def test_are_shown_as_they_were_requested(self, client: TestClient, training_file: str) -> None:
         lora = {"rank_pattern": {r"layers\.1\..*": 4}, "alpha_pattern": {"q_proj": 3.0}}
