@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, case, func, select, text
+from sqlalchemy import Row, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
@@ -78,7 +78,7 @@ def public_worker_id(name: str) -> str:
 
 def _counts(session: Session, project_id: str) -> dict[tuple[str, bool], int]:
     """{(state, whether they belong to the project): number of unfinished jobs}."""
-    is_own = case((Job.project_id == project_id, True), else_=False).label("is_own")
+    is_own = (Job.project_id == project_id).label("is_own")
     query = (
         select(Job.state, is_own, func.count())
         .where(Job.state.in_([*SHOWN_STATES.values()]))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 
+from app.domain.answers.engine_answers import engine_message
 from app.domain.deliveries.served_check import ReferencePrompt, ServedPrompt, ServedReference
 from app.domain.deliveries.targets import EngineDestination
 from worker.deliveries.outbound import limited_connections, refused_address
@@ -79,7 +80,9 @@ class Server:
         if status in (401, 403):
             raise DeliveryError(f"{self.url} refuses the API key ({status}); set credentials.api_key of the target")
         if status >= 300:
-            raise EngineRefusal(f"{self.url}{path} responded with {status}: {_message(content)}", status)
+            raise EngineRefusal(
+                f"{self.url}{path} responded with {status}: {engine_message(content)[:MAX_MESSAGE_CHARACTERS]}", status
+            )
         try:
             parsed = json.loads(content or b"{}")
         except ValueError:
@@ -124,17 +127,6 @@ class EngineRefusal(DeliveryError):
 def _tls() -> ssl.SSLContext:
     """One for all requests: it reads the certificates of all authorities, which takes 10 ms."""
     return httpx2.create_ssl_context(trust_env=False)
-
-
-def _message(content: bytes) -> str:
-    """The message of an error in OpenAI's shape or SGLang's, else the body."""
-    try:
-        parsed = json.loads(content)
-        error = parsed.get("error", parsed)
-        text = error.get("message") or error.get("error_message") or parsed.get("error_message") or content.decode()
-    except (ValueError, AttributeError):
-        text = content.decode(errors="replace")
-    return " ".join(str(text).split())[:MAX_MESSAGE_CHARACTERS]
 
 
 def base_model(destination: EngineDestination, server: Server) -> EngineModel:

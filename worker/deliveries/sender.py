@@ -67,9 +67,6 @@ RENEW_SECONDS = 15.0
 REPORT_SECONDS = 10.0
 OUTCOMES = ("delivered", "withdrawn", "present", "failed", "refused", "waiting")
 FAILED_OUTCOMES = ("failed", "refused")
-OUTCOMES_OF_ERRORS: Mapping[type[DeliveryError], str] = {DeliveryRefused: "refused", EvaluationPending: "waiting"}
-# Until it looks again for the key, or for the end of the evaluation, which connects to nothing.
-UNCOUNTED_SECONDS: Mapping[type[DeliveryError], float] = {CredentialsLost: 60.0, EvaluationPending: 20.0}
 MAX_ERROR_CHARACTERS = 2_000
 MIN_HIDDEN_CHARACTERS = 8  # fewer are a part of other words, and no secret
 
@@ -142,7 +139,7 @@ class DeliverySender:
             outcome = self._carry_out_in_time(delivery)
         except DeliveryError as error:
             self._record_failure(delivery, error)
-            outcome = OUTCOMES_OF_ERRORS.get(type(error), "failed")
+            outcome = error.outcome
         except FencedError:
             raise
         except Exception as error:
@@ -282,8 +279,8 @@ class DeliverySender:
                 verb, seconds = "delivered", retry_delay_seconds(delivery.tries, random.random())
         if error.location is not None:
             columns["location"] = error.location | {"served_model": delivery.served_model}
-        if type(error) in UNCOUNTED_SECONDS:
-            seconds, columns["tries"] = UNCOUNTED_SECONDS[type(error)], delivery.tries - 1
+        if error.uncounted_seconds is not None:
+            seconds, columns["tries"] = error.uncounted_seconds, delivery.tries - 1
         if isinstance(error, DeliveryRefused):
             seconds, columns["served_check"] = None, error.check and error.check.model_dump(mode="json")
         if seconds is None:

@@ -47,11 +47,15 @@ VERSION_CHARACTERS = 16
 class DeliveryError(Exception):
     """An attempt failed; it is retried. The message says what was seen and what to do."""
 
+    outcome = "failed"
+    uncounted_seconds: float | None = None  # the delay until the next attempt, if this one does not count
     location: dict[str, Any] | None = None  # what the target has received, if no later attempt can find it
 
 
 class DeliveryRefused(DeliveryError):
     """An attempt failed for a reason that no retry changes."""
+
+    outcome = "refused"
 
     def __init__(self, message: str, check: ServedCheck | None = None) -> None:
         super().__init__(message)
@@ -59,11 +63,16 @@ class DeliveryRefused(DeliveryError):
 
 
 class CredentialsLost(DeliveryError):
-    """The target's credentials cannot be decrypted; the attempt does not count."""
+    """The target's credentials cannot be decrypted."""
+
+    uncounted_seconds = 60.0
 
 
 class EvaluationPending(DeliveryError):
-    """The evaluation that decides on the delivery has not ended; the attempt does not count."""
+    """The evaluation that decides on the delivery has not ended."""
+
+    outcome = "waiting"
+    uncounted_seconds = 20.0
 
 
 @dataclass(frozen=True)

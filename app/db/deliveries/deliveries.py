@@ -94,15 +94,12 @@ def withdraw(session: Session, delivery: Delivery) -> None:
     session.refresh(delivery, with_for_update=True)  # a sender may have claimed it since it was read
     if delivery.state in (DeliveryState.WITHDRAWING, DeliveryState.WITHDRAWN):
         return
-    values: dict[str, Any] = {"state": DeliveryState.WITHDRAWN, "next_attempt_at": null()}
+    now = func.clock_timestamp()
+    delivery.state, delivery.next_attempt_at = DeliveryState.WITHDRAWN, None
     if delivery.attempt:
-        values = {"state": DeliveryState.WITHDRAWING, "next_attempt_at": func.clock_timestamp(), "tries": 0}
-    session.execute(
-        update(Delivery)
-        .where(Delivery.id == delivery.id)
-        .values(**values, error=null(), updated_at=func.clock_timestamp())
-        .execution_options(synchronize_session=False)
-    )
+        delivery.state, delivery.next_attempt_at = DeliveryState.WITHDRAWING, now
+    delivery.tries, delivery.error, delivery.updated_at = 0, None, now
+    session.flush()
     session.refresh(delivery)
     add_event(session, delivery.job_id, f"Withdrawal of {delivery.model} from its target requested")
 

@@ -200,18 +200,12 @@ def select_training_job(offer: WorkerCapacity | None, half_life: float = HALF_LI
 
     Without `offer` every job fits.
     """
-    values: dict[str, Any] = {
-        "half_life": half_life,
-        "models": None,
-        "labels": None,
-        "usable_bytes": None,
-        "device_kind": None,
-    }
+    values: dict[str, Any] = dict.fromkeys(("models", "labels", "usable_bytes", "device_kind"))
     if offer is not None:
         values["models"] = None if offer.models is None else sorted(offer.models)
         values["labels"] = None if offer.labels is None else json.dumps(sorted(offer.labels))
         values["usable_bytes"], values["device_kind"] = offer.usable_bytes, offer.kind
-    return text(SELECT_TRAINING_JOB).bindparams(**values).columns(Job.id).scalar_subquery()
+    return text(SELECT_TRAINING_JOB).bindparams(half_life=half_life, **values).columns(Job.id).scalar_subquery()
 
 
 def waiting_jobs(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[QueuedJob]:

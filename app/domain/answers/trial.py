@@ -46,6 +46,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "top_logprobs": (0,),
 }
+SAMPLING = {"temperature", "top_p", "seed", "n", "frequency_penalty", "presence_penalty"}  # as in the question
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # a key of JSON
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -102,10 +103,10 @@ class TrialQuestion(Frozen):
     messages: list[dict[str, Any]] | None
     prompt: str | None
     max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
     stop: list[str]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
     n: int = 1
     top_logprobs: int | None = None  # None: no log-probabilities
     tools: tuple[dict[str, Any], ...] = ()
@@ -220,17 +221,12 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
         messages=request.messages if is_chat else None,
         prompt=None if is_chat else request.prompt,
         max_new_tokens=min(requested, MAX_NEW_TOKENS),
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed,
         stop=[text for text in stop if text],
-        n=request.n or 1,
         top_logprobs=_top_logprobs(request, is_chat),
         tools=_tools(request),
         json_schema=_json_schema(request),
-        frequency_penalty=request.frequency_penalty or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
         logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
+        **request.model_dump(include=SAMPLING, exclude_none=True),
     )
 
 

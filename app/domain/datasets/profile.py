@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, BinaryIO
 
 from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, cut_at_end
@@ -70,7 +70,7 @@ def profile_dataset(
     deadline = time.monotonic() + limits.timeout_seconds
     profile = DatasetProfile(DatasetReport(max_findings=limits.max_findings))
     validation_rows = (
-        _read_validation_rows(validation_file, parameters, limits, deadline, profile) if validation_file else RowIndex()
+        _read_validation_rows(validation_file, parameters, limits, profile) if validation_file else RowIndex()
     )
     overlapping: set[int] = set()
     rows = RowIndex()
@@ -101,16 +101,12 @@ def profile_dataset(
 
 def method_of_file(file: BinaryIO, max_line_bytes: int) -> Method:
     """The method of the first line with a known format; supervised if there is none."""
-    for item in read_lines(file, max_line_bytes):
+    for item in islice(read_lines(file, max_line_bytes), MAX_SHOWN):
         if isinstance(item, Line) and (form := detect_format(item.value)):
             return form.method
-        if line_number(item) > MAX_SHOWN or file.tell() > MAX_BYTES_FOR_METHOD:
+        if file.tell() > MAX_BYTES_FOR_METHOD:
             break
     return "supervised"
-
-
-def line_number(item: Line | Finding) -> int:
-    return item.number if isinstance(item, Line) else item.line
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
@@ -158,11 +154,11 @@ def _add_overlap(profile: DatasetProfile, line: int, validation_line: int) -> No
 
 
 def _read_validation_rows(
-    file: BinaryIO, parameters: DataParameters, limits: ProfileLimits, deadline: float, profile: DatasetProfile
+    file: BinaryIO, parameters: DataParameters, limits: ProfileLimits, profile: DatasetProfile
 ) -> RowIndex:
     """The valid rows of the validation file; reading them may take half of the time limit."""
     rows = RowIndex()
-    half_time = time.monotonic() + (deadline - time.monotonic()) / 2
+    half_time = time.monotonic() + limits.timeout_seconds / 2
     for item in read_examples(file, limits.max_line_bytes, parameters):
         if isinstance(item, Example):
             rows.add(row_digest(item), item.line)

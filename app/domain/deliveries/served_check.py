@@ -152,18 +152,8 @@ def judge(reference: ServedReference, served: Sequence[ServedPrompt]) -> ServedC
 
 def unchecked(reason: str) -> ServedCheck:
     """The check of an adapter for which there is nothing to compare with."""
-    return ServedCheck(
-        verdict=Verdict.UNCHECKED,
-        prompts=0,
-        tokens=0,
-        noise=0.0,
-        trainer_effect=0.0,
-        engine_effect=0.0,
-        difference=0.0,
-        largest_difference=0.0,
-        top1_agreement=0.0,
-        reason=reason,
-    )
+    numbers = dict.fromkeys(ServedCheck.model_fields.keys() - {"method"}, 0)
+    return ServedCheck.model_validate(numbers | {"verdict": Verdict.UNCHECKED, "reason": reason})
 
 
 def explain(check: ServedCheck, target: str, model: str, job_id: str) -> str:

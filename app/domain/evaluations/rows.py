@@ -97,18 +97,16 @@ def selected_indices(row_count: int, max_rows: int) -> range | frozenset[int]:
 def grader_findings(row: EvaluationRow, settings: EvaluationSettings) -> Iterator[Finding]:
     """What the graders and the reference need and the row does not have, and texts that are too large to compare."""
     for grader in settings.graders:
+        name = f"for the grader {as_json(grader.name)}"
         try:
             _check_templates(row, grader)
         except MissingField as error:
-            yield Finding(row.line, f"for the grader {as_json(grader.name)} {error}", "missing_field")
-            continue
+            yield Finding(row.line, f"{name} {error}", "missing_field")
         except TextRefused as error:
-            yield Finding(row.line, f"for the grader {as_json(grader.name)} {error}", "text_too_long")
-            continue
-        if isinstance(grader, JsonFields):
-            yield from _json_findings(row, grader)
-        if isinstance(grader, LabelAccuracy):
-            yield from _label_findings(row, grader)
+            yield Finding(row.line, f"{name} {error}", "text_too_long")
+        else:
+            if problem := _reference_problem(row, grader):
+                yield Finding(row.line, f"{name} the expected {problem}", "invalid_reference")
     field = settings.reference.field if settings.reference is not None else None
     if field is not None and not isinstance(row.item.get(field), str):
         yield Finding(row.line, f"{as_json(field)}, the field of recorded answers, must be a string", "missing_field")
@@ -165,35 +163,36 @@ def _check_templates(row: EvaluationRow, grader: Grader) -> None:
             make_text(text, row.item, "")
 
 
-def _json_findings(row: EvaluationRow, grader: JsonFields) -> Iterator[Finding]:
-    expected = parse_json_object(compared_text(grader.reference, row.item))
+def _reference_problem(row: EvaluationRow, grader: Grader) -> str | None:
+    if isinstance(grader, JsonFields):
+        return _json_problem(compared_text(grader.reference, row.item), grader)
+    if isinstance(grader, LabelAccuracy):
+        return _label_problem(label_of(compared_text(grader.reference, row.item), grader), grader)
+    return None
+
+
+def _json_problem(reference: str, grader: JsonFields) -> str | None:
+    expected = parse_json_object(reference)
     if expected is None:
-        text = "must be a JSON object"
-    elif missing := [name for name in grader.fields or () if name not in expected]:
-        text = f"has no field {', '.join(map(as_json, missing))}"
-    elif grader.fields is None and (len(expected) > MAX_NAMES or any(map(_is_long, expected))):
-        text = (
-            f"has {len(expected):,} fields; without a list of the compared `fields` at most {MAX_NAMES}, with names of "
-            f"at most {MAX_NAME_CHARACTERS} characters, are allowed"
+        return "answer must be a JSON object"
+    if missing := [name for name in grader.fields or () if name not in expected]:
+        return f"answer has no field {', '.join(map(as_json, missing))}"
+    if grader.fields is None and (len(expected) > MAX_NAMES or any(map(_is_long, expected))):
+        return (
+            f"answer has {len(expected):,} fields; without a list of the compared `fields` at most {MAX_NAMES}, with "
+            f"names of at most {MAX_NAME_CHARACTERS} characters, are allowed"
         )
-    else:
-        return
-    text = f"for the grader {as_json(grader.name)} the expected answer {text}"
-    yield Finding(row.line, text, "invalid_reference")
+    return None
 
 
-def _label_findings(row: EvaluationRow, grader: LabelAccuracy) -> Iterator[Finding]:
-    label = label_of(compared_text(grader.reference, row.item), grader)
+def _label_problem(label: str, grader: LabelAccuracy) -> str | None:
     if not label:
-        text = "is empty"
-    elif _is_long(label):
-        text = f"has {len(label):,} characters; at most {MAX_NAME_CHARACTERS} are allowed; use a string_check"
-    elif grader.labels is not None and label not in {label_of(each, grader) for each in grader.labels}:
-        text = f"{as_json(label)} is not among its labels"
-    else:
-        return
-    text = f"for the grader {as_json(grader.name)} the expected label {text}"
-    yield Finding(row.line, text, "invalid_reference")
+        return "label is empty"
+    if _is_long(label):
+        return f"label has {len(label):,} characters; at most {MAX_NAME_CHARACTERS} are allowed; use a string_check"
+    if grader.labels is not None and label not in {label_of(each, grader) for each in grader.labels}:
+        return f"label {as_json(label)} is not among its labels"
+    return None
 
 
 def _is_long(name: str) -> bool:

@@ -10,8 +10,8 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -287,61 +287,26 @@ def downsample(points: Sequence[Point], max_points: int, extremes: Sequence[Poin
     """At most `max_points` (at least 2) of the points, including the first and the last; measured points, not means.
 
     From MIN_POINTS_WITH_EXTREMES on, the points with the lowest and the highest loss, with the best validation, and the
-    given `extremes` of other metrics are among them. Largest triangle three buckets (Steinarsson 2013): the point of
-    each bucket that is farthest from a line through its neighbours, so that spikes remain. Points with a validation are
-    preferred.
+    given `extremes` of other metrics are among them. The others are one of each of equal ranges: the one farthest from
+    their mean loss, so that spikes remain. Points with a validation are preferred.
     """
     if len(points) <= max_points:
         return list(points)
-    chosen = _largest_triangles(points, max_points)
+    chosen = {points[0], points[-1]}
     if max_points >= MIN_POINTS_WITH_EXTREMES:
-        _insert_extremes(chosen, [*_extremes(points), *extremes])
-    return chosen
+        chosen.update(_extremes(points), extremes)
+    others = [point for point in points if point not in chosen]
+    count = max_points - len(chosen)
+    for number in range(count):
+        bucket = others[number * len(others) // count : (number + 1) * len(others) // count]
+        mean = fmean(point.loss for point in bucket)
+        candidates = [point for point in bucket if point.is_validated] or bucket
+        chosen.add(max((abs(point.loss - mean), point.step, point) for point in candidates)[2])
+    return sorted(chosen, key=lambda point: point.step)
 
 
 def _extremes(points: Sequence[Point]) -> list[Point]:
-    losses = [point for point in points if point.is_finite]
-    found = [min(losses, key=_loss), max(losses, key=_loss)] if losses else []
+    losses = [(point.loss, point.step, point) for point in points if point.is_finite]
+    found = [min(losses)[2], max(losses)[2]] if losses else []
     validations = [(point.valid_loss, point.step, point) for point in points if point.valid_loss is not None]
     return [*found, min(validations)[2]] if validations else found
-
-
-def _insert_extremes(chosen: list[Point], extremes: Sequence[Point]) -> None:
-    """Put each extreme in the place of the chosen point nearest to it, but of neither end nor another extreme."""
-    for extreme in extremes:
-        if extreme not in chosen:
-            free = [index for index in range(1, len(chosen) - 1) if chosen[index] not in extremes]
-            nearest = min(free, key=lambda index: abs(chosen[index].step - extreme.step))
-            chosen[nearest] = extreme
-
-
-def _loss(point: Point) -> float:
-    return point.loss
-
-
-def _largest_triangles(points: Sequence[Point], max_points: int) -> list[Point]:
-    chosen = [points[0]]
-    buckets = _buckets(points, max_points - 2)
-    for bucket, following in zip(buckets, [*buckets, [points[-1]]][1:], strict=True):
-        candidates = [point for point in bucket if point.is_validated] or bucket
-        chosen.append(max(candidates, key=_area(chosen[-1], following)))
-    return [*chosen, points[-1]]
-
-
-def _buckets(points: Sequence[Point], count: int) -> list[Sequence[Point]]:
-    inner = points[1:-1]
-    edges = [index * len(inner) // count for index in range(count + 1)] if count else [0]
-    return [inner[start:end] for start, end in pairwise(edges)]
-
-
-def _area(before: Point, following: Sequence[Point]) -> Any:
-    """Twice the area of the triangle of a point, the previous chosen point, and the mean of the following bucket."""
-    step = sum(point.step for point in following) / len(following)
-    loss = sum(point.loss for point in following) / len(following)
-
-    def area(point: Point) -> float:
-        return abs(
-            (before.step - step) * (point.loss - before.loss) - (before.step - point.step) * (loss - before.loss)
-        )
-
-    return area

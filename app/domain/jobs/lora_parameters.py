@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, AliasPath, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, AliasChoices, AliasPath, Field, PlainValidator, WithJsonSchema
 
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.domain.error_text.json_text import as_json
@@ -30,9 +30,6 @@ FIXED_BY_PARENT = (
     "modules_to_save",
     "target_parameters",
 )
-# PEFT's names for what starts from changed base weights; the refusal says more than that they are unknown.
-INITIALISATIONS = ("init_lora_weights", "loftq_config", "eva_config", "corda_config")
-NO_INITIALISATION = "PiSSA, LoftQ and other initializations start from changed base weights, which are not offered"
 
 
 def _target_modules(value: Any, info: Info) -> tuple[str, ...]:
@@ -129,16 +126,6 @@ def _module_problem(name: str, entry: CatalogEntry) -> str | None:
     if entry.whole_modules and not any(module.endswith(last) for module in entry.whole_modules):
         return f"this model does not have {as_json(name)}; it has {', '.join(entry.whole_modules)}"
     return None
-
-
-def _only(allowed: str, why: str) -> BeforeValidator:
-    def validate(value: Any) -> Any:
-        if value != allowed:
-            text = f"{as_json(value)}: {why}; allowed is {as_json(allowed)}"
-            raise ParameterError(text, code="unsupported_value")
-        return value
-
-    return BeforeValidator(validate)
 
 
 class LoraParameters(Parameters):
@@ -247,11 +234,8 @@ class LoraParameters(Parameters):
     bias: Annotated[
         Literal["none"],
         Field(examples=["none"]),
-        _only("none", "trained biases do not load in most servers and are not offered"),
         Auto("none"),
     ]
     """Trained biases are not offered."""
-    init: Annotated[
-        Literal["default"], Field(examples=["default"]), _only("default", NO_INITIALISATION), Auto("default")
-    ]
+    init: Annotated[Literal["default"], Field(examples=["default"]), Auto("default")]
     """Other initializations are not offered."""

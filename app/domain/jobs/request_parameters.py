@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unknown_parameter, unquoted
 from app.domain.error_text.validation_text import error_sentence
-from app.domain.jobs.lora_parameters import ALL_LINEAR, INITIALISATIONS, NO_INITIALISATION, LoraParameters
+from app.domain.jobs.lora_parameters import ALL_LINEAR, LoraParameters
 from app.domain.jobs.parameters import (
     AUTO,
     HYPERPARAMETERS,
@@ -150,8 +150,6 @@ def _collect_object(request: RequestParameters, values: Mapping[str, Any], path:
         where = f"{path}.{key}"
         if key in keys:
             request.add(keys[key], value, where)
-        elif key in INITIALISATIONS and keys is LORA_KEYS:
-            request.problems.append(UnknownParameter(f"{where}: {NO_INITIALISATION}; leave it out", where))
         else:
             request.refuse_unknown(where, tuple(keys))
 

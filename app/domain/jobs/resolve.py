@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
@@ -55,12 +55,12 @@ def resolve(
     context = ResolutionContext(entry, max(1, n_examples), parent)
     method = request.method or "supervised"  # another one is a problem already
     # each also after a problem of an earlier one, as all are reported
-    resolved = _resolve_lora(request, context)
+    lora = _resolve_lora(request, context)
+    layer_patterns = _match_patterns(request, lora, entry) if lora else None
     quantization = _resolve_quantization(request, context)
-    lora = resolved.lora if resolved else None
     has_validation_file = body.get("validation_file") is not None
     hyperparameters = _hyperparameters(request, context, method, lora, has_validation_file)
-    if resolved is None or hyperparameters is None or request.problems:
+    if lora is None or hyperparameters is None or request.problems:
         raise combine_errors(request.problems)
     seed = body.get("seed")
     return JobSpec(
@@ -68,8 +68,8 @@ def resolve(
         method=method,
         line_rules=LINE_RULES,
         continued_from=parent.model if parent else None,
-        lora=resolved.lora,
-        layer_patterns=resolved.layer_patterns,
+        lora=lora,
+        layer_patterns=layer_patterns,
         quantization=quantization,
         dtype_is_free=quantization is not None and request.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,
@@ -98,14 +98,7 @@ def _resolve_quantization(request: RequestParameters, context: ResolutionContext
     return None if parameters is None or request.problems else QuantizationSpec(**parameters)
 
 
-class _ResolvedLora(NamedTuple):
-    """The requested value, and its patterns by single layers: None if there are none, or the layers are unknown."""
-
-    lora: LoraSpec
-    layer_patterns: LayerPatterns | None
-
-
-def _resolve_lora(request: RequestParameters, context: ResolutionContext) -> _ResolvedLora | None:
+def _resolve_lora(request: RequestParameters, context: ResolutionContext) -> LoraSpec | None:
     """None where something is wrong; `request.problems` then says what."""
     parameters = request.resolved(LoraParameters, context, vars(context.parent.lora) if context.parent else {})
     if parameters is None or request.problems:
@@ -113,8 +106,7 @@ def _resolve_lora(request: RequestParameters, context: ResolutionContext) -> _Re
     lora = LoraSpec(**parameters)
     if context.parent:
         _check_parent(request, lora, context.parent)
-    layer_patterns = None if request.problems else _match_patterns(request, lora, context.entry)
-    return None if request.problems else _ResolvedLora(lora, layer_patterns)
+    return None if request.problems else lora
 
 
 def _check_parent(request: RequestParameters, lora: LoraSpec, parent: ParentAdapter) -> None:
@@ -128,7 +120,10 @@ def _check_parent(request: RequestParameters, lora: LoraSpec, parent: ParentAdap
 
 
 def _match_patterns(request: RequestParameters, lora: LoraSpec, entry: CatalogEntry) -> LayerPatterns | None:
-    """None also for an entry without layer names (an older one, or one of too many layers): the worker matches then."""
+    """The patterns by single layers. None also for an entry without layer names: the worker matches then.
+
+    Older entries have none, and those of too many layers.
+    """
     try:
         return match_patterns(lora, entry.layers) if entry.layers else None
     except PatternError as error:

@@ -239,7 +239,7 @@ class TrainerSpec(Frozen):
     version: Literal[1] = SPEC_VERSION
     base: BaseSpec
     quantization: QuantizationSpec | None
-    runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]  # exactly one
+    runs: Annotated[tuple[RunSpec, ...], Field(min_length=1, max_length=1)]
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     worker_has_gpu: bool = False  # when the worker started: with `auto`, the job does not train on the CPU instead
@@ -250,15 +250,6 @@ class TrainerSpec(Frozen):
     out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time
     cuda_kernels: bool = False  # fused kernels and what else waits for a measurement on CUDA
     memory_budget_bytes: Annotated[int, Field(gt=0)] | None = None  # of a slot that shares its GPU; None: all of it
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(self.runs) > 1:
-            names = ", ".join(run.run_id for run in self.runs)
-            raise ValueError(
-                f"runs has {len(self.runs)} entries ({names}), but a trainer trains one; start one for each"
-            )
-        return self
 
     @property
     def run(self) -> RunSpec:

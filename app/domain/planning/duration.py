@@ -112,18 +112,6 @@ def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Workload, plan: Ex
     return forward * relative_token_cost(entry.decoder_layers, validation_plan, kind, plan.row_tokens)
 
 
-def estimated_flops(
-    kind: DeviceKind, name: str, cores: int, core_flops: float, product_flops: float | None = None
-) -> float:
-    """FLOP/s of a device before a job was measured: from its flags, its name, or one measured product."""
-    if kind == "cpu":
-        return UTILIZATION[kind] * cores * core_flops
-    peak_flops = gpu_peak_flops(name)
-    if peak_flops is None and product_flops is not None:
-        return PRODUCT_UTILIZATION * product_flops
-    return UTILIZATION[kind] * (peak_flops or CUDA_FLOPS)
-
-
 def gpu_peak_flops(name: str) -> float | None:
     """The peak of a GPU by its exact name, as nvidia-smi or torch print it; None for an unknown one.
 

@@ -16,9 +16,12 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
+    CUDA_FLOPS,
     DEFAULT_CORE_FLOPS,
+    PRODUCT_UTILIZATION,
     START_SECONDS,
-    estimated_flops,
+    UTILIZATION,
+    gpu_peak_flops,
     relative_token_cost,
     step_flop,
     validation_flop,
@@ -70,7 +73,13 @@ class Device:
 
     @property
     def estimated_flops(self) -> float:
-        return estimated_flops(self.kind, self.name, self.cores, self.core_flops, self.product_flops)
+        """FLOP/s before a job was measured: from its flags, its name, or one measured product."""
+        if self.kind == "cpu":
+            return UTILIZATION[self.kind] * self.cores * self.core_flops
+        peak_flops = gpu_peak_flops(self.name)
+        if peak_flops is None and self.product_flops is not None:
+            return PRODUCT_UTILIZATION * self.product_flops
+        return UTILIZATION[self.kind] * (peak_flops or CUDA_FLOPS)
 
 
 @dataclass(frozen=True)

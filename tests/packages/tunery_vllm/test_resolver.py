@@ -100,9 +100,7 @@ class TestNames:
             assert resolve("gpt-4o", url=away) is None
         assert caplog.records == []
 
-    def test_a_deleted_model_is_unknown_also_while_tunery_is_away(
-        self, resolve: Resolve, job: Job, sessions: Sessions, away: str
-    ) -> None:
+    def test_a_deleted_model_stays_unknown(self, resolve: Resolve, job: Job, sessions: Sessions, away: str) -> None:
         assert resolve(job.fine_tuned_model) is not None
         with transaction(sessions) as session:
             models.delete_tuned(session, session.get_one(TunedModel, job.fine_tuned_model))
@@ -138,7 +136,7 @@ class TestKeys:
             with transaction(sessions) as session:
                 key = keys.issue(session, project, "vllm", scopes).secret
         assert resolve(job.fine_tuned_model, key=key) is None
-        assert "Tunery refuses the key: 40" in caplog.text
+        assert "refuses the key" in caplog.text
         assert key not in caplog.text
 
     def test_a_redirect_to_another_host_does_not_get_the_key(self, tmp_path: Path) -> None:
@@ -163,7 +161,7 @@ class TestAway:
         self, resolve: Resolve, job: Job, away: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert resolve(job.fine_tuned_model, url=away) is None
-        assert "is not served, because Tunery is unavailable" in caplog.text
+        assert "Tunery is unavailable" in caplog.text
 
     def test_a_failing_server_counts_as_away(self, resolve: Resolve, job: Job) -> None:
         directory = resolve(job.fine_tuned_model)
@@ -181,7 +179,7 @@ class TestBase:
         assert resolve(job.fine_tuned_model) is not None
         (base / "generation_config.json").write_text("{}")
         assert resolve(job.fine_tuned_model) is None
-        assert "whose files are not those of" in caplog.text
+        assert f"not those of {base}" in caplog.text
         assert resolve(job.fine_tuned_model, base_model="tiny") is not None
         assert resolve(job.fine_tuned_model, base_model="other") is None
 
@@ -189,7 +187,7 @@ class TestBase:
         self, resolve: Resolve, job: Job, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert resolve(job.fine_tuned_model, served="org/model") is None
-        assert "set TUNERY_BASE_MODEL to its name in Tunery, here 'tiny'" in caplog.text
+        assert "TUNERY_BASE_MODEL" in caplog.text
         assert resolve(job.fine_tuned_model, served="org/model", base_model="tiny") is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,8 +137,17 @@ class DeliveryHarness:
                 deliveries.add_reference(session, result, reference.model_dump(mode="json"))
         return self.harness.job(job)
 
-    def attempt_due(self) -> None:
-        """Carry out every delivery that is due now."""
+    def deliver(self, destination: dict[str, Any], reference: ServedReference | None = None, **columns: Any) -> Job:
+        """A finished job whose result was sent to a new target, `production`."""
+        self.target(destination, **columns)
+        job = self.finished_job("production", reference=reference)
+        self.attempt_due()
+        return job
+
+    def attempt_due(self, again: bool = False) -> None:
+        """Carry out every delivery that is due now; `again`: every one that will be due."""
+        if again:
+            self.make_due()
         while claimed := self.sender.claim(10):
             for each in claimed:
                 self.sender.attempt(each)
@@ -156,6 +166,13 @@ class DeliveryHarness:
     def delivery(self, job: Job) -> Delivery:
         with transaction(self.harness.sessions) as session:
             return session.scalars(select(Delivery).where(Delivery.job_id == job.id).order_by(Delivery.seq)).one()
+
+    def error(self, job: Job) -> str:
+        """The error of its delivery, without what differs in each run."""
+        text = (self.delivery(job).error or "").replace(str(self.shared), "SHARED")
+        text = re.sub(r"http://127\.0\.0\.1:\d+", "URL", text.replace(job.fine_tuned_model or "-", "MODEL"))
+        text = re.sub(r"target_[0-9a-f]+", "TARGET", text).replace(job.id, "JOB")
+        return re.sub(r"/[0-9a-f]{16}\b", "/VERSION", text)
 
     def delete_model(self, job: Job) -> None:
         with transaction(self.harness.sessions) as session:

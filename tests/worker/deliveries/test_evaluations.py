@@ -14,10 +14,11 @@ from app.domain.evaluations.graders import CreateEvaluation
 from app.services.jobs import evaluations as service
 from tests.app.cli.trained import make_trained_job
 from tests.factories import make_file
+from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import DeliveryHarness
 from tests.worker.evaluations.test_evaluator import EXACT, evaluator, lines
 from tests.worker.exports.test_exporter import write_real_adapter
-from worker.deliveries import sender
+from worker.deliveries.targets import EvaluationPending
 
 
 @pytest.fixture
@@ -39,23 +40,21 @@ def evaluated(delivery: DeliveryHarness, tmp_path: Path) -> Job:
 
 
 def test_an_adapter_is_delivered_when_its_evaluation_has_allowed_that(
-    delivery: DeliveryHarness, evaluated: Job, tmp_path: Path
+    delivery: DeliveryHarness, evaluated: Job, tmp_path: Path, reviewed: Reviewed
 ) -> None:
     for _ in range(12):  # more than the attempts of a delivery that fails
-        delivery.make_due()
-        delivery.attempt_due()
+        delivery.attempt_due(again=True)
     row = delivery.delivery(evaluated)
     assert (row.state, row.tries) == ("pending", 0)
-    assert "the evaluation has not ended yet" in (row.error or "")
+    reviewed(delivery.error(evaluated))
     assert row.next_attempt_at is not None
     waits = (row.next_attempt_at - row.updated_at).total_seconds()
-    assert waits <= sender.UNCOUNTED_SECONDS[sender.EvaluationPending]
-    assert sum("has not ended yet" in text for text in delivery.harness.messages(evaluated)) == 1
+    assert waits <= (EvaluationPending.uncounted_seconds or 0)
+    assert sum("promote_if" in text for text in delivery.harness.messages(evaluated)) == 1
     assert list(delivery.shared.iterdir()) == []
 
     assert evaluator(delivery.harness, tmp_path).run_next()
-    delivery.make_due()
-    delivery.attempt_due()
+    delivery.attempt_due(again=True)
     row = delivery.delivery(evaluated)
     assert (row.state, row.error) == ("delivered", None)
     assert (delivery.shared / (evaluated.fine_tuned_model or "")).exists()

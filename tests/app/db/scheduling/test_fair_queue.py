@@ -77,7 +77,7 @@ class TestOrder:
                 add_job(session, f"b{number}", "b", planned_seconds=3000.0)
         assert [take(two) for _ in range(5)] == ["b0", "b1", "a0", "a1", None]
 
-    def test_what_a_running_job_is_about_to_use_counts_from_its_start(self, two: Sessions) -> None:
+    def test_the_planned_time_of_a_running_job_counts_from_its_start(self, two: Sessions) -> None:
         with transaction(two) as session:
             for number in range(2):
                 add_job(session, f"a{number}", "a")
@@ -91,7 +91,7 @@ class TestOrder:
             add_job(session, "c0", "c")
         assert take(two) == "c0"
 
-    def test_what_was_used_long_ago_is_forgotten(self, two: Sessions) -> None:
+    def test_usage_of_long_ago_is_forgotten(self, two: Sessions) -> None:
         with transaction(two) as session:
             add_job(session, "a0", "a")
             add_job(session, "b0", "b")

@@ -206,7 +206,7 @@ def take_evaluation(sessions: Sessions, owner: str) -> str | None:
 
 
 class TestEvaluations:
-    def test_they_reserve_memory_as_jobs_do(self, card: Sessions) -> None:
+    def test_evaluations_reserve_memory_as_jobs_do(self, card: Sessions) -> None:
         add(card, "done", "a0", "a1")
         add_evaluation(card, "e0", "done")
         assert take_evaluation(card, "w0") == "e0"
@@ -218,7 +218,7 @@ class TestEvaluations:
         assert take(card, "w2") is None  # its process may not have ended yet
         assert take(card, "w0") == "a1"
 
-    def test_one_in_16_bits_needs_the_whole_gpu(self, card: Sessions) -> None:
+    def test_an_evaluation_in_16_bits_needs_the_whole_gpu(self, card: Sessions) -> None:
         add(card, "a0", "a1")
         add_evaluation(card, "e0", "a1", "16-bit")
         assert take(card, "w0") == "a0"
@@ -237,9 +237,7 @@ ACTIONS = st.lists(
 
 @given(actions=ACTIONS, needs=st.lists(st.sampled_from([SMALL, LARGE, None]), min_size=8, max_size=8))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_reservations_never_exceed_a_card(
-    card: Sessions, actions: list[tuple[str, int]], needs: list[int | None]
-) -> None:
+def test_reservations_never_exceed_it(card: Sessions, actions: list[tuple[str, int]], needs: list[int | None]) -> None:
     """Seven slots on two cards, more than `slots_per_gpu` allows: claims, ends, losses and cancels in any order."""
     offers = [SLOT, SLOT, SLOT, OTHER_GPU, OTHER_GPU, OTHER_GPU, PAIR]
     with transaction(card) as session:

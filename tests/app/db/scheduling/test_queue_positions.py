@@ -33,11 +33,11 @@ def rows(sessions: Sessions) -> dict[str, QueuePlace]:
 
 
 class TestWrite:
-    def test_does_not_write_unchanged_positions(self, sessions: Sessions) -> None:
+    def test_unchanged_positions_are_not_written(self, sessions: Sessions) -> None:
         assert write(sessions, places(300)) == 300
         assert write(sessions, places(300)) == 0
 
-    def test_writes_what_has_moved(self, sessions: Sessions) -> None:
+    def test_moved_positions_are_written(self, sessions: Sessions) -> None:
         write(sessions, places(3, shift=1))
         assert write(sessions, places(3)) == 3
         assert [rows(sessions)[f"j{number}"].position for number in (1, 2, 3)] == [1, 2, 3]
@@ -50,20 +50,20 @@ class TestWrite:
         assert abs((start - datetime.now(UTC)).total_seconds() - LATER) < 35
 
     @pytest.mark.parametrize("change", [{"start": None}, {"lack": "no worker"}], ids=str)
-    def test_what_is_known_no_longer_is_written(self, sessions: Sessions, change: dict[str, None]) -> None:
+    def test_a_start_or_reason_that_changed_is_written(self, sessions: Sessions, change: dict[str, None]) -> None:
         write(sessions, places(1))
         assert write(sessions, places(1, **change)) == 1
         assert write(sessions, places(1, **change)) == 0
         assert write(sessions, places(1)) == 1
 
-    def test_deletes_positions_of_jobs_that_left_the_queue(self, sessions: Sessions) -> None:
+    def test_positions_of_jobs_that_left_the_queue_are_deleted(self, sessions: Sessions) -> None:
         write(sessions, places(3))
         write(sessions, places(2))
         assert rows(sessions).keys() == {"j1", "j2"}
         write(sessions, [])
         assert rows(sessions) == {}
 
-    def test_notifies_only_after_a_change(self, sessions: Sessions, database_url: str) -> None:
+    def test_a_change_alone_notifies(self, sessions: Sessions, database_url: str) -> None:
         # No connection of a pool: nothing reads there, and a listener with a full socket stops every DROP DATABASE.
         url = database_url.replace("+psycopg", "", 1)
         with psycopg.connect(url, autocommit=True) as listener:

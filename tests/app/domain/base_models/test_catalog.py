@@ -25,9 +25,7 @@ from app.domain.base_models import catalog
           "original_max_position_embeddings": 64}, "sliding_attention": {"rope_type": "default"}}}, 64),
     ],
 )  # fmt: skip
-def test_documents_stay_where_the_rotary_embedding_does_not_depend_on_the_row(
-    config: dict[str, Any], longest: int | None
-) -> None:
+def test_documents_stay_where_the_rope_does_not_depend_on_the_row(config: dict[str, Any], longest: int | None) -> None:
     assert catalog.max_document_tokens(config) == longest
 
 

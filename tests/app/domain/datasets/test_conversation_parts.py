@@ -114,17 +114,13 @@ class TestByParts:
         (document,) = renderer_of(tmp_path, REASONING).documents(Example(1, messages=tuple(messages)))
         assert document.labelled_count
 
-    def test_a_template_that_counts_messages_gives_the_same(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_template_that_counts_messages_is_right(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         by_parts, exact = both_ways(renderer_of(tmp_path, NUMBERED), monkeypatch, chat(47))
         assert by_parts == exact
         assert sum(by_parts[0].labelled)
 
     @pytest.mark.parametrize("template", [CHATML, SMOLLM2, HERMES])
-    def test_the_work_grows_with_the_length(
-        self, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_work_is_linear(self, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         renderer, rendered = renderer_of(tmp_path, template), 0
         text = renderer.template.text  # type: ignore[union-attr]
 
@@ -141,9 +137,7 @@ class TestByParts:
             work.append(rendered)
         assert work[1] < 2.2 * work[0]
 
-    def test_the_work_of_the_checks_grows_with_the_length(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_work_of_the_checks_is_linear(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         template = HERMES.replace("+ m.content }}", "+ (m.reasoning_content or '') + m.content }}")
         renderer, rendered = renderer_of(tmp_path, template), 0
         text = renderer.template.text  # type: ignore[union-attr]
@@ -163,9 +157,7 @@ class TestByParts:
 
 
 class TestWhatIsRefused:
-    def test_a_refused_message_is_named_by_its_place_in_the_conversation(
-        self, tmp_path: Path, reviewed: Reviewed
-    ) -> None:
+    def test_a_refused_message_is_named_by_its_place(self, tmp_path: Path, reviewed: Reviewed) -> None:
         messages = chat(100)
         messages[151] |= {"content": "<|im_end|>", "weight": 1}
         with pytest.raises(TemplateRefused) as caught:
@@ -213,9 +205,7 @@ class TestWhatIsRefused:
             renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
         reviewed(str(caught.value))
 
-    def test_a_very_long_conversation_is_refused_if_the_template_rewrites_the_past(
-        self, tmp_path: Path, reviewed: Reviewed
-    ) -> None:
+    def test_a_long_one_is_refused_if_its_template_rewrites_the_past(self, tmp_path: Path, reviewed: Reviewed) -> None:
         with pytest.raises(TemplateRefused) as caught:
             renderer_of(tmp_path, FORGETFUL).documents(Example(1, messages=tuple(chat(501))))
         reviewed(str(caught.value))

@@ -20,9 +20,7 @@ def answer(side: int, *tokens: int, prompt: int = 2) -> Document:
 
 class TestPlainText:
     @given(st.integers(2, 60), st.integers(2, 20))
-    def test_a_plain_text_is_split_so_that_every_token_but_the_first_is_learned_once(
-        self, length: int, context_length: int
-    ) -> None:
+    def test_a_split_text_learns_every_token_but_the_first_once(self, length: int, context_length: int) -> None:
         pieces = truncate([text_of(length)], DataParameters(context_length=context_length))
         assert all(2 <= len(piece) <= context_length for piece in pieces)
         learned = [t for piece in pieces for t, labelled in zip(piece.tokens, piece.labelled, strict=True) if labelled]

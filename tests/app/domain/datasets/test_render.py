@@ -89,9 +89,7 @@ def test_every_answer_and_its_end_is_learned_and_nothing_else(renderer: Renderer
 
 @given(TURNS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_the_tokens_before_an_answer_are_those_of_the_prompt_at_serving(
-    renderer: Renderer, turns: list[tuple[str, str]]
-) -> None:
+def test_the_tokens_before_an_answer_are_those_of_serving(renderer: Renderer, turns: list[tuple[str, str]]) -> None:
     example = chat(*turns)
     (document,) = renderer.documents(example)
     prompt = renderer.encode(renderer.text(list(example.messages[:-1]), prompt=True))

@@ -186,9 +186,7 @@ class TestTools:
         reviewed(str(caught.value))
 
     @pytest.mark.parametrize("is_pair", [False, True])
-    def test_calls_that_are_read_and_not_printed_are_refused(
-        self, renderer_of: Any, is_pair: bool, reviewed: Reviewed
-    ) -> None:
+    def test_read_calls_must_be_printed(self, renderer_of: Any, is_pair: bool, reviewed: Reviewed) -> None:
         call = {"role": "assistant", "content": "", "tool_calls": [CALL]} | ({} if is_pair else {"weight": 0})
         asked, answer = (QUESTION, call, QUESTION), {"role": "assistant", "content": "It is cold."}
         more = {"preferred": (answer,), "non_preferred": (answer,)} if is_pair else {}
@@ -210,9 +208,7 @@ class TestTools:
         reviewed(str(caught.value))
         assert learned_by(renderer_of(HERMES), *messages)
 
-    def test_a_call_is_not_printed_because_the_content_names_its_function(
-        self, renderer_of: Any, reviewed: Reviewed
-    ) -> None:
+    def test_content_that_names_a_function_prints_no_call(self, renderer_of: Any, reviewed: Reviewed) -> None:
         answer = {"role": "assistant", "content": "I ask weather.", "tool_calls": [CALL]}
         with pytest.raises(TemplateRefused) as caught:
             learned_by(renderer_of(CHATML), QUESTION, answer)
@@ -308,9 +304,7 @@ class TestWithoutATemplate:
 
     @given(text=st.text(ALPHABET, max_size=30))
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-    def test_every_token_of_a_plain_text_but_the_first_is_learned(
-        self, tmp_path_factory: pytest.TempPathFactory, text: str
-    ) -> None:
+    def test_a_plain_text_is_learned_but_its_first(self, tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
         for bos in (None, "<s>"):
             renderer = self.renderer(tmp_path_factory.getbasetemp() / f"plain-{bos is None}", bos)
             (document,) = renderer.documents(Example(1, text=text))

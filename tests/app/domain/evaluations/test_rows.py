@@ -87,9 +87,7 @@ class TestFindings:
             ({"type": "label_accuracy"}, "x" * 201, "invalid_reference"),
         ],
     )  # fmt: skip
-    def test_what_is_too_large_to_compare_is_a_finding_of_its_line(
-        self, grader: dict[str, Any], reference: str, code: str
-    ) -> None:
+    def test_a_text_too_large_to_compare_is_a_finding(self, grader: dict[str, Any], reference: str, code: str) -> None:
         grader = {"name": "g", "reference": "{{ item.x }}"} | grader
         if grader["type"] == "score_model":
             del grader["reference"]

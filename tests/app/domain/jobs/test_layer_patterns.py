@@ -231,9 +231,7 @@ class TestTime:
         "length", [pytest.param(60, marks=pytest.mark.extended("every length of a hostile key")), MAX_KEY_CHARACTERS]
     )
     @pytest.mark.parametrize("unit", HOSTILE)
-    def test_64_hostile_keys_on_4096_layers_take_less_than_ten_times_the_time_of_64_benign_ones(
-        self, unit: str, length: int, benign_seconds: float
-    ) -> None:
+    def test_hostile_keys_take_at_most_ten_times_as_long(self, unit: str, length: int, benign_seconds: float) -> None:
         key = unit * ((length - 4) // len(unit)) + "!"
         hostile = {f"{key}|{number:02}": 2 for number in range(64)}
         assert cpu_seconds(hostile) < 10 * benign_seconds

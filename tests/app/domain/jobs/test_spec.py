@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 
 from app.domain.jobs.spec import DataParameters, JobSpec, TrainerSpec
-from tests.sentences import Reviewed
 
 RUN: dict[str, Any] = {
     "run_id": "a",
@@ -30,15 +29,10 @@ class TestTrainerSpec:
     def test_a_list_of_one_run_is_read(self) -> None:
         assert TrainerSpec.model_validate(SPEC).run.run_id == "a"
 
-    def test_more_than_one_run_is_refused_with_the_remedy(self, reviewed: Reviewed) -> None:
-        with pytest.raises(ValidationError) as caught:
-            TrainerSpec.model_validate(SPEC | {"runs": [RUN, RUN | {"run_id": "b"}]})
-        reviewed(str(caught.value))
-
-    def test_a_spec_without_a_run_is_refused(self, reviewed: Reviewed) -> None:
-        with pytest.raises(ValidationError) as caught:
-            TrainerSpec.model_validate(SPEC | {"runs": []})
-        reviewed(str(caught.value))
+    def test_another_number_of_runs_is_refused(self) -> None:
+        for runs in ([], [RUN, RUN | {"run_id": "b"}]):
+            with pytest.raises(ValidationError, match="runs"):
+                TrainerSpec.model_validate(SPEC | {"runs": runs})
 
 
 class TestDataParameters:

@@ -8,7 +8,6 @@ import pytest
 
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.duration import (
-    estimated_flops,
     gpu_peak_flops,
     relative_token_cost,
     step_flop,
@@ -126,46 +125,34 @@ class TestSeconds:
         assert with_two - without == pytest.approx(2 * (with_one - without))
 
     def test_unmeasured_flops_are_those_of_the_data_sheet_or_the_cpu_flags(self) -> None:
-        assert estimated_flops("cuda", "NVIDIA H100 NVL", 1, 2e11) == pytest.approx(0.4 * 8.35e14)
-        assert estimated_flops("cuda", "Another", 1, 2e11) == pytest.approx(0.4 * 1e14)
-        assert estimated_flops("cuda", "Another", 1, 2e11, 3e14) == pytest.approx(0.55 * 3e14)
-        assert estimated_flops("cuda", "NVIDIA H100 NVL", 1, 2e11, 3e14) == pytest.approx(0.4 * 8.35e14)
-        assert estimated_flops("cpu", "EPYC", 4, 5e11) == pytest.approx(4 * 0.6 * 5e11)
+        peak = 0.4 * 8.35e14
+        assert Device("cuda", "NVIDIA H100 NVL", 0).estimated_flops == pytest.approx(peak)
+        assert Device("cuda", "NVIDIA H100 NVL", 0, product_flops=3e14).estimated_flops == pytest.approx(peak)
+        assert Device("cuda", "Another", 0).estimated_flops == pytest.approx(0.4 * 1e14)
+        assert Device("cuda", "Another", 0, product_flops=3e14).estimated_flops == pytest.approx(0.55 * 3e14)
+        assert Device("cpu", "EPYC", 0, 4, 5e11).estimated_flops == pytest.approx(4 * 0.6 * 5e11)
 
 
 class TestGpuPeakFlops:
-    @pytest.mark.parametrize(
-        ("name", "teraflops"),
-        [
-            ("NVIDIA B200", 2250),
-            ("NVIDIA H200", 990),
-            ("NVIDIA H20", 148),
-            ("NVIDIA H100 80GB HBM3", 990),
-            ("NVIDIA H100 PCIe", 756),
-            ("cuda (NVIDIA H100 NVL)", 835),
-            ("NVIDIA A100-SXM4-80GB", 312),
-            ("NVIDIA A40", 150),
-            ("NVIDIA A10", 125),
-            ("NVIDIA A10G", 70),
-            ("NVIDIA L40S", 362),
-            ("NVIDIA L40", 181),
-            ("NVIDIA L4", 121),
-            ("NVIDIA GeForce RTX 5090", 210),
-            ("NVIDIA GeForce RTX 4090", 165),
-            ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 500),
-            ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 440),
-            ("NVIDIA RTX 6000 Ada Generation", 364),
-            ("Tesla T4", 65),
-        ],
-    )
-    def test_the_peak_of_a_gpu_is_that_of_its_exact_name(self, name: str, teraflops: float) -> None:
-        assert gpu_peak_flops(name) == pytest.approx(teraflops * 1e12)
+    def test_the_peak_of_a_gpu_is_that_of_its_exact_name(self) -> None:
+        teraflops = {
+            "NVIDIA B200": 2250, "NVIDIA H200": 990, "NVIDIA H20": 148, "NVIDIA H100 80GB HBM3": 990,
+            "NVIDIA H100 PCIe": 756, "cuda (NVIDIA H100 NVL)": 835, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A40": 150,
+            "NVIDIA A10": 125, "NVIDIA A10G": 70, "NVIDIA L40S": 362, "NVIDIA L40": 181, "NVIDIA L4": 121,
+            "NVIDIA GeForce RTX 5090": 210, "NVIDIA GeForce RTX 4090": 165, "Tesla T4": 65,
+            "NVIDIA RTX PRO 6000 Blackwell Server Edition": 500, "NVIDIA RTX 6000 Ada Generation": 364,
+            "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": 440,
+        }  # fmt: skip
+        assert {name: (gpu_peak_flops(name) or 0) / 1e12 for name in teraflops} == pytest.approx(teraflops)
 
-    @pytest.mark.parametrize(
-        "name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA T400 4GB", "AMD"]
-    )
-    def test_another_name_is_unknown(self, name: str) -> None:
-        assert gpu_peak_flops(name) is None
+    def test_another_name_is_unknown(self) -> None:
+        for name in (
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+            "NVIDIA T400 4GB",
+            "AMD",
+        ):
+            assert gpu_peak_flops(name) is None
 
 
 def test_the_workload_is_what_steps_and_validations_process() -> None:

@@ -17,16 +17,9 @@ from app.domain.planning.packing import (
 )
 
 HYPERPARAMETERS = {
-    "n_epochs": 2,
-    "batch_size": 2,
-    "learning_rate": 0.01,
-    "learning_rate_multiplier": 1.0,
-    "warmup_ratio": 0.0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "lr_scheduler_type": "linear",
-    "context_length": 512,
-}
+    "n_epochs": 2, "batch_size": 2, "learning_rate": 0.01, "learning_rate_multiplier": 1.0, "warmup_ratio": 0.0,
+    "weight_decay": 0.0, "max_grad_norm": 1.0, "lr_scheduler_type": "linear", "context_length": 512,
+}  # fmt: skip
 
 
 def hyperparameters(**changes: object) -> Hyperparameters:
@@ -139,27 +132,19 @@ class TestSequenceLengths:
 
 
 class TestMaxAttentionCost:
+    def cost(self, of: SequenceLengths, batch_size: int) -> int:
+        return max_attention_cost(of, hyperparameters(batch_size=batch_size), 1, 1000, max_document_tokens=512)
+
     def test_the_attention_cost_is_that_of_the_batch_with_the_largest_sum(self) -> None:
         of = lengths((100,), (300,), (50,), (50,))
-        assert (
-            max_attention_cost(of, hyperparameters(batch_size=4), 1, row_tokens=1000, max_document_tokens=512)
-            == 100**2 + 300**2 + 2 * 50**2
-        )
-        assert (
-            max_attention_cost(of, hyperparameters(batch_size=1), 1, row_tokens=1000, max_document_tokens=512) == 300**2
-        )
+        assert self.cost(of, batch_size=4) == 100**2 + 300**2 + 2 * 50**2
+        assert self.cost(of, batch_size=1) == 300**2
 
     def test_batches_with_a_longer_document_do_not_count(self) -> None:
-        of = lengths((100,), (600,))
-        assert (
-            max_attention_cost(of, hyperparameters(batch_size=1), 1, row_tokens=1000, max_document_tokens=512) == 100**2
-        )
-        assert max_attention_cost(lengths(), hyperparameters(), 1, row_tokens=1000, max_document_tokens=512) == 0
+        assert self.cost(lengths((100,), (600,)), batch_size=1) == 100**2
+        assert self.cost(lengths(), batch_size=1) == 0
 
     def test_the_answers_of_a_pair_count_separately(self) -> None:
         pairs = SequenceLengths()
         pairs.add([300, 300], is_pair=True)
-        assert (
-            max_attention_cost(pairs, hyperparameters(batch_size=1), 1, row_tokens=1000, max_document_tokens=512)
-            == 2 * 300**2
-        )
+        assert self.cost(pairs, batch_size=1) == 2 * 300**2

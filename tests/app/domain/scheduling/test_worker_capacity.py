@@ -31,9 +31,7 @@ HALF = replace(WHOLE, slots_per_gpu=2, gpu_uuids=("GPU-1",))
         (None, 24 * GB, 1.0),
     ],
 )
-def test_a_job_has_the_budget_of_a_slot_or_the_whole_gpu(
-    needed_bytes: int | None, budget_bytes: int, share: float
-) -> None:
+def test_a_job_has_a_slots_budget_or_the_whole_gpu(needed_bytes: int | None, budget_bytes: int, share: float) -> None:
     assert (HALF.budget_bytes(needed_bytes), HALF.gpu_share(needed_bytes)) == (budget_bytes, share)
 
 
