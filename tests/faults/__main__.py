@@ -22,7 +22,7 @@ from queue import SimpleQueue
 
 from tests.faults.table import LEFT_OUT, ROOT, Fault, read_table
 
-# Together at most 45 minutes, even if the tests of every fault hang: two faults at a time.
+# Together at most an hour, even if the tests of every fault hang: two faults at a time.
 FILE_SECONDS = 100  # of the tests of one file, until the first one fails; 4 to 44 s at a load of 8
 UNPLANTED_SECONDS = 720
 STOP_SECONDS = 30  # for pytest to stop its servers

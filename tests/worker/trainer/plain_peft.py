@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,6 +14,8 @@ from peft.utils.integrations import dequantize_bnb_weight
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
+from tests.worker.trainer.helpers import load_tiny_base, make_one_step, make_spec, prepare
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.optimizer import learning_rate
 from worker.trainer.training.state import Run
 
@@ -99,6 +102,23 @@ def train(
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses, {name: parameter.detach() for name, parameter in named.items()}
+
+
+def compare(
+    base: Path, training_file: Path, quantization: QuantizationSpec | None, steps: int, **changes: Any
+) -> tuple[FrozenBase, Run]:
+    """Train with us and with PEFT: every loss and every trained tensor are equal. Returns our base and run."""
+    loaded = load_tiny_base(base, quantization)
+    run = prepare(make_spec(base, training_file, quantization=quantization, **changes), loaded, Path("unused"))
+    start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
+    losses = [make_one_step(loaded, run).loss for _ in range(steps)]
+    theirs, tensors = train(base, run, start, quantization)
+    assert losses == pytest.approx(theirs, rel=1e-4)
+    assert run.adapter.named_parameters().keys() == tensors.keys()
+    for name, parameter in run.adapter.named_parameters().items():
+        assert not torch.equal(parameter, start[name]), f"{name} was not trained"
+        torch.testing.assert_close(parameter.data, tensors[name], rtol=1e-2, atol=2e-4)
+    return loaded, run
 
 
 def _config(lora: LoraSpec) -> LoraConfig:

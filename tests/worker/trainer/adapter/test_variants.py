@@ -125,21 +125,6 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
-def compare_with_plain_peft(
-    tiny: Path, examples: Path, changes: dict[str, Any], width: QuantizationSpec | None
-) -> tuple[FrozenBase, Run]:
-    base, run = started(tiny, examples, width, **changes)
-    start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
-    losses = [make_one_step(base, run).loss for _ in range(STEPS)]
-    theirs, tensors = plain_peft.train(tiny, run, start, width)
-    assert losses == pytest.approx(theirs, rel=1e-4)
-    assert run.adapter.named_parameters().keys() == tensors.keys()
-    for name, parameter in run.adapter.named_parameters().items():
-        assert not torch.equal(parameter, start[name]), f"{name} was not trained"
-        torch.testing.assert_close(parameter.data, tensors[name], rtol=1e-2, atol=2e-4)
-    return base, run
-
-
 @pytest.mark.parametrize(("variant", "width"), slow_but(KEPT_PAIRS, PAIRS, MORE_PAIRS))
 def test_a_variant_is_trained_as_in_plain_peft_which_loads_it_with_the_same_logits(
     tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
@@ -148,7 +133,7 @@ def test_a_variant_is_trained_as_in_plain_peft_which_loads_it_with_the_same_logi
     if width == "FP4":  # of which PEFT's own training has no reference here
         base, run = trained(tiny, examples, quantization, **changes)
     else:
-        base, run = compare_with_plain_peft(tiny, examples, changes, quantization)
+        base, run = plain_peft.compare(tiny, examples, quantization, STEPS, **changes)
     batch, directory = a_batch(run), saved(base, run, tmp_path)
     theirs = plain_peft.logits(plain_peft.load(tiny, directory, quantization), batch.tokens_T.tolist())
     assert difference(our_logits(base, batch, run.adapter), our_logits(base, batch, None)) > 0.01
@@ -159,7 +144,7 @@ def test_a_variant_is_trained_as_in_plain_peft_which_loads_it_with_the_same_logi
 class TestTraining:
     @pytest.mark.parametrize("variant", slow_but(["head"], VARIANTS_OF_HEADS, VARIANTS_OF_HEADS))
     def test_an_untied_head_is_trained_as_in_plain_peft(self, untied: Path, examples: Path, variant: str) -> None:
-        compare_with_plain_peft(untied, examples, VARIANTS[variant], FLOAT32)
+        plain_peft.compare(untied, examples, FLOAT32, STEPS, **VARIANTS[variant])
 
     @pytest.mark.parametrize("variant", ["LoRA", "DoRA"])
     def test_layers_with_a_bias_are_trained_as_in_plain_peft(
@@ -170,7 +155,7 @@ class TestTraining:
         for name in [name for name in tensors if "self_attn" in name]:
             tensors[name.removesuffix("weight") + "bias"] = tensors[name][:, 0].clone()
         save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-        compare_with_plain_peft(base, examples, VARIANTS[variant], None)
+        plain_peft.compare(base, examples, None, STEPS, **VARIANTS[variant])
 
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_step_0_is_the_base_model_which_training_leaves_unchanged_to_the_bit(

@@ -1,7 +1,9 @@
+"""What the comparison of a saved adapter finds; test_variants.py shows that those of every variant pass."""
+
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
-from tests.worker.trainer.helpers import FLOAT32, load_tiny_base, make_one_step, make_spec, prepare
+from tests.worker.trainer.helpers import load_tiny_base, make_one_step, make_spec, prepare
 from worker.trainer.checkpoint import verify
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
@@ -20,113 +22,85 @@ from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.training.state import Run
 
-Trained = tuple[FrozenBase, Run, Path]
+Trained = tuple[FrozenBase, Run]
 
 
-def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpec | None, **changes: object) -> Trained:
-    base = load_tiny_base(tiny, quantization)
-    run = prepare(make_spec(tiny, examples, **changes), base, where)
-    facts = json.loads(make_spec(tiny, examples, **changes).model_dump_json())
+def trained_once(tiny: Path, examples: Path, where: Path, **changes: Any) -> tuple[FrozenBase, Run, Path]:
+    base = load_tiny_base(tiny, QuantizationSpec())
+    spec = make_spec(tiny, examples, **changes)
+    run = prepare(spec, base, where)
+    facts = json.loads(spec.model_dump_json())
     run.provenance = {
-        "base_model": {"name": "tiny"},
-        "quantization": facts["quantization"],
-        "lora": facts["runs"][0]["lora"],
+        "base_model": {"name": "tiny"}, "quantization": facts["quantization"], "lora": facts["runs"][0]["lora"],
         "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
-        "hyperparameters": facts["runs"][0]["hyperparameters"],
-        "seed": 7,
-        "versions": {},
-    }
+        "hyperparameters": facts["runs"][0]["hyperparameters"], "seed": 7, "versions": {},
+    }  # fmt: skip
     for _ in range(4):
         make_one_step(base, run)
     return base, run, save_checkpoint(run, base)
 
 
-def change_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+@pytest.fixture(scope="module")
+def made(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FrozenBase, Run, Path]:
+    return trained_once(tiny, examples, tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def trained(made: tuple[FrozenBase, Run, Path]) -> Trained:
+    return made[:2]
+
+
+@pytest.fixture
+def directory(made: tuple[FrozenBase, Run, Path], tmp_path: Path) -> Path:
+    """A copy of the saved adapter, which a test may change."""
+    return shutil.copytree(made[2], tmp_path / "adapter")
+
+
+def change_tensors(directory: Path, change: Any) -> None:
     tensors = load_file(directory / "adapter_model.safetensors")
-    change(tensors)
+    change(tensors, next(name for name in tensors if "q_proj.lora_B" in name))
     save_file(tensors, directory / "adapter_model.safetensors")
 
 
-def change_config(directory: Path, **changes: object) -> None:
+def test_an_adapter_of_few_targets_with_rslora_and_dropout_passes(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    changes = {"use_rslora": True, "target_modules": ["v_proj"], "dropout": 0.3}
+    assert verify_adapter(*trained_once(tiny, examples, tmp_path, **changes)) < TOLERANCE / 10
+
+
+def test_a_long_document_is_truncated(trained: Trained, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAX_TOKENS", 16)
+    seen, hidden_states = [], verify.hidden_states
+
+    def watched(base: Any, batch: Any, *more: Any, **how: Any) -> torch.Tensor:
+        seen.append(len(batch.tokens_T))
+        hidden_T_D: torch.Tensor = hidden_states(base, batch, *more, **how)
+        return hidden_T_D
+
+    monkeypatch.setattr(verify, "hidden_states", watched)
+    verify_adapter(*trained, directory)
+    assert seen == [16, 16]
+
+
+def test_one_altered_number_is_found(trained: Trained, directory: Path) -> None:
+    change_tensors(directory, lambda tensors, name: tensors[name][0, 0].add_(1e-6))
+    with pytest.raises(Failure, match=r"q_proj\.lora_B\.weight differs") as caught:
+        verify_adapter(*trained, directory)
+    assert caught.value.reason is Reason.ADAPTER_MISMATCH
+
+
+def test_a_missing_tensor_is_found(trained: Trained, directory: Path) -> None:
+    change_tensors(directory, lambda tensors, name: tensors.pop(name))
+    with pytest.warns(UserWarning, match="missing"), pytest.raises(Failure):
+        verify_adapter(*trained, directory)
+
+
+@pytest.mark.parametrize("changes", [{"lora_alpha": 9}, {"use_rslora": True}])
+def test_a_wrong_scale_is_found_and_the_adapted_layers_are_restored(
+    trained: Trained, directory: Path, changes: dict[str, object]
+) -> None:
     path = directory / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def a_q_proj(tensors: dict[str, torch.Tensor]) -> str:
-    return next(name for name in tensors if "q_proj.lora_B" in name)
-
-
-class TestVerifyAdapter:
-    @pytest.mark.parametrize("quantization", [FLOAT32, QuantizationSpec(), QuantizationSpec(type="fp4"), None])
-    def test_a_trained_adapter_passes_with_a_wide_margin(
-        self, tiny: Path, examples: Path, tmp_path: Path, quantization: QuantizationSpec | None
-    ) -> None:
-        base, run, directory = train(tiny, examples, tmp_path, quantization)
-        assert verify_adapter(base, run, directory) < TOLERANCE / 10
-
-    def test_also_with_rslora_few_targets_and_dropout(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        base, run, directory = train(
-            tiny, examples, tmp_path, FLOAT32, use_rslora=True, target_modules=["v_proj"], dropout=0.3
-        )
-        assert verify_adapter(base, run, directory) < TOLERANCE / 10
-
-    def test_verification_does_not_change_further_training(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        base, run, directory = train(tiny, examples, tmp_path / "a", QuantizationSpec())
-        reference_base, reference, _ = train(tiny, examples, tmp_path / "b", QuantizationSpec())
-        verify_adapter(base, run, directory)
-        assert make_one_step(base, run).loss == make_one_step(reference_base, reference).loss
-
-    def test_a_long_document_is_truncated(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        base, run, directory = train(tiny, examples, tmp_path, FLOAT32)
-        monkeypatch.setattr(verify, "MAX_TOKENS", 16)
-        seen, hidden_states = [], verify.hidden_states
-
-        def watched(base: Any, batch: Any, *more: Any, **how: Any) -> torch.Tensor:
-            seen.append(len(batch.tokens_T))
-            hidden_T_D: torch.Tensor = hidden_states(base, batch, *more, **how)
-            return hidden_T_D
-
-        monkeypatch.setattr(verify, "hidden_states", watched)
-        verify_adapter(base, run, directory)
-        assert seen == [16, 16]
-
-    def test_one_altered_number_is_found(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
-
-        def nudge(tensors: dict[str, torch.Tensor]) -> None:
-            tensors[a_q_proj(tensors)][0, 0] += 1e-6
-
-        change_tensors(directory, nudge)
-        with pytest.raises(Failure, match=r"q_proj\.lora_B\.weight differs") as caught:
-            verify_adapter(base, run, directory)
-        assert caught.value.reason is Reason.ADAPTER_MISMATCH
-
-    def test_a_missing_tensor_is_found(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
-
-        def drop(tensors: dict[str, torch.Tensor]) -> None:
-            del tensors[a_q_proj(tensors)]
-
-        change_tensors(directory, drop)
-        with pytest.warns(UserWarning, match="missing"), pytest.raises(Failure):
-            verify_adapter(base, run, directory)
-
-    @pytest.mark.parametrize("changes", [{"lora_alpha": 9}, {"use_rslora": True}])
-    def test_a_wrong_scale_is_found_although_every_tensor_is_equal(
-        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, object]
-    ) -> None:
-        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
-        change_config(directory, **changes)
-        with pytest.raises(Failure, match="logits differ"):
-            verify_adapter(base, run, directory)
-
-    def test_the_adapted_layers_are_restored_also_after_a_failure(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
-        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
-        change_config(directory, lora_alpha=9)
-        with pytest.raises(Failure):
-            verify_adapter(base, run, directory)
-        assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())
+    with pytest.raises(Failure, match="logits differ"):
+        verify_adapter(*trained, directory)
+    base = trained[0]
+    assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())
