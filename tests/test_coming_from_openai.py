@@ -14,7 +14,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,35 @@ MODEL_NAME = "SmolLM2-135M-Instruct"
 POLL_SECONDS = 0.02
 
 
-@pytest.fixture
-def worker(sessions: Sessions, storage: LocalStorage, project: Project) -> Iterator[None]:
-    """A thread that validates and finishes every waiting job, as a worker would."""
+@contextlib.contextmanager
+def repeating(work: Callable[[], None]) -> Iterator[None]:
+    """Repeat `work` in a thread until the block ends."""
     stop = threading.Event()
 
-    def work() -> None:
+    def repeat() -> None:
         while not stop.wait(POLL_SECONDS):
-            with transaction(sessions) as session:
-                job = claims.claim(session, "validate", WORKER, TTL_SECONDS)  # skips a row that a request has locked
-                if job is not None:
-                    claims.finish_validation(session, lease_of(job), "Files validated, moving job to queued state")
-                    finish_job(session, storage, project, start_job(session))
+            work()
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=repeat)
     thread.start()
     yield
     stop.set()
     thread.join()
+
+
+@pytest.fixture
+def worker(sessions: Sessions, storage: LocalStorage, project: Project) -> Iterator[None]:
+    """Validates and finishes every waiting job, as a worker would."""
+
+    def work() -> None:
+        with transaction(sessions) as session:
+            job = claims.claim(session, "validate", WORKER, TTL_SECONDS)  # skips a row that a request has locked
+            if job is not None:
+                claims.finish_validation(session, lease_of(job), "Files validated, moving job to queued state")
+                finish_job(session, storage, project, start_job(session))
+
+    with repeating(work):
+        yield
 
 
 @pytest.fixture
@@ -77,22 +88,16 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def idle_slot(settings: Settings) -> Iterator[None]:
-    """A thread that answers every question on trial, as the idle slot of a worker would."""
-    stop = threading.Event()
+    """Answers every question on trial, as the idle slot of a worker would."""
     slot = TrialSlot(settings.redis_url, WORKER)
 
     def work() -> None:
-        while not stop.is_set():
-            if (question := slot.next_question([MODEL_NAME])) is not None:
-                slot.send(TrialRecord(id=question.id, type="text", text=f"an answer of {question.model}"))
-                slot.send(TrialRecord(id=question.id, type="end"))
+        if (question := slot.next_question([MODEL_NAME])) is not None:
+            slot.send(TrialRecord(id=question.id, type="text", text=f"an answer of {question.model}"))
+            slot.send(TrialRecord(id=question.id, type="end"))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    stop.set()
-    thread.join()
-    slot.close()
+    with contextlib.closing(slot), repeating(work):
+        yield
 
 
 @pytest.fixture

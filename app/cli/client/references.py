@@ -43,6 +43,7 @@ JobId = Annotated[str, typer.Argument(help=f"Job: {REFERENCE_FORMS}.", metavar="
 JobWithResult = Annotated[str, typer.Argument(help=f"Job: {REFERENCE_FORMS} with a result.", metavar="JOB"), RESULT]
 FileId = Annotated[str, typer.Argument(help=f"File: {REFERENCE_FORMS}.", metavar="FILE"), FILE]
 FileIds = Annotated[list[str], typer.Argument(help=f"Files, each by {REFERENCE_FORMS}.", metavar="FILE..."), FILE]
+CheckpointId = Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")]
 ProjectId = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project."), PROJECT]
 
 

@@ -12,8 +12,8 @@ import secrets
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -242,46 +242,44 @@ def uploaded_files(client: Client, body: dict[str, Any], keep: bool = True) -> I
         name: resolve_id(client, FILE, value, purpose=PURPOSE) for name, value in values.items() if name not in paths
     }
     uploaded_ids: list[str] = []
-    is_kept = False
-    try:
+    with ExitStack() as deletions:
         for name, path in paths.items():
-            stored_id = _find_stored(client, path)
+            stored_id = find_stored(client, path)
             if stored_id is None:
-                uploaded = upload_with_progress(client, path, expires_after=None if keep else TEMPORARY)
-                uploaded_ids.append(str(uploaded["id"]))
-            ids[name] = stored_id or uploaded_ids[-1]
-        yield body | ids
-        is_kept = keep
-    except ServiceUnreachable:
-        is_kept = keep and len(ids) == len(values)
-        if is_kept and uploaded_ids:
-            kept = ", ".join(uploaded_ids)
-            print_note(f"The server may have processed the request, so the uploaded files are kept: {kept}.")
-        raise
-    finally:
-        if not is_kept:
-            _delete_uploaded(client, uploaded_ids)
+                stored_id = str(upload_with_progress(client, path, expires_after=None if keep else TEMPORARY)["id"])
+                uploaded_ids.append(stored_id)
+                deletions.callback(_delete_uploaded, client, stored_id)
+            ids[name] = stored_id
+        try:
+            yield body | ids
+        except ServiceUnreachable:
+            if keep and uploaded_ids:
+                deletions.pop_all()
+                kept = ", ".join(uploaded_ids)
+                print_note(f"The server may have processed the request, so the uploaded files are kept: {kept}.")
+            raise
+        if keep:
+            deletions.pop_all()
 
 
-def _find_stored(client: Client, path: Path) -> str | None:
-    """The newest stored training file with the bytes of `path`, which does not expire. Raises UsageError."""
+def find_stored(client: Client, path: Path, is_usable: Callable[[Json], bool] = lambda _: True) -> str | None:
+    """The newest usable training file with the bytes of `path`, which does not expire. Raises UsageError."""
     require_readable(path)
     sha256 = sha256_file(path)
     for file in client.pages(FILE.path, FILE.page_size, purpose=PURPOSE):
-        if file["sha256"] == sha256 and file["expires_at"] is None:
+        if file["sha256"] == sha256 and file["expires_at"] is None and is_usable(file):
             print_note(f"Uses the stored file {file['id']}, which has the SHA-256 of {path}, without an upload.")
             return str(file["id"])
     return None
 
 
-def _delete_uploaded(client: Client, file_ids: Sequence[str]) -> None:
-    """Delete files that the command has uploaded, and print a note for each."""
-    for file_id in file_ids:
-        try:
-            client.delete(file_path(file_id))
-        except CliError as error:
-            print_note(
-                f"Could not delete the uploaded file {file_id}: {error} Delete it with `tunery files delete {file_id}`."
-            )
-        else:
-            print_note(f"Deleted the uploaded file {file_id}.")
+def _delete_uploaded(client: Client, file_id: str) -> None:
+    """Delete a file that the command has uploaded, and print a note."""
+    try:
+        client.delete(file_path(file_id))
+    except CliError as error:
+        print_note(
+            f"Could not delete the uploaded file {file_id}: {error} Delete it with `tunery files delete {file_id}`."
+        )
+    else:
+        print_note(f"Deleted the uploaded file {file_id}.")

@@ -45,8 +45,8 @@ def ask(
     if not text.strip():
         raise UsageError("The prompt is empty.")
     messages = [{"role": "system", "content": system}] if system is not None else []
-    body: dict[str, Any] = {"messages": [*messages, {"role": "user", "content": text}], "temperature": temperature}
-    body |= given(max_tokens=max_tokens)
+    messages.append({"role": "user", "content": text})
+    body = given(messages=messages, temperature=temperature, max_tokens=max_tokens)
     answer = _answer_as_json if as_json else _print_answer
     is_job = model.startswith((LAST, JOB.prefix))
     try:

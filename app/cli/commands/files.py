@@ -131,8 +131,8 @@ def validate(
         client.get(named_path("models", model))  # raises NotFoundError before anything is uploaded
     query = {"model": model, "method": method, "context_length": context_length, "rows": rows}
     with uploaded_files(client, files, keep=False) as ids:
-        query["validation_file"] = ids["validation_file"]
-        report = client.post(file_path(ids["training_file"], "validate"), None, **query)
+        path = file_path(ids["training_file"], "validate")
+        report = client.post(path, None, validation_file=ids["validation_file"], **query)
     return Result(report, lambda: _print_report(report), None if report["valid"] else typer.Exit(CommandExit.FAILED))
 
 

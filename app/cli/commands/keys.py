@@ -4,7 +4,6 @@ The secret of a key is shown once; only its hash is stored.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,9 +165,9 @@ def rotate_secrets(client: "Client", base_url: BaseUrl = None, data_dir: DataDir
     Put the new key in front of the old one, restart the service, rotate, and remove the old key. Repeat the command
     after an interruption. On the server it needs no API, only the database.
     """
-    batches = _rotated_in_database(data_dir) if has_database(base_url, data_dir) else _rotated_over_http(client)
-    rotated = 0
-    for batch in batches:
+    is_local, rotated = has_database(base_url, data_dir), 0
+    while True:
+        batch = _rotate_in_database(data_dir) if is_local else client.post("organization/secrets/rotate")
         rotated += batch["rotated"]
         if not batch["remaining"] or not batch["rotated"]:
             break
@@ -218,16 +217,8 @@ def _key_path(client: "Client", key_id: str) -> str:
     raise NotFoundError(f"No active key has the id {key_id!r}; see `tunery keys list`.")
 
 
-def _rotated_over_http(client: "Client") -> Iterator["Json"]:
-    while True:
-        yield client.post("organization/secrets/rotate")
-
-
-def _rotated_in_database(data_dir: Path | None) -> Iterator["Json"]:
+def _rotate_in_database(data_dir: Path | None) -> "Json":
     from app.services.operations import secrets
 
-    encryption_keys = find_encryption_keys(data_dir)
-    while True:
-        with open_database("secrets.rotate", data_dir).transaction() as session:
-            batch = secrets.rotate(session, encryption_keys, MAX_ROTATED)
-        yield vars(batch)
+    with open_database("secrets.rotate", data_dir).transaction() as session:
+        return vars(secrets.rotate(session, find_encryption_keys(data_dir), MAX_ROTATED))

@@ -121,6 +121,21 @@ def _register(client: "Client", body: "Json") -> Result:
     raise CliError(f"The base model {body['name']} was registered, and has been removed since by another command.")
 
 
+def _kind(model: "Json") -> str:
+    if "alias_of" in model:
+        return f"alias of {model['alias_of']}"
+    return "trained" if model["id"].startswith("ft:") else "base"
+
+
+tuned = named(commands, "models", TunedName)
+tuned.add_list(
+    "List the base models and the fine-tuned models.",
+    {"id": "id", "kind": _kind, "context": "max_context_length", "created": ("created", time_text)},
+    "No models. Register one with `tunery models add NAME DIRECTORY`.",
+    page_size=None,
+)
+
+
 @commands.command("where")
 @with_client
 def where(client: "Client", name: ModelName) -> Result:
@@ -170,19 +185,6 @@ def _registration_note(row: "Json") -> str:
     return f"{row['id']} is {row['status']}." if row["finished_at"] is None else ""
 
 
-def _kind(model: "Json") -> str:
-    if "alias_of" in model:
-        return f"alias of {model['alias_of']}"
-    return "trained" if model["id"].startswith("ft:") else "base"
-
-
-tuned = named(commands, "models", TunedName)
-tuned.add_list(
-    "List the base models and the fine-tuned models.",
-    {"id": "id", "kind": _kind, "context": "max_context_length", "created": ("created", time_text)},
-    "No models. Register one with `tunery models add NAME DIRECTORY`.",
-    page_size=None,
-)
 tuned.add_delete("Delete the name of a fine-tuned model. Its job and the files of its adapter are kept.")
 
 

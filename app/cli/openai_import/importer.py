@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.cli.client.references import FILE, file_path, job_path
-from app.cli.client.transfers import upload_with_progress
+from app.cli.client.references import file_path, job_path
+from app.cli.client.transfers import find_stored, upload_with_progress
 from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
 from app.cli.openai_import.record import ImportRecord
 from app.cli.openai_import.recreate import IMPOSSIBLE, KEPT, LATER, Recreation
@@ -61,7 +61,8 @@ class Importer:
         if not stored or self._get(file_path(stored)) is None:  # deleted, or the record is of another server
             known = self.record.save_file(self.source, file_id)
             path = self.record.file_path(file_id, known["filename"])
-            stored = self._find_uploaded(file_id, known, path.name) or upload_with_progress(self.client, path)["id"]
+            stored = find_stored(self.client, path, lambda file: _may_be(file, file_id, path.name))
+            stored = stored or upload_with_progress(self.client, path)["id"]
             self.record.add(file_id, tunery_file=stored, has_origin=False)
         if not known.get("has_origin"):
             origin = {"service": "openai", "id": file_id, "filename": known.get("filename")}
@@ -69,17 +70,6 @@ class Importer:
             self.client.post(file_path(stored), {"origin": origin})
             self.record.add(file_id, has_origin=True)
         return known
-
-    def _find_uploaded(self, file_id: str, known: Json, filename: str) -> str | None:
-        """The file here with this content: an earlier import was killed after the upload, or lost its record.
-
-        A file with the origin of another one stays the other one's.
-        """
-        facts = {"filename": filename, "bytes": known["bytes"], "sha256": known["sha256"], "expires_at": None}
-        for each in self.client.pages("files", FILE.page_size, purpose="fine-tune"):
-            if facts.items() <= each.items() and (each.get("origin") or {}).get("id", file_id) == file_id:
-                return str(each["id"])
-        return None
 
     def _find_job(self, openai_job: str) -> Json | None:
         """The job that an earlier import created, also if it was interrupted right after it."""
@@ -118,6 +108,11 @@ class Importer:
             return self.client.get(path)
         except NotFoundError:
             return None
+
+
+def _may_be(stored: Json, file_id: str, filename: str) -> bool:
+    """Whether a file here may be the one that an earlier import uploaded, before it was killed or lost its record."""
+    return (stored["filename"], (stored.get("origin") or {}).get("id", file_id)) == (filename, file_id)
 
 
 def _outcome(error: CliError) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client.polling import wait
-from app.cli.client.references import FILE, JobWithResult, file_path, job_path, resolve_id
+from app.cli.client.references import FILE, CheckpointId, JobWithResult, file_path, job_path, resolve_id
 from app.cli.client.transfers import is_path, upload_with_progress
 from app.cli.errors import UsageError
 from app.cli.options import given, with_body, with_client
@@ -30,11 +30,10 @@ MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer in
 SixteenBit = Annotated[
     bool, typer.Option("--16-bit", help="Load the base model in 16 bits. Default: as in the training.")
 ]
-Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")]
 
 
 def _generation(
-    max_new_tokens: MaxNewTokens = None, sixteen_bit: SixteenBit = False, checkpoint: Checkpoint = None
+    max_new_tokens: MaxNewTokens = None, sixteen_bit: SixteenBit = False, checkpoint: CheckpointId = None
 ) -> Any:
     base_precision = "16-bit" if sixteen_bit else None
     return given(max_new_tokens=max_new_tokens, base_precision=base_precision, checkpoint=checkpoint)

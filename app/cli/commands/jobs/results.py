@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client.polling import poll, wait
-from app.cli.client.references import JobWithResult, job_path
+from app.cli.client.references import CheckpointId, JobWithResult, job_path
 from app.cli.client.transfers import download_file
 from app.cli.errors import CliError, UsageError
 from app.cli.options import given, with_client
@@ -41,7 +41,7 @@ def export(
     quantization: Annotated[
         str | None, typer.Option(help="Weights of a gguf export: F16, Q8_0 or Q4_K_M. Default: Q8_0.")
     ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")] = None,
+    checkpoint: CheckpointId = None,
     directory: Annotated[
         Path | None, typer.Option("--output", "-o", help="Download the export into this directory; must not exist.")
     ] = None,
@@ -104,7 +104,7 @@ def deliver(
     client: "Client",
     job_id: JobWithResult,
     to: Annotated[str, typer.Option("--to", help="Name of the target; see `tunery targets list`.")],
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")] = None,
+    checkpoint: CheckpointId = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the delivery.")] = False,
 ) -> Result:
     """Deliver an adapter, and wait until its first attempt has ended."""

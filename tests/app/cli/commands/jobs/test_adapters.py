@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,27 +62,17 @@ class TestDownload:
 
 
 class TestResume:
-    @pytest.mark.parametrize("have", [70_000, -1])
+    @pytest.mark.parametrize("have", [1, 70_000, -1, None])
     def test_a_resumed_download_fetches_only_the_rest(
-        self, tunery: Tunery, trained_job: Job, archive: Path, tmp_path: Path, have: int
-    ) -> None:
-        """The half that is there is not what the server has, so only its use can explain the refusal."""
-        content = archive.read_bytes()
-        part = part_of(tmp_path / "a", trained_job)
-        part.write_bytes(b"\xff" + content[1:have])
-        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a")
-        assert (done.exit_code, "is corrupt" in done.err) == (1, True)
-
-    @pytest.mark.parametrize("have", [1, -1, None])
-    def test_a_resumed_download_is_whole(
         self, tunery: Tunery, trained_job: Job, archive: Path, tmp_path: Path, have: int | None
     ) -> None:
+        """A part that is not what the server has makes the whole corrupt, so it was used."""
         part = part_of(tmp_path / "a", trained_job)
-        part.write_bytes(archive.read_bytes()[:have])
-        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a")
-        assert done.exit_code == 0, done.err
+        for first_byte, exit_code in ((b"\xff", 1), (archive.read_bytes()[:1], 0)):
+            part.write_bytes(first_byte + archive.read_bytes()[1:have])
+            assert tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a").exit_code == exit_code
+            assert not part.exists()
         verify(tmp_path / "a")
-        assert not part.exists()
 
     def test_a_download_is_resumed_after_a_lost_connection(
         self, tunery: Tunery, trained_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,5 +147,5 @@ class TestMerge:
         other = make_tiny_base(tmp_path / "other", seed=1)
         done = tunery("adapters", "merge", job.id, "--base", other, "--to", tmp_path / "out" / "merged")
         assert done.exit_code == 2
-        reviewed(done.err.replace(str(tmp_path), "HERE"))
+        reviewed(re.sub(r"\b[0-9a-f]{12}\b", "HASH", done.err.replace(str(tmp_path), "HERE")))
         assert list((tmp_path / "out").iterdir()) == []

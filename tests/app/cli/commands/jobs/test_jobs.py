@@ -133,26 +133,12 @@ class TestCreate:
 
     def test_the_newest_file_and_the_beginning_of_an_id_stand_for_files(self, tunery: Tunery, dataset: Path) -> None:
         first, second = (tunery("files", "upload", dataset).out.strip() for _ in range(2))
-        job = tunery(
-            "jobs", "create", "--model", "tiny", "--training-file", "@last", "--validation-file", first[:-3], "--json"
-        ).json
+        job = tunery(*CREATE, "@last", "--validation-file", first[:-3], "--json").json
         assert (job["training_file"], job["validation_file"]) == (second, first)
 
 
 class TestRead:
-    def test_the_list_is_newest_first_and_goes_over_pages(
-        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
-    ) -> None:
-        with transaction(sessions) as session:
-            file = make_file(session, storage, project)
-            made = [make_job(session, project, file).id for _ in range(3)]
-        assert [job["id"] for job in tunery("jobs", "list", "--json").json] == made[::-1]
-        assert made[2] in tunery("jobs", "list", "--limit", 1).out
-        done = tunery("jobs", "list", "--limit", 1)
-        assert (made[1] in done.out, "newest 1 jobs" in done.err) == (False, True)
-        assert tunery("jobs", "list", "--limit", 3).err == ""
-
-    def test_the_list_can_be_filtered(
+    def test_jobs_are_listed_by_limit_status_and_time(
         self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         with transaction(sessions) as session:
@@ -164,8 +150,11 @@ class TestRead:
         def listed(*options: object) -> list[str]:
             return [job["id"] for job in tunery("jobs", "list", *options, "--json").json]
 
+        assert listed() == listed("--limit", 3) == [waiting, cancelled, failed]
+        done = tunery("jobs", "list", "--limit", 1)
+        assert (waiting in done.out, cancelled in done.out, "newest 1 jobs" in done.err) == (True, False, True)
+        assert tunery("jobs", "list", "--limit", 3).err == ""
         assert listed("--status", "failed", "--status", "cancelled") == [cancelled, failed]
-        assert listed("--status", "validating_files", "--limit", 1) == [waiting]
         assert listed("--created-after", "2026-01-01", "--status", "failed,cancelled") == [cancelled, failed]
         assert listed("--created-before", "2026-01-01T00:00:00Z") == listed("--created-after", "4000000000") == []
 
@@ -200,13 +189,7 @@ class TestRead:
     def test_values_are_written_as_the_options_take_them(self, value: Any, text: str) -> None:
         assert item_text(value) == text
 
-    def test_events_are_listed_oldest_first(self, tunery: Tunery, trained_job: Job) -> None:
-        events = tunery("jobs", "events", trained_job.id, "--json").json
-        assert [each["created_at"] for each in events] == sorted(each["created_at"] for each in events)
-        assert trained_job.id in events[0]["message"]
-        assert "Step 2/4" in tunery("jobs", "events", trained_job.id).out
-
-    def test_all_events_are_shown_and_with_a_limit_a_note_says_that_there_are_more(
+    def test_events_are_listed_oldest_first_up_to_a_limit(
         self, tunery: Tunery, sessions: Sessions, trained_job: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with transaction(sessions) as session:
@@ -257,10 +240,8 @@ class TestWatch:
         lines = done.out.splitlines()
         monkeypatch.setattr("app.cli.commands.jobs.progress.MAX_EARLIER_EVENTS", 2)
         done = tunery("jobs", "watch", trained_job.id)
-        assert (done.out.splitlines()[0] in lines[1:], f"tunery jobs events {trained_job.id}" in done.err) == (
-            True,
-            True,
-        )
+        assert done.out.splitlines()[0] in lines[1:]
+        assert f"tunery jobs events {trained_job.id}" in done.err
 
     def test_a_job_is_followed_to_its_end(
         self, tunery: Tunery, sessions: Sessions, waiting_job: Job, background: Callable[..., None]
@@ -293,8 +274,7 @@ class TestWatch:
         done = tunery("jobs", "watch", waiting_job.id)
         assert done.exit_code == 130
         assert f"tunery jobs watch {waiting_job.id}" in done.err
-        monkeypatch.undo()
-        assert waiting_job.state == "validating_files"
+        assert tunery("jobs", "get", waiting_job.id, "--json").json["status"] == "validating_files"
 
 
 @pytest.fixture
