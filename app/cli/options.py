@@ -139,11 +139,13 @@ def with_body(make: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
     return decorate
 
 
-def parse_pairs(option: str, texts: Iterable[str] | None, form: str = "name=value") -> dict[str, str]:
-    """{name: value} of a repeatable option. Raises UsageError."""
+def parse_pairs(
+    option: str, texts: Iterable[str] | None, form: str = "name=value", may_be_empty: bool = True
+) -> dict[str, str]:
+    """{name: value} of a repeatable option. Raises UsageError, also for an empty value unless it `may_be_empty`."""
     parts = {text: text.partition("=") for text in texts or ()}
-    for text, (name, equals, _) in parts.items():
-        if not (name and equals):
+    for text, (name, equals, value) in parts.items():
+        if not (name and equals and (value or may_be_empty)):
             raise UsageError(f"{option} {text} is not of the form {option} {form}.")
     return {name: value for name, _, value in parts.values()}
 

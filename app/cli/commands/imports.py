@@ -72,7 +72,7 @@ def import_openai(
         if golden is not None and source_model is not None:
             _record_answers(source, record, source_model, golden, prompts)
             return
-        bases = parse_pairs("--model-map", model_map, "gpt-4o-mini-2024-07-18=Qwen3-4B")
+        bases = parse_pairs("--model-map", model_map, "gpt-4o-mini-2024-07-18=Qwen3-4B", may_be_empty=False)
         record.save_files(source, {file["id"]: file for file in source.training_files()})
         jobs = _jobs(source, job or ())
         for each in jobs:  # everything, before the first request to Tunery

@@ -130,6 +130,7 @@ class TestReport:
             (KEY, ["--plan", "--run"], 2),
             (KEY, ["--record", "x"], 2),
             (KEY, ["--model-map", "tiny"], 2),
+            (KEY, ["--model-map", "gpt-4o-mini-2024-07-18="], 2),
         ):
             monkeypatch.setenv("OPENAI_API_KEY", key)
             done = bring(*options)
