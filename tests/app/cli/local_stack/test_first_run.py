@@ -127,22 +127,13 @@ class TestBaseModel:
         with transaction(sessions) as session:
             assert [row.name for row in models.list_base(session)] == [BUNDLED_MODEL]
 
-    def test_a_directory_that_an_operator_registered_under_the_name_stays(
-        self, sessions: Sessions, tmp_path: Path
-    ) -> None:
-        make_tiny_base(tmp_path / "theirs")
-        first_run.register_base_model(sessions, tmp_path / "theirs")
-        make_tiny_base(tmp_path / "ours")
-        assert first_run.register_base_model(sessions, tmp_path / "ours")
-        with transaction(sessions) as session:
-            assert [row.directory for row in models.list_base(session)] == [str(tmp_path / "theirs")]
+    def test_a_registered_directory_stays_until_it_has_moved(self, sessions: Sessions, tmp_path: Path) -> None:
+        def registered_of(directory: Path) -> list[Path]:
+            assert first_run.register_base_model(sessions, directory)
+            with transaction(sessions) as session:
+                return [Path(row.directory) for row in models.list_base(session)]
 
-    def test_a_model_whose_data_directory_has_moved_is_registered_at_its_new_place(
-        self, sessions: Sessions, tmp_path: Path
-    ) -> None:
-        make_tiny_base(tmp_path / "before")
-        first_run.register_base_model(sessions, tmp_path / "before")
-        (tmp_path / "before").rename(tmp_path / "now")
-        assert first_run.register_base_model(sessions, tmp_path / "now")
-        with transaction(sessions) as session:
-            assert [row.directory for row in models.list_base(session)] == [str(tmp_path / "now")]
+        theirs, bundled = make_tiny_base(tmp_path / "theirs"), make_tiny_base(tmp_path / "bundled")
+        assert registered_of(theirs) == registered_of(bundled) == [theirs]  # perhaps of an operator
+        theirs.rename(tmp_path / "away")
+        assert registered_of(bundled) == [bundled]
