@@ -93,7 +93,7 @@ def polling(bench: Bench) -> None:
     bench.poll_cpu_ms = each_ms["ours"]
     print(f"CPU of the API process a request: {each_ms['ours']:.2f} ms; the bare route's: {each_ms['bare']:.2f} ms")
     p99 = statistics.median(mine.percentile_ms(0.99) / bare.percentile_ms(0.99) for bare, mine in pairs_of_loads)
-    bench.judge("polling: rate, of the bare route's", rate, ">= 2.0", rate >= 2.0)
+    bench.judge("polling: rate, of the bare route's", rate, ">= 2.4", rate >= 2.4)
     bench.judge("polling: p99, of the bare route's", p99, "<= 0.5", p99 <= 0.5)
 
 

@@ -23,6 +23,7 @@ from app.errors import Unavailable
 
 Connection = psycopg.AsyncConnection[Any]
 TIMEOUT_SECONDS = 10
+MAX_RUNS = 4  # of one query at once: PostgreSQL works while responses are rendered, and a lost connection delays a part
 
 
 class AsyncConnections:
@@ -49,8 +50,8 @@ class AsyncConnections:
     async def fetch_batched(self, query: Executable, values: Mapping[str, str]) -> Any:
         """The row of `query` for these values, or None, by a read that begins after this call. Raises Unavailable.
 
-        The calls that arrive while the query runs are answered together by its next run. Each value is an element of
-        the array of its name, and the query returns for a row the `number` of the elements, from 1.
+        The calls that arrive while MAX_RUNS of the query run are answered together by its next run. Each value is an
+        element of the array of its name, and the query returns for a row the `number` of the elements, from 1.
         """
         batch = self._batches.setdefault(query, _Batch(partial(self.fetch_all, query), tuple(values)))
         return await batch.fetch(tuple(values.values()))
@@ -114,23 +115,23 @@ class _Batch:
         self._fetch_all = fetch_all
         self._names = names
         self._waiting: dict[tuple[str, ...], asyncio.Future[Any]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._runs: set[asyncio.Task[None] | None] = set()
 
     async def fetch(self, values: tuple[str, ...]) -> Any:
         """The row of these values; equal calls share it."""
         loop = asyncio.get_running_loop()
         future = self._waiting.get(values) or self._waiting.setdefault(values, loop.create_future())
-        if self._task is None:
-            self._task = loop.create_task(self._run())
+        if not self._runs or (len(self._waiting) == 1 and len(self._runs) < MAX_RUNS):
+            run = loop.create_task(self._run())
+            self._runs.add(run)
+            run.add_done_callback(self._runs.discard)  # also if it is cancelled before it begins
         return await asyncio.shield(future)  # a client that disconnects does not cancel the read of the others
 
     async def _run(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, {}
-                await self._answer(batch)
-        finally:
-            self._task = None
+        while self._waiting:
+            batch, self._waiting = self._waiting, {}
+            await self._answer(batch)
+        self._runs.discard(asyncio.current_task())  # at once: a call before the callback starts another run
 
     async def _answer(self, batch: Mapping[tuple[str, ...], asyncio.Future[Any]]) -> None:
         try:

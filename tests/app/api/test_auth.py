@@ -63,11 +63,8 @@ class TestEveryRouteUnderV1:
         ("header", "says"),
         [
             (None, "didn't provide"),
-            ("", "didn't provide"),
-            ("Bearer", "didn't provide"),
             ("Bearer ", "didn't provide"),
             ("Basic dXNlcjpwYXNz", "didn't provide"),
-            ("tnry_0123456789ab_wrong", "didn't provide"),
             ("Bearer tnry_0123456789ab_wrong", "this server has no such key"),
             ("Bearer größe", "this server has no such key"),
         ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, select
 
+from app.db.fast_reads import pool
 from app.db.fast_reads.pool import AsyncConnections
 
 QUERY = select(1)
@@ -52,6 +53,11 @@ def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, 5))
 
 
+@pytest.fixture(autouse=True)
+def one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MAX_RUNS", 1)
+
+
 def test_one_query_answers_all_calls_that_came_while_another_ran() -> None:
     async def story() -> None:
         source = Source()
@@ -91,5 +97,20 @@ def test_an_error_is_raised_by_all_calls_of_the_query_and_not_by_the_next() -> N
         again = source.ask(2)
         await source.end()
         assert (await again).value == 4
+
+    run(story())
+
+
+def test_a_call_right_after_the_last_answer_is_answered() -> None:
+    async def story() -> None:
+        source = Source()
+
+        async def ask_twice() -> list[int]:
+            return [(await source.fetch_batched(QUERY, {"id": "2"})).value for _ in range(2)]
+
+        asking = asyncio.create_task(ask_twice())
+        await source.end()
+        await source.end()
+        assert await asking == [4, 4]
 
     run(story())

@@ -32,15 +32,6 @@ class TestRateLimiter:
         assert limiter.take("a", 4).reset_seconds == 0.25
         assert limiter.take("a", 4).reset_seconds == 0.5
 
-    def test_counts_projects_apart(self) -> None:
-        limiter = RateLimiter(1000, Clock())
-        assert limiter.take("a", 1).wait_seconds == 0
-        assert limiter.take("a", 1).wait_seconds == 1
-        assert limiter.take("b", 1).wait_seconds == 0
-
-    def test_takes_the_default_for_a_project_without_a_limit(self) -> None:
-        assert RateLimiter(7, Clock()).take("a", None).limit == 7
-
     def test_follows_a_limit_that_was_lowered_at_once(self) -> None:
         limiter = RateLimiter(1000, Clock())
         limiter.take("a", None)
