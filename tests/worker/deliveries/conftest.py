@@ -140,6 +140,10 @@ class DeliveryHarness:
     def deliver(self, destination: dict[str, Any], reference: ServedReference | None = None, **columns: Any) -> Job:
         """A finished job whose result was sent to a new target, `production`."""
         self.target(destination, **columns)
+        return self.deliver_next(reference)
+
+    def deliver_next(self, reference: ServedReference | None = None) -> Job:
+        """Another finished job whose result was sent to the target `production`."""
         job = self.finished_job("production", reference=reference)
         self.attempt_due()
         return job
@@ -173,6 +177,11 @@ class DeliveryHarness:
         text = re.sub(r"http://127\.0\.0\.1:\d+", "URL", text.replace(job.fine_tuned_model or "-", "MODEL"))
         text = re.sub(r"target_[0-9a-f]+", "TARGET", text).replace(job.id, "JOB")
         return re.sub(r"/[0-9a-f]{16}\b", "/VERSION", text)
+
+    def withdraw(self, job: Job) -> None:
+        """Delete its model, and have the adapter withdrawn."""
+        self.delete_model(job)
+        self.attempt_due()
 
     def delete_model(self, job: Job) -> None:
         with transaction(self.harness.sessions) as session:

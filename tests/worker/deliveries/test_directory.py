@@ -57,8 +57,7 @@ def test_a_served_name_is_replaced_and_the_earlier_delivery_ends(delivery: Deliv
     first, second = delivery.finished_job("production"), None
     delivery.attempt_due()
     before = (delivery.shared / "bot").resolve()
-    second = delivery.finished_job("production")
-    delivery.attempt_due()
+    second = delivery.deliver_next()
     assert (delivery.shared / "bot").resolve() != before
     assert before.exists()  # a reader may still have it open
     assert delivery.delivery(first).state == "withdrawn"
@@ -67,8 +66,7 @@ def test_a_served_name_is_replaced_and_the_earlier_delivery_ends(delivery: Deliv
     delivery.attempt_due()
     assert artifact_directory.verify(delivery.shared / "bot")
     assert delivery.delivery(second).state == "delivered"
-    delivery.finished_job("production")
-    delivery.attempt_due()
+    delivery.deliver_next()
     assert not before.exists()  # two versions are kept
     assert sum(each.is_dir() for each in before.parent.iterdir()) == KEPT_VERSIONS
 
@@ -86,8 +84,7 @@ def test_an_adapter_is_withdrawn_when_its_model_is_deleted(delivery: DeliveryHar
 def test_a_model_deleted_before_the_first_attempt_is_never_delivered(delivery: DeliveryHarness) -> None:
     delivery.target({"kind": "directory", "path": str(delivery.shared)})
     job = delivery.finished_job("production")
-    delivery.delete_model(job)
-    delivery.attempt_due()
+    delivery.withdraw(job)
     assert delivery.delivery(job).state == "withdrawn"
     assert list(delivery.shared.iterdir()) == []
 
@@ -187,8 +184,7 @@ def test_an_owner_that_was_never_written_is_replaced_after_a_minute(delivery: De
     owner = delivery.shared / VERSIONS / "bot" / OWNER
     owner.parent.mkdir(parents=True)
     owner.touch()
-    job = delivery.finished_job("production")
-    delivery.attempt_due()
+    job = delivery.deliver_next()
     assert "is being written" in delivery.error(job)
     os.utime(owner, (0, 0))
     delivery.attempt_due(again=True)

@@ -43,7 +43,7 @@ class TestServers:
             assert restarted.loaded == before
         row = delivery.delivery(job)
         assert (row.state, row.next_attempt_at is not None) == ("delivered", True)
-        assert "1 of 2 servers" in delivery.error(job)
+        assert "1 of 2" in delivery.error(job)
 
     def test_a_server_that_is_away_is_named(self, delivery: DeliveryHarness, reviewed: Reviewed) -> None:
         with serving_engine(EngineStandIn("vllm")) as first:

@@ -96,8 +96,7 @@ class TestDelivery:
 
     def test_an_adapter_of_a_deleted_model_is_gone(self, delivery: DeliveryHarness, each_kind: EngineStandIn) -> None:
         job = delivery.deliver(delivery.engine_destination(each_kind))
-        delivery.delete_model(job)
-        delivery.attempt_due()
+        delivery.withdraw(job)
         assert each_kind.loaded == {}
         assert delivery.delivery(job).state == "withdrawn"
 
@@ -156,8 +155,7 @@ class TestCheck:
         delivery.deliver(delivery.engine_destination(server), served_model="bot", reference=REFERENCE)
         served = dict(server.loaded)
         server.difference = 0.1
-        job = delivery.finished_job("production", reference=REFERENCE)
-        delivery.attempt_due()
+        job = delivery.deliver_next(REFERENCE)
         assert (delivery.delivery(job).state, server.loaded) == ("failed", served)
 
     @pytest.mark.parametrize(("fails", "state"), [("load", "pending"), ("check", "pending"), ("verdict", "failed")])
@@ -177,8 +175,7 @@ class TestCheck:
             return respond(method, path, body, key)
 
         server.respond = fail  # type: ignore[method-assign]
-        job = delivery.finished_job("production", reference=REFERENCE)
-        delivery.attempt_due()
+        job = delivery.deliver_next(REFERENCE)
         assert (delivery.delivery(job).state, server.loaded) == (state, served)
         assert all(each.get("bot") != served["bot"] for each in refused)  # it was replaced, or at least unloaded
 
@@ -236,41 +233,30 @@ class TestCheckByAnswers:
         row = delivery.delivery(job)
         return row.state, row.served_check or {}
 
-    def test_the_first_answer_is_compared(self, delivery: DeliveryHarness, each_kind: EngineStandIn) -> None:
-        state, check = self.check(delivery, each_kind)
-        assert (state, check["verdict"], check["method"], check["difference"]) == ("delivered", "same", "answer", 0)
+    @pytest.mark.parametrize("method", ["answer", "chat"])
+    def test_the_first_answer_is_compared(
+        self, delivery: DeliveryHarness, each_kind: EngineStandIn, method: str
+    ) -> None:
+        """A chat is asked where nothing else is answered."""
+        state, check = self.check(delivery, each_kind, is_chat_only=method == "chat")
+        assert (state, check["verdict"], check["method"], check["difference"]) == ("delivered", "same", method, 0)
         assert check["tokens"] == 3 * 12  # without the second answer of the conversation
         assert check["engine_effect"] == pytest.approx(check["trainer_effect"])  # where the base is known: two tokens
 
-    def test_an_engine_that_serves_the_base_model_fails_the_delivery(
-        self, delivery: DeliveryHarness, server: EngineStandIn
+    @pytest.mark.parametrize("is_chat_only", [False, True])
+    @pytest.mark.parametrize(
+        ("fault", "verdict"), [({"has_no_effect": True}, Verdict.NO_EFFECT), ({"difference": 0.1}, Verdict.DIFFERS)]
+    )
+    def test_answers_tell_a_wrong_adapter(
+        self, delivery: DeliveryHarness, server: EngineStandIn, fault: Any, verdict: Verdict, is_chat_only: bool
     ) -> None:
-        state, check = self.check(delivery, server, has_no_effect=True)
-        assert (state, check["verdict"], check["engine_effect"]) == ("failed", Verdict.NO_EFFECT, 0)
-
-    def test_other_log_probabilities_fail_a_delivery(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
-        state, check = self.check(delivery, server, difference=0.1)
-        assert (state, check["verdict"]) == ("failed", Verdict.DIFFERS)
+        state, check = self.check(delivery, server, is_chat_only=is_chat_only, **fault)
+        assert (state, check["verdict"], server.loaded) == ("failed", verdict, {})
 
     def test_answers_of_other_tokens_decide_nothing(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
         prompts = [each.model_copy(update={"top": [8, *each.top[1:]]}) for each in self.LONG.prompts]
         state, check = self.check(delivery, server, reference=self.LONG.model_copy(update={"prompts": prompts}))
         assert (state, check["verdict"], check["tokens"]) == ("delivered", Verdict.UNCLEAR, 0)
-
-    def test_a_chat_is_compared_as_a_last_resort(self, delivery: DeliveryHarness, each_kind: EngineStandIn) -> None:
-        state, check = self.check(delivery, each_kind, is_chat_only=True)
-        assert (state, check["verdict"], check["method"], check["difference"]) == ("delivered", "same", "chat", 0)
-        assert check["tokens"] == 3 * 12
-        assert check["engine_effect"] == pytest.approx(check["trainer_effect"])
-
-    @pytest.mark.parametrize(
-        ("fault", "verdict"), [({"has_no_effect": True}, Verdict.NO_EFFECT), ({"difference": 0.1}, Verdict.DIFFERS)]
-    )
-    def test_a_chat_tells_a_wrong_adapter(
-        self, delivery: DeliveryHarness, server: EngineStandIn, fault: dict[str, Any], verdict: Verdict
-    ) -> None:
-        state, check = self.check(delivery, server, is_chat_only=True, **fault)
-        assert (state, check["verdict"], server.loaded) == ("failed", verdict, {})
 
     def test_a_chat_skips_prompts_without_messages(self, delivery: DeliveryHarness, server: EngineStandIn) -> None:
         first, *others = self.LONG.prompts
@@ -355,8 +341,7 @@ class TestFaults:
         others.mkdir(exist_ok=True)
         delivery.target(delivery.engine_destination(server), served_model="bot")
         delivery.target(delivery.engine_destination(server, shared_path=str(others)), "theirs", served_model="bot")
-        delivery.finished_job("production", reference=REFERENCE)
-        delivery.attempt_due()
+        delivery.deliver_next(REFERENCE)
         served = dict(server.loaded)
         other = delivery.finished_job("theirs", reference=REFERENCE)
         delivery.attempt_due()
@@ -398,22 +383,20 @@ class TestFaults:
     def test_a_faulty_server_does_not_stop_the_others(self, delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
         with serving_engine(EngineStandIn("vllm", max_lora_rank=8)) as second:
             error = self.failed_attempt(delivery, vllm, urls=[vllm.url, second.url])
-        assert "1 of 2 servers" in error
+        assert "1 of 2" in error
         assert len(vllm.loaded) == 1
 
     def test_a_version_that_failed_its_check_is_withdrawn(self, delivery: DeliveryHarness, vllm: EngineStandIn) -> None:
         job = delivery.deliver(delivery.engine_destination(vllm))
         model = job.fine_tuned_model or ""
         vllm.loaded[model] = f"{delivery.shared}/.tunery/{model}/0123456789abcdef"
-        delivery.delete_model(job)
-        delivery.attempt_due()
+        delivery.withdraw(job)
         assert (delivery.delivery(job).state, vllm.loaded) == ("withdrawn", {})
 
     def test_an_engine_that_is_away_keeps_the_withdrawal_waiting(self, delivery: DeliveryHarness) -> None:
         with serving_engine(EngineStandIn("vllm")) as server:
             job = delivery.deliver(delivery.engine_destination(server))
-        delivery.delete_model(job)
-        delivery.attempt_due()
+        delivery.withdraw(job)
         row = delivery.delivery(job)
         assert (row.state, row.error is not None) == ("withdrawing", True)
         with serving_engine(server):

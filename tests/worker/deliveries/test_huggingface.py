@@ -219,10 +219,8 @@ class TestDeliveries:
 
     def test_the_next_adapter_ends_the_delivery_before(self, delivery: DeliveryHarness, hub: Hub) -> None:
         self.hub_target(delivery, hub)
-        first = delivery.finished_job("production")
-        delivery.attempt_due()
-        second = delivery.finished_job("production")
-        delivery.attempt_due()
+        first = delivery.deliver_next()
+        second = delivery.deliver_next()
         row = delivery.delivery(first)
         assert (row.state, row.error) == ("withdrawn", f"replaced by {second.fine_tuned_model}")
         assert delivery.delivery(second).state == "delivered"

@@ -68,8 +68,7 @@ def test_an_adapter_of_a_deleted_model_goes(delivery: DeliveryHarness, served: E
     delivery.target({"kind": "vllm", "urls": [served.url]})
     job = finished_job(delivery, tmp_path, served)
     delivery.attempt_due()
-    delivery.delete_model(job)
-    delivery.attempt_due()
+    delivery.withdraw(job)
     assert (delivery.delivery(job).state, served.loaded) == ("withdrawn", {})
 
 
@@ -84,8 +83,7 @@ def test_a_replaced_name_survives_a_restart(delivery: DeliveryHarness, served: E
     served.restart()
     delivery.attempt_due(again=True)
     assert served.loaded == expected
-    delivery.delete_model(job)
-    delivery.attempt_due()
+    delivery.withdraw(job)
     assert (delivery.delivery(job).state, served.loaded) == ("withdrawn", {})
 
 

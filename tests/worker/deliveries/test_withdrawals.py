@@ -54,8 +54,7 @@ class TestModelDeletedDuringADelivery:
         with proxy.running():
             job = delivery.deliver(destination, secrets=SECRETS)
             assert (delivery.delivery(job).state, len(objects(rclone, prefix))) == ("pending", uploaded)
-            delivery.delete_model(job)
-            delivery.attempt_due()
+            delivery.withdraw(job)
         assert (delivery.delivery(job).state, objects(rclone, prefix)) == ("withdrawn", [])
 
 
@@ -92,16 +91,14 @@ class TestRequestsAtTheSameTime:
 class TestDeletedTarget:
     def delivered_to_a_deleted_target(self, delivery: DeliveryHarness) -> Job:
         target = delivery.target({"kind": "directory", "path": str(delivery.shared)})
-        job = delivery.finished_job("production")
-        delivery.attempt_due()
+        job = delivery.deliver_next()
         with transaction(delivery.harness.sessions) as session:
             targets.delete(session, target.project_id, target.id)
         return job
 
     def test_a_withdrawal_from_it_ends_with_a_remedy(self, delivery: DeliveryHarness, reviewed: Reviewed) -> None:
         job = self.delivered_to_a_deleted_target(delivery)
-        delivery.delete_model(job)
-        delivery.attempt_due()
+        delivery.withdraw(job)
         row = delivery.delivery(job)
         assert (row.state, row.next_attempt_at) == ("failed", None)
         reviewed(delivery.error(job))
@@ -123,8 +120,7 @@ class TestDeletedTarget:
         with serving_engine(EngineStandIn("vllm")) as server:
             shared = {"urls": [server.url], "shared_path": str(delivery.shared)}
             target = delivery.target({"kind": "vllm"} | shared)
-            job = delivery.finished_job("production")
-            delivery.attempt_due()
+            job = delivery.deliver_next()
         delivery.delete_model(job)
         with transaction(delivery.harness.sessions) as session:
             targets.delete(session, target.project_id, target.id)
@@ -140,10 +136,8 @@ class TestOneNameForSeveralAdapters:
             destination = {"kind": "vllm", "urls": [server.url], "shared_path": str(delivery.shared)}
             delivery.deliver(destination, served_model="bot", reference=REFERENCE)
             served, server.difference = dict(server.loaded), 0.1
-            job = delivery.finished_job("production", reference=REFERENCE)
-            delivery.attempt_due()
-            delivery.delete_model(job)
-            delivery.attempt_due()
+            job = delivery.deliver_next(REFERENCE)
+            delivery.withdraw(job)
             assert (delivery.delivery(job).state, server.loaded) == ("withdrawn", served)
         assert artifact_directory.verify(delivery.shared / "bot")
         assert [path.name for path in (delivery.shared / "bot").resolve().parent.iterdir() if path.is_dir()] == [
@@ -154,18 +148,14 @@ class TestOneNameForSeveralAdapters:
         delivery.deliver({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
         before = (delivery.shared / "bot").resolve()
         monkeypatch.setattr(evaluations, "verdict_on_delivery", lambda *_: DeliveryVerdict(False, "it is worse"))
-        job = delivery.finished_job("production")
-        delivery.attempt_due()
-        delivery.delete_model(job)
-        delivery.attempt_due()
+        job = delivery.deliver_next()
+        delivery.withdraw(job)
         assert delivery.delivery(job).state == "withdrawn"
         assert (delivery.shared / "bot").resolve() == before
         assert artifact_directory.verify(before)
 
     def test_a_deleted_model_that_took_the_name_ends_the_delivery_before(self, delivery: DeliveryHarness) -> None:
-        delivery.target({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
-        first = delivery.finished_job("production")
-        delivery.attempt_due()
+        first = delivery.deliver({"kind": "directory", "path": str(delivery.shared)}, served_model="bot")
         second = delivery.finished_job("production")
         (claimed,) = delivery.sender.claim(10)
         delivery.delete_model(second)
