@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -207,8 +206,3 @@ class TestTable:
         assert str(absent) in text
         assert "speed: 1.00 x" in text
         assert "8.00 GB" in text
-
-
-def test_both_scripts_are_whole() -> None:
-    for name in ("peer_trl.py", "peer_unsloth.py"):
-        subprocess.run([sys.executable, "-m", "py_compile", str(HERE / name)], check=True)

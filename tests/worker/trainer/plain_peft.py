@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,21 @@ def train(
 
     Returns the loss of each step, and the trained tensors by PEFT's names.
     """
-    hyperparameters = ours.spec.hyperparameters
+    model, named = peft_model(base, ours, start, quantization)
+
+    def loss_of(step: int) -> torch.Tensor:
+        parts = [_loss(model, ours, example) for example in ours.schedule.examples_of(step)]
+        loss: torch.Tensor = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)  # type: ignore[assignment]
+        return loss
+
+    losses, _ = optimize(ours, named, loss_of)
+    return losses, {name: parameter.detach() for name, parameter in named.items()}
+
+
+def peft_model(
+    base: Path, ours: Run, start: dict[str, torch.Tensor], quantization: QuantizationSpec | None
+) -> tuple[Any, dict[str, torch.nn.Parameter]]:
+    """PEFT's model with our A and B, and its trained parameters by the names in adapter_model.safetensors."""
     with quiet():
         model = get_peft_model(plain_base(base, quantization), _config(ours.spec.lora)).train()
     named = {_saved_name(name): p for name, p in model.named_parameters() if p.requires_grad}
@@ -89,19 +104,26 @@ def train(
         for name, tensor in start.items():
             if ".lora_A." in name or ".lora_B." in name:
                 named[name].copy_(tensor)  # PEFT initializes the other tensors: the test compares that, too
+    return model, named
+
+
+def optimize(
+    ours: Run, named: dict[str, torch.nn.Parameter], loss_of: Callable[[int], torch.Tensor]
+) -> tuple[list[float], list[float]]:
+    """As many steps of torch's AdamW as `ours` has made. Returns the loss and the norm of the gradient of each."""
+    hyperparameters = ours.spec.hyperparameters
     optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=hyperparameters.weight_decay)
-    losses = []
+    losses, norms = [], []
     for step in range(ours.step):
-        parts = [_loss(model, ours, example) for example in ours.schedule.examples_of(step)]
-        loss: Any = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(named.values(), hyperparameters.max_grad_norm)
+        loss = loss_of(step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norms.append(torch.nn.utils.clip_grad_norm_(named.values(), hyperparameters.max_grad_norm).item())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(hyperparameters, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return losses, {name: parameter.detach() for name, parameter in named.items()}
+    return losses, norms
 
 
 def compare(

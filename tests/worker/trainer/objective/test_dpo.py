@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from app.system.artifact_directory import MANIFEST, sha256_file
+from tests.worker.trainer import plain_peft
 from tests.worker.trainer.helpers import (
-    ALL_LINEAR,
     load_tiny_base,
     make_one_step,
     make_spec,
@@ -28,7 +26,6 @@ from worker.trainer.data.batch import Pairs, pack_batches
 from worker.trainer.objective import losses as losses_module
 from worker.trainer.objective.losses import dpo_loss
 from worker.trainer.objective.objective import DpoObjective
-from worker.trainer.objective.optimizer import learning_rate
 from worker.trainer.training.loop import optimizer_step
 from worker.trainer.training.state import Run, StepResult
 
@@ -85,7 +82,13 @@ class TestOptimizerStep:
         assert (steps[0].reward_margin, steps[0].reward_accuracy) == (0.0, 0.0)
 
     @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT, of transformers
-    @pytest.mark.parametrize("changes", [{}, {"beta": 1.5, "batch_size": 5, "weight_decay": 0.1}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"beta": 1.5, "batch_size": 5, "weight_decay": 0.1},
+            pytest.param({}, marks=pytest.mark.extended("the same with other values")),
+        ],
+    )
     def test_equals_a_plain_peft_loop_on_the_same_pairs(self, tiny: Path, pairs: Path, changes: dict[str, Any]) -> None:
         """The reference: log-softmax of all logits, PEFT with the adapter disabled, gradients by autograd."""
         steps, run = trained(tiny, pairs, **changes)
@@ -96,7 +99,7 @@ class TestOptimizerStep:
         for name, parameter in run.adapter.named_parameters().items():
             torch.testing.assert_close(parameter.data, theirs["tensors"][name], rtol=1e-2, atol=1e-4)
 
-    @pytest.mark.parametrize("changes", [{"row_tokens": 1}, {"row_tokens": 300}, {"packing": False}])
+    @pytest.mark.parametrize("changes", [{"row_tokens": 300}, {"packing": False}])
     def test_the_batch_length_never_changes_the_result_beyond_rounding(
         self, tiny: Path, pairs: Path, changes: dict[str, Any]
     ) -> None:
@@ -182,28 +185,18 @@ class TestPackBatches:
 
 
 def _plain_dpo(tiny: Path, ours: Run, spec: Any) -> dict[str, Any]:
-    lora, hyperparameters = spec.run.lora, spec.run.hyperparameters
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).train()
-    named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
     start = prepare(spec, load_tiny_base(tiny, None), Path("unused")).adapter.named_parameters()
-    with torch.no_grad():
-        for name, parameter in start.items():
-            named[name].copy_(parameter)
-    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=hyperparameters.weight_decay)
-    results: dict[str, Any] = {"losses": [], "margins": [], "norms": []}
-    for step in range(ours.step):
+    model, named = plain_peft.peft_model(tiny, ours, start, None)
+    margins_by_step = []
+
+    def loss_of(step: int) -> torch.Tensor:
         margins = torch.stack([_plain_margin(model, ours, example) for example in ours.schedule.examples_of(step)])
-        loss = -F.logsigmoid(hyperparameters.beta * margins).mean()
-        loss.backward()
-        results["norms"].append(torch.nn.utils.clip_grad_norm_(named.values(), hyperparameters.max_grad_norm).item())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(hyperparameters, step, ours.schedule.total_steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        results["losses"].append(loss.item())
-        results["margins"].append(hyperparameters.beta * margins.mean().item())
-    return results | {"tensors": {name: parameter.detach() for name, parameter in named.items()}}
+        margins_by_step.append(spec.run.hyperparameters.beta * margins.mean().item())
+        return -F.logsigmoid(spec.run.hyperparameters.beta * margins).mean()
+
+    losses, norms = plain_peft.optimize(ours, named, loss_of)
+    tensors = {name: parameter.detach() for name, parameter in named.items()}
+    return {"losses": losses, "margins": margins_by_step, "norms": norms, "tensors": tensors}
 
 
 def _plain_margin(model: Any, run: Run, example: int) -> torch.Tensor:

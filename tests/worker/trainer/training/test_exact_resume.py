@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_at_a_step_resumes_exactly(
     assert_same_result(whole, again)
 
 
-@pytest.mark.parametrize("step", slow_but([BEST + 1, STEPS], range(1, STEPS + 1), SOME_STEPS))
+@pytest.mark.parametrize("step", slow_but([BEST + 1], range(1, STEPS + 1), SOME_STEPS))
 def test_a_run_that_is_killed_at_a_step_resumes_exactly(
     setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, step: int
 ) -> None:
@@ -236,6 +236,7 @@ def test_a_template_that_prints_the_date_prints_that_of_the_first_attempt(
     assert seen(second) == seen(first)[7:]
 
 
+@pytest.mark.extended("shows that the plan has an effect")
 def test_the_result_would_differ_without_the_saved_plan(
     setup: Setup, train: Trainings, whole: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
