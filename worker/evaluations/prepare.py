@@ -46,8 +46,8 @@ from app.domain.jobs.spec import BaseSpec, JobSpec
 from app.settings import Settings
 from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.jobs.base_and_adapter import (
-    Adapter,
     AttemptFailed,
+    FetchedAdapter,
     fetch_adapter,
     layer_lora,
     load_base_and_adapter,
@@ -317,7 +317,7 @@ def write_grading(
             file.write(json.dumps(graded) + "\n")
 
 
-def _spec(settings: Settings, loaded: Loaded, adapter: Adapter) -> GenerationSpec:
+def _spec(settings: Settings, loaded: Loaded, adapter: FetchedAdapter) -> GenerationSpec:
     spec, budget = JobSpec.model_validate(loaded.job.spec), loaded.evaluation.budget_bytes
     return GenerationSpec(
         base=loaded.base_spec,

@@ -39,7 +39,7 @@ class AttemptFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class FetchedAdapter:
     """The verified files of an adapter."""
 
     directory: Path
@@ -83,7 +83,7 @@ def unusable_base(name: str, why: str, is_final: bool = False) -> AttemptFailed:
     return AttemptFailed(MODEL_UNAVAILABLE, unusable_model_message(name, why), is_final)
 
 
-def fetch_adapter(storage: Storage, rows: Iterable[File], base: BaseModelRow, directory: Path) -> Adapter:
+def fetch_adapter(storage: Storage, rows: Iterable[File], base: BaseModelRow, directory: Path) -> FetchedAdapter:
     """Fetch an adapter into `directory` and verify it. Raises AttemptFailed if it is incomplete, was altered, or was
     trained with other files of the base model; OSError while storage is unavailable."""
     try:
@@ -95,17 +95,17 @@ def fetch_adapter(storage: Storage, rows: Iterable[File], base: BaseModelRow, di
     return read_adapter(base, directory)
 
 
-def read_adapter(base: BaseModelRow, directory: Path) -> Adapter:
+def read_adapter(base: BaseModelRow, directory: Path) -> FetchedAdapter:
     """An adapter that was fetched into `directory`. Raises AttemptFailed."""
     destination = directory / DIRECTORY
     manifest = read_manifest(destination)
     if manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256) != base.manifest_sha256:
         text = f"The adapter was trained with other base model files than those registered as {base.name!r}"
         raise AttemptFailed(MODEL_UNAVAILABLE, text, is_final=True)
-    return Adapter(destination, sha256_file(destination / MANIFEST))
+    return FetchedAdapter(destination, sha256_file(destination / MANIFEST))
 
 
-def layer_lora(adapter: Adapter, base: BaseModelRow) -> LoraSpec:
+def layer_lora(adapter: FetchedAdapter, base: BaseModelRow) -> LoraSpec:
     """The adapter's LoRA spec, with rank and alpha patterns resolved to single layers.
 
     Older manifests have the patterns of the request. Raises AttemptFailed.

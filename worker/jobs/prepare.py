@@ -23,8 +23,8 @@ from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import stored_files
 from worker.jobs.base_and_adapter import (
-    Adapter,
     AttemptFailed,
+    FetchedAdapter,
     fetch_adapter,
     layers_of,
     load_base,
@@ -192,7 +192,7 @@ def trainer_spec(
     training_file: Path,
     validation_file: Path | None,
     resume_from: Path | None,
-    adapter: Adapter | None = None,
+    adapter: FetchedAdapter | None = None,
 ) -> TrainerSpec:
     """The spec of the job's trainer, with one run that has the job's id. Raises PreparationError."""
     spec = JobSpec.model_validate(job.spec)
