@@ -40,7 +40,7 @@ test-slow: $(DEV) ## The tests that repeat another test at greater length, or in
 	$(PYTEST) -m "slow and not browser" $(ARGS)
 
 test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
-	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/worker/trainer/model/test_bases.py $(ARGS)
+	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/trainer/model/test_bases.py $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
 	$(PYTEST) -m "not extended and not e2e and not slow and not browser" $(ARGS)
@@ -49,7 +49,7 @@ test-faults: $(DEV) ## 40 planted faults: the tests of make test must see each (
 	$(BIN)/python -m tests.faults $(ARGS)
 
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is killed, the main job, two hosts (20 minutes at a load of 20)
-	$(BIN)/python -m pytest tests/app/storage tests/app/api/routes/files/test_bucket.py tests/app/cli/commands/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)
+	$(BIN)/python -m pytest tests/storage tests/http/files/test_bucket.py tests/commands/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)
 
 test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
 	$(PIP) install -q 'xllamacpp==2026.10.11549'
@@ -69,10 +69,10 @@ test-upgrade: $(DEV) ## Data of commit 942affe under this code, with work of eve
 	$(BIN)/python -m pytest -q tests/upgrade $(ARGS)
 
 test-browser: $(DEV) ## The dashboard in Debian's Chromium (apt-get install chromium; SHORT=1: what CI runs)
-	$(BIN)/python -m pytest -q tests/browser $(if $(SHORT),-m "browser and not slow") $(ARGS)
+	$(BIN)/python -m pytest -q tests/dashboard/browser $(if $(SHORT),-m "browser and not slow") $(ARGS)
 
 screenshots: $(DEV) ## Write docs/screenshots again, from a real run (20 minutes), and every screen, wide and narrow, light and dark, into .screenshots
-	TUNERY_WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser -k "screenshot or pictures" $(ARGS)
+	TUNERY_WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/dashboard/browser -k "screenshot or pictures" $(ARGS)
 
 gpu-check: $(DEV) ## What only a GPU runs, checked on this machine: kernels, quantizations, out of memory, resume, plans, slots, NCCL; then its speed beside TRL and Unsloth (30 minutes at most; ARGS="--device cpu")
 	$(BIN)/python -m tests.gpu_check $(ARGS)
@@ -143,13 +143,13 @@ bench-dashboard: $(DEV) ## The dashboard with 10,000 jobs and a job of 100,000 s
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change (RECORD=1: record its examples first, 10 minutes)
 	$(if $(RECORD),TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/tools/api_reference/test_story.py)
-	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/openapi/test_document.py
+	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/http/openapi/test_document.py
 
 reference: $(RUN) ## Write docs/reference and docs/errors.md again from the code
 	$(BIN)/python -m tools.api_reference
 
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
-	$(BIN)/python -m tests.deploy.constraints
+	$(BIN)/python -m tests.operations.deploy.constraints
 
 release: $(DEV) ## Write VERSION=X.Y.Z into every file and the CHANGELOG, and build the wheel
 	$(BIN)/python -m tools.release $(VERSION)

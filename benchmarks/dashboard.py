@@ -25,9 +25,9 @@ from sqlalchemy.orm import Session
 from app.db import migrate
 from app.db.engine import make_engine, transaction
 from benchmarks.table import machine
-from tests.browser.conftest import CHROMIUM, FLAGS, sign_in
-from tests.browser.dashboard import dashboard
-from tests.browser.world import World, serving_world
+from tests.dashboard.browser.conftest import CHROMIUM, FLAGS, sign_in
+from tests.dashboard.browser.dashboard import dashboard
+from tests.dashboard.browser.world import World, serving_world
 from tests.stack import start_postgres, start_valkey
 
 JOBS, STEPS, TIMES = 10_000, 100_000, 5

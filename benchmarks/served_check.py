@@ -26,7 +26,7 @@ from app.domain.jobs.spec import QuantizationSpec
 from app.system.model_files import linear_layers
 from tests.engines.__main__ import PYTHON
 from tests.engines.vllm_server import EXAMPLE, VllmServer
-from tests.worker.trainer.helpers import make_spec, run_trainer
+from tests.trainer.helpers import make_spec, run_trainer
 from worker.deliveries import engine_server as by_answers
 from worker.deliveries.engine_server import Server, Vllm
 

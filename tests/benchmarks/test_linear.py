@@ -74,7 +74,7 @@ class TestExponent:
 
 
 class TestBodies:
-    DOCUMENT = json.loads((Path(__file__).parents[1] / "app/api/openapi/openapi.json").read_bytes())
+    DOCUMENT = json.loads((Path(__file__).parents[1] / "http/openapi/openapi.json").read_bytes())
     BODIES = tuple(bodies(DOCUMENT, {"model": "tiny"}))
 
     def test_every_operation_with_a_body_is_asked_or_an_exception(self) -> None:

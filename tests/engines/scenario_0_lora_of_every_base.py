@@ -25,8 +25,8 @@ from app.domain.artifacts.engines import (
 )
 from app.domain.jobs.layer_patterns import expand_patterns
 from app.domain.jobs.spec import LoraSpec
-from tests.worker.trainer.helpers import CPU, make_spec, run_trainer, write_answers
-from tests.worker.trainer.model.bases import BASES, EXPERTS, make_model
+from tests.trainer.helpers import CPU, make_spec, run_trainer, write_answers
+from tests.trainer.model.bases import BASES, EXPERTS, make_model
 from worker.trainer.merge import merge
 from worker.trainer.model.base_model import load_base
 

@@ -16,7 +16,7 @@ from tests.deadline import until
 from tests.fork_server import forked
 from tests.processes import is_alive
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.helpers import float32_spec
+from tests.trainer.helpers import float32_spec
 
 ROOT = Path(__file__).parents[2]
 

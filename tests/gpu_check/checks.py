@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app.domain.jobs.events import Command, Message, Planned, Probed, parse_record
 from app.system.model_files import read_catalog_entry
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.helpers import RecordLog, final_adapter, make_spec, run_trainer
-from tests.worker.trainer.model.bases import make_base
+from tests.trainer.helpers import RecordLog, final_adapter, make_spec, run_trainer
+from tests.trainer.model.bases import make_base
 from worker.trainer.memory import device_memory
 from worker.trainer.model.attention.attention import document_attention
 from worker.trainer.model.attention.attention_check import AttentionCall, check_attention

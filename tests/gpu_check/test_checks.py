@@ -15,7 +15,7 @@ from tests.gpu_check import __main__ as program
 from tests.gpu_check import checks
 from tests.gpu_check.checks import CheckFailed, attention, fall_problem, out_of_memory, resume
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.helpers import CPU, Trainings
+from tests.trainer.helpers import CPU, Trainings
 from worker.trainer.model.attention import attention as kernels
 from worker.trainer.objective import objective
 

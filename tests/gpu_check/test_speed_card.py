@@ -15,7 +15,7 @@ from benchmarks.table import Measured
 from benchmarks.workload import Workload
 from tests.gpu_check import speed_card
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.helpers import make_spec
+from tests.trainer.helpers import make_spec
 
 pytestmark = pytest.mark.extended("the checks of make gpu-check, on the processor")
 

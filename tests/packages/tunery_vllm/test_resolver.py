@@ -23,7 +23,7 @@ from app.services.access import keys
 from app.settings import Settings
 from app.storage import LocalStorage
 from app.system import artifact_directory, model_files
-from tests.app.cli.trained import WEIGHTS, make_trained_job
+from tests.commands.trained import WEIGHTS, make_trained_job
 from tests.factories import make_project
 from tests.serving import LiveServer, free_port
 

@@ -16,7 +16,7 @@ from app.db.engine import transaction
 from app.db.scheduling import workers
 from app.domain.answers.trial import TrialQuestion, TrialRecord
 from app.trial_queue import PREFIX, as_redis_py
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.deadline import until
 from tests.factories import make_key, make_project
 from tests.worker.answers.conftest import BASE, CHAT, SAY, Start, ask

@@ -17,7 +17,7 @@ from app.db.engine import transaction
 from app.db.tables import Job
 from app.system.model_files import hash_directory, read_catalog_entry
 from app.system.tokenizer_files import load_renderer
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.deadline import until
 from tests.fork_server import forked
 from tests.serving import LiveServer

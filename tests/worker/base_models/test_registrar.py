@@ -17,7 +17,7 @@ from app.services import base_models
 from app.settings import Settings
 from app.system import model_files, model_registration
 from app.system.model_registration import RegistrationOptions
-from tests.app.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
+from tests.operations.test_model_hub import COMMIT, SOURCE, Hub, hub  # noqa: F401  a fixture
 from tests.tiny import make_tiny_base
 from worker.base_models import Registrar
 from worker.node.resources import Resources

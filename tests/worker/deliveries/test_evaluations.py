@@ -12,7 +12,7 @@ from app.db.jobs import checkpoints
 from app.db.tables import Job
 from app.domain.evaluations.graders import CreateEvaluation
 from app.services.jobs import evaluations as service
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.factories import make_file
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import DeliveryHarness

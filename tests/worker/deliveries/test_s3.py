@@ -18,8 +18,8 @@ from urllib3 import HTTPResponse
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import S3Destination
 from app.system.artifact_directory import write_manifest
-from tests.deploy.containers import free_port
 from tests.faulty_proxy import Fault, FaultyProxy
+from tests.operations.deploy.containers import free_port
 from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server, rclone_server
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import DeliveryHarness, adapter, unsaved_delivery

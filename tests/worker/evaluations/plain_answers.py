@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from app.system.tokenizer_files import load_renderer
-from tests.worker.trainer import plain_peft
+from tests.trainer import plain_peft
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services.jobs import evaluations as service
 from app.system import artifact_directory, model_files
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.deadline import until
 from tests.factories import make_file
 from tests.fork_server import forked

@@ -19,7 +19,7 @@ from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services import queue
 from app.services.jobs import evaluations as service
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.factories import make_file, make_project
 from tests.worker.evaluations.test_evaluator import OWNER, evaluator, fake, lines, write_light_adapter
 from tests.worker.worker_harness import WorkerHarness

@@ -15,7 +15,7 @@ from app.db.tables import Evaluation
 from app.domain.evaluations.graders import CreateEvaluation
 from app.services.jobs import evaluations as service
 from app.settings import Endpoint, Settings
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.factories import make_file
 from tests.worker.evaluations.test_endpoints import Answer, ChatServer, said
 from tests.worker.evaluations.test_evaluator import EXACT, evaluator, lines, read, write_light_adapter

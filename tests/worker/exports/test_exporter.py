@@ -23,12 +23,12 @@ from app.db.tables import BaseModelRow, Export, Job
 from app.domain.artifacts.exports import ExportType
 from app.services.jobs import exports as service
 from app.system import host
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.deadline import until
 from tests.fork_server import forked
 from tests.processes import is_alive
-from tests.worker.trainer import plain_peft
-from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
+from tests.trainer import plain_peft
+from tests.trainer.test_merge import TOKENS, logits_of, peft_model
 from tests.worker.worker_harness import WorkerHarness
 from worker.exports import COMMANDS, Exporter
 from worker.node.worker_node import WorkerNode

@@ -19,7 +19,7 @@ from app.db.tables import Job
 from app.domain.artifacts.exports import ExportType
 from app.system import model_files
 from app.system.artifact_directory import verify
-from tests.app.cli.trained import make_trained_job
+from tests.commands.trained import make_trained_job
 from tests.tiny import make_tiny_base
 from tests.worker.exports.test_exporter import ask, download, exporter, read, write_real_adapter
 from tests.worker.worker_harness import WorkerHarness

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.db.engine import Sessions, transaction
+from app.db.jobs import evaluations
+from app.db.jobs.leases import Lease
+from app.db.tables import Evaluation, Job, Project
+from app.domain.evaluations.spec import EvaluationErrorCode
+from app.storage import LocalStorage
+from tests.api_objects import EVALUATION
+from tests.commands.conftest import Tunery
+from tests.deadline import until
+from tests.factories import fail_attempt, make_file
+from tests.sentences import Reviewed
+
+OWNER = "gpu0@a#1"
+PRECISION = "4 bits (nf4, as in the training), computed in bfloat16"
+ROW = {
+    "question": "Where is my card?",
+    "answers": {"base": {"text": "A card is a card."}, "adapter": {"text": "shipping"}},
+}
+
+
+@pytest.fixture
+def heldout(tmp_path: Path) -> Path:
+    path = tmp_path / "heldout.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    return path
+
+
+@pytest.fixture
+def work(sessions: Sessions, storage: LocalStorage, project: Project) -> Iterator[Callable[..., None]]:
+    """Ends the first evaluation that is requested, as a worker would: with a result, or with an error."""
+    threads: list[threading.Thread] = []
+
+    def work(error: str | None = None) -> None:
+        def end() -> bool:
+            with transaction(sessions) as session:
+                held = evaluations.claim(session, OWNER, 60)
+                if held is None:
+                    return False
+                lease = Lease(held.id, held.attempt, OWNER)
+                if error is not None:
+                    fail_attempt(session, Evaluation, lease, EvaluationErrorCode.INVALID_FILE, error)
+                    return True
+                job = session.get_one(Job, held.job_id)
+                made = [
+                    make_file(session, storage, project, content, "fine-tune-results", name, job, line_count=None).id
+                    for name, content in (("r.jsonl", json.dumps(ROW).encode() + b"\n"), ("r.md", b"# Report\n"))
+                ]
+                files = dict(zip(("results_file_id", "report_file_id"), made, strict=True))
+                evaluations.succeed(session, lease, "done", precision=PRECISION, summary=EVALUATION["summary"], **files)
+                return True
+
+        thread = threading.Thread(target=lambda: until(end, "an evaluation to be requested"))
+        thread.start()
+        threads.append(thread)
+
+    yield work
+    for thread in threads:
+        thread.join()
+
+
+def settings_of(sessions: Sessions) -> dict[str, Any]:
+    with transaction(sessions) as session:
+        return dict(session.query(Evaluation).one().settings)
+
+
+class TestEval:
+    def test_an_evaluation_is_awaited_and_printed(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, work: Callable[..., None], tmp_path: Path,
+        reviewed: Reviewed,
+    ) -> None:  # fmt: skip
+        work()
+        done = tunery("eval", trained_job.id, "--file", heldout, "--report", tmp_path / "report.md")
+        assert done.exit_code == 0, done.err
+        reviewed(done.out)
+        assert (tmp_path / "report.md").read_text() == "# Report\n"
+
+    def test_the_default_grader_compares_the_answer_with_the_expected_one(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions
+    ) -> None:
+        assert tunery("eval", trained_job.id, "--file", heldout, "--detach").out.startswith("fteval-")
+        assert [each["operation"] for each in settings_of(sessions)["graders"]] == ["eq"]
+
+    def test_options_and_a_file_of_graders_become_the_request(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions, tmp_path: Path
+    ) -> None:
+        graders = tmp_path / "graders.json"
+        graders.write_text('[{"type": "json_valid", "name": "json"}]')
+        done = tunery("eval", trained_job.id, "--file", heldout, "--detach", "--graders", graders, "--label", "intent",
+                      "--similarity", "rouge_l", "--max-rows", 9, "--16-bit", "--reference-field", "old",
+                      "--promote-if", "label:0.05")  # fmt: skip
+        assert done.exit_code == 0, done.err
+        settings = settings_of(sessions)
+        assert [each["name"] for each in settings["graders"]] == ["json", "label", "rouge_l"]
+        assert settings["graders"][1]["reference"] == "{{ item.intent }}"
+        assert (settings["max_rows"], settings["base_precision"]) == (9, "16-bit")
+        assert (settings["reference"]["field"], settings["promote_if"]) == ("old", {"grader": "label", "margin": 0.05})
+
+    def test_graders_compare_with_another_field(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions
+    ) -> None:
+        options = ("--expected-field", "recorded_answer", "--json-fields")
+        tunery("eval", trained_job.id, "--file", heldout, "--detach", *options)
+        graders = [each.get("reference") for each in settings_of(sessions)["graders"]]
+        assert graders == [None, "{{ item.recorded_answer }}"]
+
+    def test_a_failed_evaluation_is_an_error_with_its_code(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, work: Callable[..., None]
+    ) -> None:
+        work("Line 1: the prompt is empty.")
+        done = tunery("eval", trained_job.id, "--file", heldout)
+        assert (done.exit_code, "(invalid_evaluation_file)" in done.err) == (1, True)
+
+
+class TestCompare:
+    def test_a_comparison_has_both_answers_and_deletes_its_file(
+        self, tunery: Tunery, trained_job: Job, work: Callable[..., None]
+    ) -> None:
+        work()
+        done = tunery("compare", trained_job.id, "--prompt", "Where is my card?", "--system", "Be short.", "--json")
+        assert done.json == {"precision": PRECISION, "answers": [ROW]}
+        assert [file["purpose"] for file in tunery("files", "list", "--json").json].count("evals") == 0

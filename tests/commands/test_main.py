@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Tunery
+from tests.sentences import Reviewed
+
+COMMANDS = ("up", "doctor", "demo", "files", "jobs", "adapters", "models", "keys")
+HEAVY = ("sqlalchemy", "httpx2", "fastapi", "celery", "psutil", "psycopg", "torch", "transformers", "worker")
+
+
+def test_every_group_is_in_the_help_and_has_its_own(bare_tunery: Tunery) -> None:
+    shown = bare_tunery().out
+    for command in COMMANDS:
+        assert f" {command} " in shown
+        done = bare_tunery(command, "--help")
+        assert (done.exit_code, done.err) == (0, "")
+
+
+def test_help_loads_neither_database_nor_http_nor_torch() -> None:
+    check = f"import sys, app.cli.main; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["jobs", "get"], ["jobs", "list", "--limit", "0"], ["up", "--port", "-1"]]
+)
+def test_a_usage_error_is_exit_code_2(bare_tunery: Tunery, arguments: list[str]) -> None:
+    assert bare_tunery(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ZeroDivisionError("division by zero"), 1),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=["bug", "system", "Ctrl-C"],
+)
+def test_an_error_is_a_sentence_without_a_stack_trace(
+    bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed, error: BaseException, exit_code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("app.cli.options.find_service", fail)
+    done = bare_tunery("jobs", "list")
+    assert done.exit_code == exit_code
+    reviewed(done.err)
+
+
+def test_a_foreign_directory_is_refused_by_up_in_a_sentence(bare_tunery: Tunery, tmp_path: Path) -> None:
+    (tmp_path / "somebody-elses").write_text("")
+    done = bare_tunery("up", "--data-dir", tmp_path, "--port", "0")
+    assert done.exit_code == 1
+    assert "Traceback" not in done.err
+    assert os.listdir(tmp_path) == ["somebody-elses"]
+
+
+def test_doctor_reports_on_the_data_directory_it_is_given(bare_tunery: Tunery, tmp_path: Path) -> None:
+    done = bare_tunery("doctor", "--data-dir", tmp_path / "new")
+    assert done.exit_code in (0, 1)
+    assert str(tmp_path / "new") in done.out
+    assert not (tmp_path / "new").exists()
+
+
+def test_doctor_before_an_upgrade_reads_the_database_of_the_environment(
+    bare_tunery: Tunery, database_url: str, tmp_path: Path
+) -> None:
+    environment = {"DATABASE_URL": database_url, "TUNERY_DATA_DIR": str(tmp_path), "TUNERY_NO_SUCH_SETTING": "1"}
+    done = bare_tunery("doctor", "--before-upgrade", env=environment)
+    assert done.exit_code in (0, 1)
+    assert "TUNERY_NO_SUCH_SETTING" in done.out
+    without = bare_tunery("doctor", "--before-upgrade", "--data-dir", tmp_path)
+    assert (without.exit_code, "DATABASE_URL" in without.err) == (1, True)
+
+
+def test_the_command_works_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "app.cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip()[0].isdigit()

@@ -1,0 +1,52 @@
+"""`tunery queue`, `tunery workers` and what `tunery jobs create` asks of the queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.db.engine import Sessions, transaction
+from app.db.scheduling import workers
+from app.db.tables import Project
+from app.storage import LocalStorage
+from tests.commands.conftest import Tunery
+from tests.factories import WORKER, forecast_queue, make_file, make_job, make_project, start_job, validate_job
+from tests.sentences import Reviewed
+
+ABOUT = {"kind": "cuda", "device": "NVIDIA L4", "memory_bytes": 24 * 10**9, "models": ["tiny"], "labels": ["fast"]}
+
+
+def test_the_queue_and_the_workers_are_shown(
+    tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, reviewed: Reviewed
+) -> None:
+    with transaction(sessions) as session:
+        jobs = [make_job(session, project, make_file(session, storage, project)) for _ in range(2)]
+        other = make_project(session, "other")
+        make_job(session, other, make_file(session, storage, other))
+        for _ in range(3):
+            validate_job(session)
+        workers.heartbeat(session, WORKER, "gpu", "host7", 1, ABOUT)
+        start_job(session)
+        forecast_queue(session)
+    shown = tunery("queue")
+    assert shown.exit_code == 0, shown.err
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [[jobs[0].id, "running"], [jobs[1].id, "queued"]]
+    reviewed(shown.err)
+    assert tunery("queue", "--json").json["own"]["waiting"] == 1
+
+    listed = tunery("workers")
+    assert jobs[0].id in listed.out
+    assert "NVIDIA L4, 24.0" in listed.out
+    assert "host7" not in listed.out
+    assert tunery("workers", "--json").json[0]["labels"] == ["fast"]
+
+
+def test_a_job_is_created_with_what_it_asks_of_the_queue(
+    tunery: Tunery, base_model: str, tmp_path: Path, sessions: Sessions, storage: LocalStorage, project: Project
+) -> None:
+    with transaction(sessions) as session:
+        file = make_file(session, storage, project)
+    asked = ["jobs", "create", "--model", base_model, "--training-file", file.id, "--json"]
+    job = tunery(*asked, "--priority", "7", "--worker-label", "fast", "--worker-label", "site=berlin").json
+    assert (job["priority"], job["worker_labels"], job["urgent"]) == (7, ["fast", "site=berlin"], False)
+    assert "allow-urgent" in tunery(*asked, "--urgent").err

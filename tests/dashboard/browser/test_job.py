@@ -1,0 +1,259 @@
+"""The page of one job."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from datetime import UTC, datetime
+
+from playwright.sync_api import Page, expect
+from sqlalchemy import text
+
+from app.db.engine import transaction
+from app.db.jobs import events
+from app.db.jobs.events import append_event
+from app.db.tables import Job
+from app.domain.jobs.states import JobState
+from tests.dashboard.browser.conftest import Open
+from tests.dashboard.browser.world import ANSWERS, World, append_steps
+
+
+def test_a_running_job_says_what_happens_and_its_step_moves(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['running']}")
+    expect(page.get_by_text(re.compile(r"^Training: step 1\d\d of 300 steps\. About"))).to_be_visible()
+    chart = page.get_by_role("img", name=re.compile("Curves of support-bot-v4"))
+    expect(chart.locator("canvas").first).to_be_visible()
+    with transaction(world.sessions) as session:
+        job = session.get(Job, world.jobs["running"])
+        assert job is not None
+        step = int((job.progress or {})["step"])
+        append_steps(session, job, step + 1, step + 2, 300, 2.2)
+    expect(page.get_by_text(re.compile(rf"^Training: step {step + 2} of 300"))).to_be_visible()
+
+
+MANY_STEPS = """
+INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)
+SELECT 'ftevent-step' || n, project_id, id, event_seq + n, attempt, 'info', 'metrics', 'Step ' || n,
+  jsonb_build_object('step', n, 'total_steps', :steps, 'train_loss', 1.0 / n, 'learning_rate', 0.0002)
+FROM jobs, generate_series(1, :steps) AS n WHERE id = :job_id
+"""
+
+
+def test_a_long_job_shows_some_of_its_steps(open_page: Open, world: World) -> None:
+    steps = 2_100
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, world.jobs["resumed"])
+        session.execute(text(MANY_STEPS), {"steps": steps, "job_id": job.id})
+        job.event_seq += steps
+        job.progress = {"step": steps, "total_steps": steps}
+    page = open_page(f"/jobs/{world.jobs['resumed']}")
+    expect(page.get_by_text("2,000 of 2,100 steps")).to_be_visible()
+    wait_for_chart(page, "last(options.series[0].data)[0] === 2100 && options.title.length === 2")
+
+
+def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.get_by_text("at step 90")).to_be_visible()
+    page.get_by_role("tab", name="Events").click()
+    expect(page.get_by_text("The job has successfully completed")).to_be_visible()
+    page.wait_for_url("**?tab=events")
+    page.get_by_role("tab", name="Log").click()
+    expect(page.get_by_text("The trainer has printed no warnings or errors.")).to_be_visible()
+    expect(page.get_by_role("button", name="Follow")).to_be_hidden()
+    page.get_by_role("tab", name="Samples").click()
+    expect(page.get_by_text(ANSWERS[1]).first).to_be_visible()
+    page.get_by_role("tab", name="Settings").click()
+    expect(page.get_by_role("row").filter(has_text="n_epochs")).to_contain_text("auto")
+    expect(page.get_by_role("row").filter(has_text="lora.r").first).to_contain_text("16")
+    expect(page.get_by_text('"rank": 16')).to_be_visible()
+    page.get_by_role("tab", name="Attempts").click()
+    expect(page.get_by_role("row").filter(has_text="Training").filter(has_text="finished")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Attempt 1: finished, "))).to_be_visible()
+    expect(page.locator(".t-track .t-span")).to_have_count(2)
+    page.get_by_role("tab", name="Checkpoints").click()
+    expect(page.get_by_role("link", name="Download").first).to_be_visible()
+    page.get_by_role("tab", name="Evaluations").click()
+    row = page.get_by_role("row").filter(has_text="label_accuracy")
+    expect(row).to_contain_text(re.compile(r"0\.410.*0\.930.*\+0\.520"))
+    expect(page.get_by_text("The adapter may be delivered")).to_be_visible()
+    page.get_by_role("tab", name="Deliveries").click()
+    expect(page.get_by_role("row").filter(has_text="staging")).to_contain_text("serves what was trained")
+    expect(page.get_by_role("row").filter(has_text="production")).to_contain_text("serves the base model")
+    expect(page.get_by_role("row").filter(has_text="vLLM")).to_contain_text("--enable-lora")
+
+
+def test_the_modules_of_the_chart_are_requested_with_the_page(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    found = page.evaluate(
+        "Promise.all([...document.querySelectorAll('link[rel=modulepreload]')]"
+        ".map(async (link) => [link.pathname ?? new URL(link.href).pathname, (await fetch(link.href)).status]))"
+    )
+    assert {status for _, status in found} == {200}
+    assert sum("/esm/" in path for path, _ in found) == 2  # the entry and ECharts itself
+
+
+def test_the_metrics_can_be_downloaded_as_csv_and_png(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+    assert [rows[0]["step"], rows[-1]["step"]] == ["1", "120"]
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="PNG").click()
+    assert download.value.suggested_filename == f"{world.jobs['succeeded']}.png"
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_controls_change_the_axes_and_the_smoothing_and_one_cursor_crosses_all_curves(
+    open_page: Open, world: World
+) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    page.get_by_label("Horizontal axis").select_option("Tokens")
+    wait_for_chart(page, "last(options.xAxis).name === 'Tokens'")
+    page.get_by_label("Horizontal axis").select_option("Training time (s)")
+    wait_for_chart(page, "last(options.xAxis).name === 'Training time (s)'")
+    page.get_by_label("Smoothing").select_option("Very smooth")
+    wait_for_chart(page, "options.series.some((one) => one.name === 'Train loss (raw)')")
+    page.get_by_label("Log scale").check()
+    wait_for_chart(page, "options.yAxis[0].type === 'log' && options.yAxis[1].type === 'value'")
+    wait_for_chart(page, "options.axisPointer[0].link[0].xAxisIndex === 'all'")
+    wait_for_chart(page, "options.series.flatMap((one) => one.markPoint?.data ?? []).length === 1")
+
+
+def test_the_log_follows_and_can_be_searched_and_downloaded(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, world.jobs["running"])
+        events.put_log(session, job.id, job.project_id, job.attempt, "step 1 loss 2.1\nwarning: slow disk\n", 0)
+    page = open_page(f"/jobs/{world.jobs['running']}?tab=log")
+    text = page.get_by_label("Log of the trainer")
+    expect(text).to_contain_text("warning: slow disk")
+    page.get_by_role("button", name="Following", pressed=True).click()
+    expect(page.get_by_role("button", name="Follow", exact=True, pressed=False)).to_be_visible()
+    page.get_by_label("Search the log").fill("SLOW")
+    expect(text).not_to_contain_text("step 1")
+    expect(text).to_contain_text("warning: slow disk")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert "slow disk" in download.value.path().read_text()
+
+
+def test_the_log_of_each_training_can_be_chosen_and_downloaded(open_page: Open, world: World) -> None:
+    """The check of the files is none of the attempts, as in the header and on the tab Attempts."""
+    page = open_page(f"/jobs/{world.jobs['resumed']}?tab=log")
+    text = page.get_by_label("Log of the trainer")
+    expect(text).to_have_text("the second training")
+    expect(page.get_by_label("Attempt").locator("option")).to_have_text(["Last attempt", "Attempt 2", "Attempt 1"])
+    page.get_by_label("Attempt").select_option("Attempt 1")
+    expect(text).to_have_text("the first training")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.path().read_text() == "the first training\n"
+    assert download.value.suggested_filename.endswith("-log-attempt-1.txt")
+    page.get_by_role("tab", name="Attempts").click()
+    expect(page.get_by_role("row").filter(has_text="Check of the files")).to_contain_text("–")
+    expect(page.get_by_text(re.compile("^Attempt 2: "))).to_be_visible()
+
+
+def test_curves_take_the_colours_of_another_mode(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    colour = "options.xAxis[0].axisLabel.color === getComputedStyle(document.body).getPropertyValue('--muted').trim()"
+    for theme in ("dark", "light"):
+        page.get_by_role("button", name="Switch between light and dark").click()
+        expect(page.locator(f"body.body--{theme}")).to_have_count(1)
+        wait_for_chart(page, colour)
+    page.emulate_media(color_scheme="dark")
+    page.reload()
+    expect(page.locator("body.body--light")).to_have_count(1)  # the choice is kept
+    page.context.clear_cookies(name="tunery_theme")
+    page.reload()
+    expect(page.locator("body.body--dark")).to_have_count(1)
+    wait_for_chart(page, colour)
+
+
+def wait_for_chart(page: Page, condition: str) -> None:
+    """Wait until the options of the chart, as ECharts has them, fulfil a condition in JavaScript."""
+    page.wait_for_function(
+        "() => { const element = document.querySelector('.t-chart'), last = (list) => list[list.length - 1];"
+        f" const options = getElement(Number(element.id.slice(1))).chart.getOption(); return {condition}; }}"
+    )
+
+
+def test_a_failed_job_has_its_cause_its_remedy_and_a_repaired_form(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['failed']}")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("do not fit into memory")
+    expect(alert).to_contain_text("Change hyperparameters.context_length")
+    page.get_by_role("link", name="Create a repaired job").click()
+    expect(page.get_by_text("context length: 512 → 256 tokens")).to_be_visible()
+    page.get_by_text("More settings").click()
+    expect(page.get_by_label("Context length")).to_have_value("256")
+    expect(page.get_by_label("Batch size")).to_have_value("8")
+
+
+def test_a_job_is_cancelled_after_a_question(open_page: Open, world: World) -> None:
+    job_id = world.add_job("to-cancel")
+    page = open_page(f"/jobs/{job_id}")
+    page.get_by_role("button", name="Cancel job").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Keep it").click()
+    expect(dialog).to_have_count(0)
+    page.get_by_role("button", name="Cancel job").click()
+    dialog.get_by_role("button", name="Cancel job").click()
+    expect(page.get_by_text("Cancelled after 0 steps.")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel job")).to_have_count(0)
+
+
+def test_an_interrupted_job_has_the_reason_in_view(open_page: Open, world: World) -> None:
+    stopped = {"state": JobState.QUEUED, "train_attempts": 1, "started_at": datetime.now(UTC), "event_seq": 2}
+    job_id = world.add_job("interrupted", progress={"step": 3, "total_steps": 9}, **stopped)
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, job_id)
+        append_event(session, job, "The trainer sent no records for too long", "warn", data={"reason": "stalled"})
+    page = open_page(f"/jobs/{job_id}")
+    expect(page.get_by_text("Interrupted at step 3; it continues by itself.")).to_be_visible()
+    expect(page.get_by_text("The trainer sent no records for too long")).to_be_visible()
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, job_id)
+        job.state, job.event_seq = JobState.PAUSED, 3
+        session.flush()
+        append_event(session, job, "The job was paused", data={"reason": "paused"})
+    expect(page.get_by_text("Paused at step 3.")).to_be_visible()
+    expect(page.get_by_text("The trainer sent no records for too long")).to_have_count(0)
+
+
+def test_a_paused_job_is_resumed(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['paused']}")
+    expect(page.get_by_text("Paused at step 25.")).to_be_visible()
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_text("Interrupted at step 25; it continues by itself.")).to_be_visible()
+
+
+def test_an_unknown_job_is_named(open_page: Open) -> None:
+    page = open_page("/jobs/ftjob-000000000000000000000000")
+    expect(page.get_by_role("alert")).to_contain_text("ftjob-000000000000000000000000")
+
+
+def test_jobs_are_compared_by_curves_and_differing_settings(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/compare?jobs={world.jobs['succeeded']},{world.jobs['earlier']}")
+    expect(page.get_by_role("img", name="Curves of the compared jobs").locator("canvas").first).to_be_visible()
+    row = page.get_by_role("row").filter(has_text="lora.r")
+    expect(row.first).to_contain_text("16")
+    expect(row.first).to_contain_text("8")
+    assert page.get_by_role("row").filter(has_text="batch_size").count() == 0
+
+
+def test_a_comparison_follows_a_running_job(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/compare?jobs={world.jobs['running']},{world.jobs['earlier']}")
+    row = page.get_by_role("region", name="Results").get_by_role("row").filter(has_text="support-bot-v4")
+    expect(row).to_contain_text("of 300 steps")
+    expect(page.locator(".t-chart canvas").first).to_be_visible()
+    with transaction(world.sessions) as session:
+        job = session.get_one(Job, world.jobs["running"])
+        step = int((job.progress or {})["step"])
+        append_steps(session, job, step + 1, step + 2, 300, 2.2)
+    expect(row).to_contain_text(f"{step + 2} of 300 steps")
+    wait_for_chart(page, f"last(options.series[0].data)[0] === {step + 2}")

@@ -1,0 +1,166 @@
+"""How long a job takes, from what there is to compute and the FLOP a second of earlier jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.domain.jobs.spec import JobSpec
+from app.domain.planning.duration import (
+    gpu_peak_flops,
+    relative_token_cost,
+    step_flop,
+    validation_flop,
+)
+from app.domain.planning.estimate import Correction, Device, estimate_placement
+from app.domain.planning.execution_plan import ExecutionPlan, Measurement
+from app.domain.planning.packing import SequenceLengths, Workload
+from tests.jobs.test_estimate import HYPERPARAMETERS, LLAMA_8B, spec
+
+CPU = Device("cpu", "EPYC", 64 << 30, cores=2)
+MODE = ExecutionPlan(row_tokens=1024, cache_weights=True)
+PLAIN: dict[str, Any] = {"recompute": "nothing", "cache_weights": True, "loaded_ratio": 1, "working_ratio": 1}
+
+
+def work(job: JobSpec, length: int = 200, examples: int = 64, labelled: float = 1.0, validation: int = 0) -> Workload:
+    lengths = SequenceLengths()
+    for _ in range(examples):
+        lengths.add([length])
+    return Workload.of(job, lengths, int(labelled * length * examples), validation)
+
+
+def flop(work: Workload, row_tokens: float = 1e9, job: JobSpec | None = None) -> float:
+    return step_flop(LLAMA_8B, job or spec(), work, MODE, "cuda", row_tokens)
+
+
+class TestStepFlop:
+    def test_a_token_takes_four_flop_of_a_frozen_weight_and_six_of_a_trained_one(self) -> None:
+        """Everything labelled; attention over 4,096 x 200 numbers a layer, forwards and twice backwards."""
+        job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 64})
+        frozen = 4 * (LLAMA_8B.linear_parameters + LLAMA_8B.vocab_size * 4096)
+        trained, attention = 6 * 41_943_040, 3 * 4 * 4096 * 200 * 32
+        per_step = flop(work(job), job=job) - (frozen + trained + attention)
+        assert per_step == pytest.approx(41_943_040 * 4000 / (64 * 200), rel=1e-3)  # the optimizer's, once a step
+
+    def test_only_labelled_tokens_need_the_head(self) -> None:
+        job = spec()
+        whole, half = (flop(work(job, labelled=share)) for share in (1.0, 0.5))
+        assert whole - half == pytest.approx(0.5 * 4 * LLAMA_8B.vocab_size * 4096)
+
+    def test_a_token_costs_more_in_longer_documents_and_shorter_batches(self) -> None:
+        job = spec()
+        assert flop(work(job, length=2000)) > flop(work(job, length=200))
+        assert flop(work(job), row_tokens=200) > 2 * flop(work(job))
+        small = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 1})
+        assert flop(work(small), job=small) > flop(work(job))
+
+    def test_the_reference_model_of_dpo_is_another_forward(self) -> None:
+        pairs = spec(method="dpo", hyperparameters=HYPERPARAMETERS | {"batch_size": 64, "beta": 0.1})
+        assert 1.3 < flop(work(pairs), job=pairs) / flop(work(spec())) < 1.6
+
+    def test_a_validation_is_less_than_half_a_step(self) -> None:
+        job = spec()
+        one = validation_flop(LLAMA_8B, job, work(job), MODE, "cuda")
+        assert 0.3 < one / step_flop(LLAMA_8B, job, work(job), MODE, "cuda", MODE.row_tokens) < 0.5
+
+
+class TestCost:
+    def test_recomputing_everything_is_another_forward_and_a_layer_is_its_part_of_that(self) -> None:
+        def of(**changes: object) -> float:
+            plan = ExecutionPlan.model_validate(MODE.model_dump() | changes)
+            return relative_token_cost(LLAMA_8B.decoder_layers, plan, "cpu", 1e9)
+
+        assert of(recompute="everything") / of() == pytest.approx(1.45)
+        assert of() < of(recompute="elementwise") < of(recompute="layers", recompute_layers=16)
+        assert of(recompute="layers", recompute_layers=31) < of(recompute="everything")
+
+
+class TestSeconds:
+    def placed(self, job: JobSpec, of: Workload, *measurements: Measurement) -> float:
+        return estimate_placement(LLAMA_8B, job, of, CPU, measurements).seconds
+
+    def measured(self, flops: float, other_seconds: float) -> Measurement:
+        return Measurement(
+            recompute="nothing", cache_weights=True, loaded_ratio=1, working_ratio=1, flops=flops,
+            other_seconds=other_seconds,
+        )  # fmt: skip
+
+    def test_a_job_like_the_one_that_was_measured_takes_as_long(self) -> None:
+        """120 s in steps, 20 s in the probe (a sixth of the tokens), 30 s for the rest."""
+        job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 5, "n_epochs": 1})
+        same = work(job, examples=30)
+        plan = estimate_placement(LLAMA_8B, job, same, CPU)
+        assert (plan.largest_batch_tokens, same.tokens) == (1000, 6000)
+        flops = plan.step_flop * 6000 / 120
+        assert self.placed(job, same, self.measured(flops, 30.0)) == pytest.approx(120 + 20 + 30)
+
+    def test_shorter_batches_take_longer_per_token(self) -> None:
+        """Rows of one document of 200 tokens in place of five: launches are half of that again, not a tenth."""
+        many, one = (spec(hyperparameters=HYPERPARAMETERS | {"batch_size": size, "n_epochs": 1}) for size in (5, 1))
+        learned = self.measured(1e12, 0.0)
+        slow, quick = self.placed(one, work(one), learned), self.placed(many, work(many), learned)
+        assert 1.2 < slow / quick < 1.4
+
+    @pytest.mark.parametrize("field", ["flops", "other_seconds"])
+    def test_after_a_busy_hour_two_quiet_jobs_determine_the_next_plan(self, field: str) -> None:
+        """The newest is first. One quiet job does not outweigh ten others, as it may be the exception."""
+        busy, quiet = ({"flops": 1e12, "other_seconds": 60.0}, {"flops": 2e12, "other_seconds": 20.0})
+        slow, quick = (Measurement(**PLAIN | busy), Measurement(**PLAIN | quiet))
+        found = [Correction.of([quick] * count + [slow] * 10, MODE, 1, 1) for count in range(3)]
+        assert [getattr(each, field) for each in found] == [busy[field], busy[field], quiet[field]]
+
+    def test_a_run_on_a_crowded_machine_counts_less(self) -> None:
+        crowded = [Measurement(**PLAIN, flops=1e12, others_share=share) for share in (0.0, 0.8)]
+        quiet = [Measurement(**PLAIN, flops=2e12)] * 3
+        assert [Correction.of([each, each, *quiet], MODE, 1, 1).flops for each in crowded] == [1e12, 2e12]
+
+    def test_validations_are_counted_each_time(self) -> None:
+        job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 8, "n_epochs": 3})
+        learned = self.measured(1e12, 0.0)
+        without, with_one = (self.placed(job, work(job, validation=tokens), learned) for tokens in (0, 1000))
+        often = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 8, "n_epochs": 3, "eval_steps": 4})
+        with_two = self.placed(often, work(often, validation=1000), learned)
+        assert with_one > without
+        assert with_two - without == pytest.approx(2 * (with_one - without))
+
+    def test_unmeasured_flops_are_those_of_the_data_sheet_or_the_cpu_flags(self) -> None:
+        peak = 0.4 * 8.35e14
+        assert Device("cuda", "NVIDIA H100 NVL", 0).estimated_flops == pytest.approx(peak)
+        assert Device("cuda", "NVIDIA H100 NVL", 0, product_flops=3e14).estimated_flops == pytest.approx(peak)
+        assert Device("cuda", "Another", 0).estimated_flops == pytest.approx(0.4 * 1e14)
+        assert Device("cuda", "Another", 0, product_flops=3e14).estimated_flops == pytest.approx(0.55 * 3e14)
+        assert Device("cpu", "EPYC", 0, 4, 5e11).estimated_flops == pytest.approx(4 * 0.6 * 5e11)
+
+
+class TestGpuPeakFlops:
+    def test_the_peak_of_a_gpu_is_that_of_its_exact_name(self) -> None:
+        teraflops = {
+            "NVIDIA B200": 2250, "NVIDIA H200": 990, "NVIDIA H20": 148, "NVIDIA H100 80GB HBM3": 990,
+            "NVIDIA H100 PCIe": 756, "cuda (NVIDIA H100 NVL)": 835, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A40": 150,
+            "NVIDIA A10": 125, "NVIDIA A10G": 70, "NVIDIA L40S": 362, "NVIDIA L40": 181, "NVIDIA L4": 121,
+            "NVIDIA GeForce RTX 5090": 210, "NVIDIA GeForce RTX 4090": 165, "Tesla T4": 65,
+            "NVIDIA RTX PRO 6000 Blackwell Server Edition": 500, "NVIDIA RTX 6000 Ada Generation": 364,
+            "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": 440,
+        }  # fmt: skip
+        assert {name: (gpu_peak_flops(name) or 0) / 1e12 for name in teraflops} == pytest.approx(teraflops)
+
+    def test_another_name_is_unknown(self) -> None:
+        for name in (
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+            "NVIDIA T400 4GB",
+            "AMD",
+        ):
+            assert gpu_peak_flops(name) is None
+
+
+def test_the_workload_is_what_steps_and_validations_process() -> None:
+    job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 10, "n_epochs": 2})
+    of = work(job, length=100, examples=35, labelled=0.25, validation=70)
+    assert (of.steps, of.tokens, of.validated_tokens, of.mean_attended_tokens) == (8, 7000, 140, 100)
+    assert of.labelled_share == pytest.approx(0.25)
+
+
+def test_the_workload_without_an_example_is_empty() -> None:
+    assert Workload.of(spec(), SequenceLengths(), 0, 500) == Workload(0, 0, SequenceLengths(), 0.0)

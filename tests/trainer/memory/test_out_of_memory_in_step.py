@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.domain.jobs.events import Command, Message, Metric, Planned, Probed, SnapshotSaved
+from app.domain.jobs.states import ExitCode, Reason
+from app.domain.planning.execution_plan import ExecutionPlan
+from app.domain.planning.memory import DeviceKind
+from tests.sentences import Reviewed
+from tests.trainer.helpers import (
+    Attempt,
+    Trainings,
+    assert_same_adapter,
+    load_tiny_base,
+    make_one_step,
+    prepare,
+)
+from worker.trainer.distributed import parallel
+from worker.trainer.memory import device_memory, placement
+from worker.trainer.memory.device_memory import DeviceMemory
+from worker.trainer.memory.out_of_memory import reduce_plan, smallest_plan
+from worker.trainer.objective import objective
+
+SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+
+
+class Shortage:
+    """Raises out of memory if `is_short(tokens of the batch, number of batches before)`."""
+
+    def __init__(self, is_short: Callable[[int, int], bool]) -> None:
+        self.is_short = is_short
+        self.rows: list[int] = []
+
+    def __call__(self, base: Any, batch: Any, adapter: Any) -> torch.Tensor:
+        from worker.trainer.model.base_model import hidden_states
+
+        self.rows.append(len(batch.tokens_T))
+        hidden_T_D = hidden_states(base, batch, adapter)  # dropout has been drawn by then
+        if self.is_short(self.rows[-1], len(self.rows)):
+            raise RuntimeError(SENTENCE)
+        return hidden_T_D
+
+
+Short = Callable[[Callable[[int, int], bool]], Shortage]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Short:
+    def make(is_short: Callable[[int, int], bool]) -> Shortage:
+        shortage = Shortage(is_short)
+        monkeypatch.setattr(objective, "hidden_states", shortage)
+        return shortage
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+    """A run with enough memory."""
+    return Trainings(tiny, examples, tmp_path_factory.mktemp("plain"))(dropout=0.2)
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_step_that_ran_out_of_memory_is_repeated_unchanged_and_then_with_one_degree_less_each_time(
+    train: Trainings, plain: Attempt, short: Short, reviewed: Reviewed, times: int
+) -> None:
+    """The third batch belongs to the second step, which restores the dropout generator."""
+    short(lambda tokens, rows: 3 <= rows < 3 + times)
+    log = train(dropout=0.2)
+    assert log.code == ExitCode.DONE
+    unchanged, *reductions = log.warnings
+    reviewed(unchanged.message)
+    assert len(reductions) == times - 1
+    for event in reductions:
+        before, after = event.data["before"], event.data["after"]
+        changed = {name.removesuffix("_layers") for name in before if before[name] != after[name]}
+        assert len(changed) == 1, changed
+    assert log.losses == pytest.approx(plain.losses, rel=1e-6)
+    assert_same_adapter(log, plain)  # each step is still one row here
+
+
+def test_moments_exist_before_the_first_step_and_a_failed_update_is_repeated(
+    train: Trainings, plain: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = torch.optim.AdamW.step, []
+
+    def first_time_short(optimizer: torch.optim.AdamW) -> None:
+        calls.append(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        assert all(set(optimizer.state[each]) == {"step", "exp_avg", "exp_avg_sq"} for each in parameters)
+        if len(calls) == 1:
+            raise RuntimeError(SENTENCE)
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", first_time_short)
+    log = train(dropout=0.2)
+    assert (log.code, log.warnings) == (ExitCode.DONE, [])
+    assert log.losses == pytest.approx(plain.losses, rel=1e-6)
+
+
+def test_moments_that_do_not_fit_are_allocated_again(
+    train: Trainings, plain: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros_like, calls = torch.zeros_like, []
+
+    def sixth_time_short(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append(tensor)
+        if len(calls) == 6:
+            raise RuntimeError(SENTENCE)
+        return zeros_like(tensor, **options)
+
+    monkeypatch.setattr(torch, "zeros_like", sixth_time_short)
+    log = train(dropout=0.2)
+    assert log.code == ExitCode.DONE
+    assert len(calls) > 6
+    assert log.losses == pytest.approx(plain.losses, rel=1e-6)
+
+
+def test_the_heap_is_trimmed_before_the_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    memories = [DeviceMemory(700, 600), DeviceMemory(9_000, 100)]
+    monkeypatch.setattr(device_memory, "_cpu_memories", lambda: memories)
+    assert device_memory.trim_threshold_bytes(torch.device("cpu")) == 665
+    assert device_memory.trim_threshold_bytes(torch.device("cuda")) > 1 << 60
+
+
+def test_batches_are_halved_until_they_fit(train: Trainings, short: Short) -> None:
+    shortage = short(lambda tokens, rows: tokens > 200)
+    log = train(batch_size=6)
+    assert (log.code, log.last.step) == (ExitCode.DONE, 4)
+    assert max(shortage.rows[-8:]) <= 200
+    (probed,) = log.of(Probed)
+    assert probed.row_tokens <= 200
+    assert all("within rounding" in message.message for message in log.warnings[1:])
+    assert {message.level for message in log.of(Message)} == {"warn"}
+
+
+def test_the_next_attempt_keeps_the_reduced_plan_without_a_probe(train: Trainings, short: Short) -> None:
+    short(lambda tokens, rows: rows in (2, 3))
+    log = train(stop_at=(1, Command.DRAIN), quantization={})
+    assert log.of(Planned)[0].mode.cache_weights
+    assert not log.choices["cache_weights"]
+    again = train(resume_from=log.snapshot, quantization={})
+    assert (again.code, again.of(Planned), again.of(Probed)) == (ExitCode.DONE, [], [])
+
+
+def test_a_reduced_plan_is_saved_before_the_next_step_for_any_interval(train: Trainings, short: Short) -> None:
+    short(lambda tokens, rows: rows in (3, 4))  # the second step's
+    log = train(snapshot_interval_seconds=1e9)
+    assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
+
+
+def test_if_the_smallest_plan_does_not_fit_the_job_fails_and_names_the_parameter_to_change(
+    train: Trainings, short: Short
+) -> None:
+    short(lambda tokens, rows: True)
+    log = train()
+    assert (log.code, log.failure.reason) == (ExitCode.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY)
+    assert log.failure.param == "hyperparameters.context_length"
+    assert not log.of(Metric)
+
+
+def test_another_error_does_not_count_as_out_of_memory(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(objective, "hidden_states", broken)
+    log = train()
+    assert (log.code, log.failure.reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
+
+
+def test_attempts_after_a_kill_plan_once_with_less_memory(train: Trainings) -> None:
+    attempts = [train(stop_at=(1, Command.DRAIN))]
+    for number in (1, 2):
+        changes = {"resume_from": attempts[-1].snapshot, "out_of_memory_kills": 1}
+        attempts.append(train(stop_at=(number + 1, Command.DRAIN), **changes))
+    assert [len(log.of(Planned)) for log in attempts] == [1, 1, 0]
+    before, after = (log.of(Planned)[0].memory_bytes for log in attempts[:2])
+    assert after < 0.8 * before
+    assert [saved.step for saved in attempts[1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
+
+
+def test_each_process_of_a_machine_plans_with_its_share_of_the_memory(
+    train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, spec = load_tiny_base(train.base), train.spec()
+    run = prepare(spec, base, tmp_path)
+    space = DeviceMemory(10_000_000_000, 1_000_000_000)
+    monkeypatch.setattr(device_memory, "measure", lambda device: space)
+    assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes // 2
+
+
+def test_a_gpu_without_a_known_peak_is_planned_with_a_measured_product(
+    train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The facts of the GPU are faked: the base is on the CPU, and only its device says cuda."""
+    base, spec = load_tiny_base(train.base), train.spec()
+    run = prepare(spec, base, tmp_path)
+    base.device = torch.device("cuda", 0)
+    monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
+    monkeypatch.setattr(placement, "product_flops", lambda device, dtype: 4e14)
+    seconds = {}
+    for name in ("cuda (NVIDIA B200)", "cuda (Another 9000)"):
+        monkeypatch.setattr(placement, "device_name", lambda device, name=name: name)
+        device = placement.place(spec, base, run).device
+        seconds[name] = (device.product_flops, device.estimated_flops)
+    assert seconds == {
+        "cuda (NVIDIA B200)": (None, pytest.approx(0.4 * 2.25e15)),
+        "cuda (Another 9000)": (4e14, pytest.approx(0.55 * 4e14)),
+    }
+
+
+def test_all_processes_use_the_smallest_plan(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ExecutionPlan(row_tokens=256, recompute="everything")
+    monkeypatch.setattr(parallel, "gather", lambda mine: [mine, theirs])  # the time of the start, too
+    log = train()
+    assert log.code == ExitCode.DONE
+    assert {name: log.choices[name] for name in theirs.layout} == theirs.layout
+
+
+class TestUnallocatedBytes:
+    def test_restored_moments_do_not_count(self, train: Trainings, tmp_path: Path) -> None:
+        base = load_tiny_base(train.base)
+        run = prepare(train.spec(), base, tmp_path)
+        trained = sum(parameter.numel() for parameter in run.parameters)
+        assert placement.unallocated_bytes(run) == 12 * trained
+        make_one_step(base, run)
+        assert placement.unallocated_bytes(run) == 4 * trained
+
+
+class TestSmallestPlan:
+    def test_each_field_has_the_value_that_takes_the_least_memory(self) -> None:
+        plans = [
+            ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3, cache_weights=True),
+            ExecutionPlan(row_tokens=1024),
+        ]
+        assert smallest_plan(plans) == ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3)
+        plans.append(ExecutionPlan(row_tokens=2048, recompute="everything"))
+        assert smallest_plan(plans) == ExecutionPlan(row_tokens=512, recompute="everything")
+        assert smallest_plan(plans[:1]) == plans[0]
+
+
+class TestReducePlan:
+    def plans_below(self, plan: ExecutionPlan, kind: DeviceKind = "cuda", **changes: int) -> list[ExecutionPlan]:
+        sizes = {"largest_tokens": 8192, "longest_document": 300, "layers": 32} | changes
+        plans = [plan]
+        while (after := reduce_plan(plans[-1], kind=kind, **sizes)) is not None:
+            plans.append(after)
+        return plans[1:]
+
+    def test_each_reduction_changes_one_thing_and_the_cheapest_is_first(self, reviewed: Reviewed) -> None:
+        plans = self.plans_below(ExecutionPlan(row_tokens=8192, cache_weights=True))
+        assert [(plan.row_tokens, plan.recompute, plan.recompute_layers, plan.cache_weights) for plan in plans[:4]] == [
+            (8192, "nothing", 0, False), (8192, "elementwise", 0, False), (4096, "elementwise", 0, False),
+            (4096, "layers", 8, False),
+        ]  # fmt: skip
+        for plan in plans[:4]:
+            reviewed(str(plan))
+        assert plans[-1] == ExecutionPlan(row_tokens=300, recompute="everything")
+
+    def test_the_inputs_of_the_layers_leave_the_gpu_last_if_kernels_are_cudas(self) -> None:
+        plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True))
+        assert [(plan.row_tokens, plan.layout["offload"]) for plan in plans] == [(300, True)]
+        assert self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything")) == []
+
+    def test_the_inputs_of_the_layers_stay_without_host_memory(self) -> None:
+        plan = ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True)
+        assert reduce_plan(plan, 300, 300, 32, "cuda", can_offload=False) is None
+
+    def test_recomputation_grows_by_a_quarter_of_the_layers(self) -> None:
+        plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="layers", recompute_layers=3), "cpu")
+        assert [plan.recompute_layers for plan in plans] == [11, 19, 27, 0]
+        assert plans[-1].recompute == "everything"
+
+    def test_a_reduction_shortens_the_largest_batch_that_there_is(self) -> None:
+        """Half of 8,192 tokens would change nothing for a job whose largest batch has 700."""
+        plans = self.plans_below(ExecutionPlan(row_tokens=8192), layers=0, largest_tokens=700)
+        assert [plan.row_tokens for plan in plans] == [350, 300]
+
+    def test_a_model_without_known_layers_is_never_recomputed(self) -> None:
+        assert {plan.recompute for plan in self.plans_below(ExecutionPlan(row_tokens=8192), layers=0)} == {"nothing"}
+
+    def test_batches_never_get_longer(self) -> None:
+        assert all(plan.row_tokens == 128 for plan in self.plans_below(ExecutionPlan(row_tokens=128)))

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from app.domain.datasets.documents import Document
+from app.domain.jobs.spec import BaseSpec, QuantizationSpec, RunSpec
+from app.domain.jobs.states import Reason
+from app.system.model_files import hash_directory, stat_signature
+from tests.tiny import make_tiny_base
+from tests.trainer.helpers import CPU, FLOAT32, load_tiny_base
+from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, load_base, open_base, unwrapped
+from worker.trainer.model.checkpoint_tensors import CheckpointTensors
+from worker.trainer.runtime import records
+from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.records import RecordWriter
+
+TOKENS = [5, 80, 33, 7, 200, 41]
+
+
+def a_batch() -> PackedBatch:
+    dataset = TokenizedDataset()
+    dataset.add(1, [Document(1, TOKENS, [False, *[True] * 5])])
+    return next(pack_batches(dataset, [0], 100))
+
+
+@torch.no_grad()
+def logits(base: FrozenBase) -> torch.Tensor:
+    return hidden_states(base, a_batch()) @ base.head_V_D.t()
+
+
+def transformers_logits(directory: Path, dtype: torch.dtype, **how: object) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **how)
+    with torch.no_grad():
+        return model(torch.tensor([TOKENS])).logits[0]
+
+
+class TestLoadBase:
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_a_base_has_the_logits_of_transformers_own_loader(self, tmp_path: Path, tied: bool) -> None:
+        directory = make_tiny_base(tmp_path / "base", tie_word_embeddings=tied)
+        want = transformers_logits(directory, torch.float32)
+        torch.testing.assert_close(logits(load_tiny_base(directory, None)), want)
+
+    def test_a_base_in_4_bits_has_the_logits_of_transformers_with_bitsandbytes(self, tiny: Path) -> None:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+        model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=config)
+        model.train()  # in evaluation bitsandbytes takes another path on some CPUs
+        want = model(torch.tensor([TOKENS])).logits[0].detach()
+        torch.testing.assert_close(logits(load_tiny_base(tiny, FLOAT32)), want, rtol=1e-4, atol=1e-4)
+
+    def test_everything_has_the_compute_dtype_and_is_frozen(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        kinds = {parameter.dtype for parameter in base.model.parameters()}
+        assert kinds == {torch.bfloat16, torch.uint8}
+        assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+    def test_every_linear_layer_but_the_head_is_adapted_and_in_4_bits(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        assert len(base.layers) == 2 * 7
+        assert all(layer.base.weight.dtype == torch.uint8 for layer in base.layers.values())
+        assert base.head_V_D.dtype == torch.bfloat16
+        assert base.head_V_D is base.model.get_input_embeddings().weight
+
+    def test_parameters_and_bytes_are_counted_once(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
+        assert base.frozen_parameters == 90_624
+        assert base.stored_bytes == 2 * 90_624
+
+    def test_weights_in_several_files_are_found_by_their_index(self, tiny: Path, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        tensors = load_file(directory / "model.safetensors")
+        (directory / "model.safetensors").unlink()
+        parts = {"a.safetensors": sorted(tensors)[::2], "b.safetensors": sorted(tensors)[1::2]}
+        for name, keys in parts.items():
+            save_file({key: tensors[key] for key in keys}, directory / name)
+        index = {"weight_map": {key: name for name, keys in parts.items() for key in keys}}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert torch.equal(logits(load_tiny_base(directory)), logits(load_tiny_base(tiny)))
+
+    def test_a_missing_weight_is_refused_by_name(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        change_tensors(directory, lambda tensors: tensors.pop("model.norm.weight"))
+        with pytest.raises(Failure, match=r"lack 1 .*model\.norm\.weight"):
+            load_tiny_base(directory)
+
+    def test_an_unknown_weight_is_refused_by_name(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        change_tensors(directory, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}))
+        with pytest.raises(Failure, match=r"contains model\.extra\.weight"):
+            load_tiny_base(directory)
+
+    def test_a_weight_of_another_shape_than_in_the_config_is_refused_by_name(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        change_tensors(directory, lambda tensors: tensors.update({"model.norm.weight": torch.ones(65)}))
+        with pytest.raises(Failure, match=r"model\.norm\.weight .*\[65\].*\[64\]"):
+            load_tiny_base(directory)
+
+    def test_an_unknown_architecture_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(Failure, match=r"config\.json") as caught:
+            load_tiny_base(make_tiny_base(tmp_path / "base", model_type="nobody-knows"))
+        assert caught.value.reason is Reason.MODEL_UNAVAILABLE
+
+
+class TestOpenBase:
+    def open(self, directory: Path, sha256: str) -> FrozenBase:
+        spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256)
+        return open_base(spec, QuantizationSpec(), torch.bfloat16, CPU)
+
+    def test_an_unchanged_directory_is_opened(self, tiny: Path) -> None:
+        assert self.open(tiny, hash_directory(tiny)[1]).name == "tiny"
+
+    def test_one_changed_byte_is_refused(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        sha256 = hash_directory(directory)[1]
+        weights = bytearray((directory / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (directory / "model.safetensors").write_bytes(weights)
+        with pytest.raises(Failure, match="has changed") as caught:
+            self.open(directory, sha256)
+        assert caught.value.reason is Reason.MODEL_UNAVAILABLE
+
+    def test_files_that_the_worker_has_hashed_are_not_hashed_again(self, tiny: Path) -> None:
+        spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256="of no file", signature=stat_signature(tiny))
+        open_base(BaseSpec.model_validate_json(spec.model_dump_json()), FLOAT32, torch.float32, CPU)
+
+    def test_a_file_that_has_changed_since_is_hashed_again(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        sha256, signature = hash_directory(directory)[1], stat_signature(directory)
+        weights = directory / "model.safetensors"
+        stat, content = weights.stat(), bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # size, mtime and inode are those of before
+        spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256, signature=signature)
+        with pytest.raises(Failure, match="has changed"):
+            open_base(spec, FLOAT32, torch.float32, CPU)
+
+    def test_a_slow_directory_gives_records_until_a_file_hangs(
+        self, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A tensor takes 100 s, the one after the tenth an hour: the watchdog kills after 600 s of silence."""
+        now, emitted = [0.0], [0.0]
+        monkeypatch.setattr(records, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        read = CheckpointTensors.__iter__
+
+        def read_slowly(tensors: CheckpointTensors) -> Iterator[tuple[str, torch.Tensor]]:
+            for number, each in enumerate(read(tensors)):
+                now[0] += 100 if number < 10 else 3600
+                yield each
+
+        monkeypatch.setattr(CheckpointTensors, "__iter__", read_slowly)
+        writer = RecordWriter(lambda _: emitted.append(now[0]), RunSpec.model_construct(run_id="a"))
+        spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
+        open_base(spec, FLOAT32, torch.float32, CPU, keepalive=writer.keepalive)
+        assert emitted[:6] == [0, 200, 400, 600, 800, 1000]
+        assert emitted[6] - emitted[5] == 3600
+
+    def test_a_large_file_is_hashed_with_signs_of_progress(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.system.files.CHUNK_BYTES", 4096)
+        beats: list[str] = []
+        spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
+        open_base(spec, FLOAT32, torch.float32, CPU, keepalive=beats.append)
+        assert (
+            sum(beat.startswith("hashing") for beat in beats)
+            >= (tiny / "model.safetensors").stat().st_size // 4096
+            > 10
+        )
+
+    def test_a_missing_directory_is_refused_without_its_path(self, tmp_path: Path) -> None:
+        with pytest.raises(Failure, match="cannot be read") as caught:
+            self.open(tmp_path / "nowhere", "0" * 64)
+        assert str(tmp_path) not in str(caught.value)
+
+
+class TestContexts:
+    def test_float32_uses_the_same_weights_and_restores_them(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        before = [parameter.data.clone() for parameter in base.model.parameters()]
+        with torch.no_grad(), in_float32(base):
+            exact = hidden_states(base, a_batch(), float32=True)
+        rough = hidden_states(base, a_batch())
+        assert exact.dtype == torch.float32
+        torch.testing.assert_close(exact, rough.float(), rtol=0.05, atol=0.05)
+        after = [parameter.data for parameter in base.model.parameters()]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+    def test_an_unwrapped_base_has_the_frozen_layers_and_restores_the_adapted_ones(self, tiny: Path) -> None:
+        base = load_tiny_base(tiny)
+        with unwrapped(base) as model:
+            assert not any(layer in list(model.modules()) for layer in base.layers.values())
+        assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())
+
+
+def change_tensors(directory: Path, change: object) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)  # type: ignore[operator]
+    save_file(tensors, directory / "model.safetensors")

@@ -1,0 +1,100 @@
+"""Whole runs on a CPU with what TUNERY_CUDA_KERNELS turns on: the same results, and an exact resume."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.domain.jobs.events import Command, Message
+from app.domain.planning.execution_plan import ExecutionPlan
+from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.trainer.helpers import RecordLog, final_adapter, make_spec, run_trainer
+from tests.trainer.model import fake_liger_kernel
+from worker.trainer.data.batch import BatchesAhead
+from worker.trainer.training import run as trainer
+
+OPTIONS: dict[str, Any] = {
+    "quantization": {"compute_dtype": "float32"},
+    "dropout": 0.2,
+    "lr_scheduler_type": "constant",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return make_tiny_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl", 12)
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, with a stand-in for Liger Kernel."""
+    for name, module in fake_liger_kernel.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    from transformers.models.llama import modeling_llama
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
+    initial_plan = trainer._initial_plan
+
+    def plan(*arguments: Any) -> ExecutionPlan:
+        return initial_plan(*arguments).model_copy(update={"cuda_kernels": True})
+
+    monkeypatch.setattr(trainer, "_initial_plan", plan)
+
+
+def train(files: tuple[Path, Path], workdir: Path, **changes: Any) -> RecordLog:
+    code, log = run_trainer(make_spec(*files, **OPTIONS | changes), workdir)
+    assert code == 0, log.last
+    return log
+
+
+def test_a_run_has_the_losses_of_a_plain_one(
+    files: tuple[Path, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    plain = train(files, tmp_path / "plain")
+    request.getfixturevalue("with_kernels")
+    log = train(files, tmp_path / "fused")
+    assert any("TUNERY_CUDA_KERNELS" in message.message for message in log.of(Message))
+    assert log.losses == pytest.approx(plain.losses, rel=1e-4)
+
+
+@pytest.mark.extended("exact resume with other kernels")
+@pytest.mark.usefixtures("with_kernels")
+def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(files: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = train(files, tmp_path / "whole")
+    _, first = run_trainer(make_spec(*files, **OPTIONS), tmp_path / "first", stop_at=(3, Command.DRAIN))
+    snapshot = tmp_path / "first" / first.records[-2].directory
+    second = train(files, tmp_path / "second", resume_from=snapshot)
+    one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class TestBatchesAhead:
+    def test_the_next_step_is_made_while_one_computes_and_no_other(self) -> None:
+        made: list[tuple[int, int]] = []
+
+        def make(step: int, row_tokens: int) -> list[Any]:
+            made.append((step, row_tokens))
+            return [(step, row_tokens)]
+
+        ahead = BatchesAhead(make, pin=False)
+        assert ahead.of_step(0, 8, 3) == [(0, 8)]
+        assert ahead.of_step(1, 8, 3) == [(1, 8)]
+        assert ahead.of_step(1, 8, 3) == [(1, 8)]  # a repetition
+        assert ahead.of_step(2, 4, 3) == [(2, 4)]  # with shorter batches, and no step after it
+        ahead._thread.shutdown()
+        assert sorted(made) == [(0, 8), (1, 8), (1, 8), (2, 4), (2, 8), (2, 8)]
+
+    def test_an_error_is_raised_in_the_step_whose_batches_failed(self) -> None:
+        def make(step: int, row_tokens: int) -> list[Any]:
+            if step == 1:
+                raise MemoryError("no memory for the batches")
+            return []
+
+        ahead = BatchesAhead(make, pin=False)
+        assert ahead.of_step(0, 8, 3) == []
+        with pytest.raises(MemoryError):
+            ahead.of_step(1, 8, 3)

@@ -1,0 +1,85 @@
+"""DPO in the complete trainer: metrics, validation, resume, refused input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.domain.jobs.events import Command, Metric, Started
+from app.domain.jobs.states import ExitCode, Reason
+from tests.tiny import make_tiny_dataset, make_tiny_pairs
+from tests.trainer.helpers import (
+    Trainings,
+    assert_same_adapter,
+    failure,
+    load_tiny_base,
+    make_one_step,
+    make_spec,
+    no_keepalive,
+    prepare,
+    run_trainer,
+)
+from worker.trainer.training.run import make_objective
+from worker.trainer.validation.evaluate import evaluate
+
+BETA = 0.2
+STEPS = 6  # two epochs of three
+FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
+
+
+class TestRun:
+    def test_a_run_reports_its_metrics(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+        valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
+        code, log = run_trainer(make_spec(tiny, pairs, validation_file=valid, **FLOAT32_LORA), tmp_path)
+        assert code == ExitCode.DONE, log.last
+        metrics = log.of(Metric)
+        assert [metric.step for metric in metrics] == list(range(1, STEPS + 1))
+        assert all(metric.train_mean_token_accuracy is None for metric in metrics)
+        assert all(metric.train_reward_accuracy is not None for metric in metrics)
+        measured = [metric for metric in metrics if metric.full_valid_loss is not None]
+        assert [metric.step for metric in measured] == [3, 6]
+        assert all(metric.full_valid_reward_margin is not None for metric in measured)
+        assert log.of(Started)[0].examples == 12
+
+    def test_validation_has_the_loss_of_a_step_over_the_same_pairs(self, tiny: Path, pairs: Path) -> None:
+        base = load_tiny_base(tiny, None)
+        spec = make_spec(tiny, pairs, batch_size=12, n_epochs=3, **FLOAT32_LORA)
+        run = prepare(spec, base, Path("unused"))
+        make_one_step(base, run)
+        validation = evaluate(make_objective(base, run), run.dataset, 300, no_keepalive)
+        assert validation.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
+        assert validation.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
+
+    @pytest.mark.extended("exact resume of another method; test_exact_resume has one")
+    @pytest.mark.parametrize("step", [1, 3, 4])
+    def test_an_interrupted_run_has_the_same_result_to_the_bit(
+        self, train: Trainings, pairs: Path, tmp_path: Path, step: int
+    ) -> None:
+        valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
+        changes = FLOAT32_LORA | {"training_file": pairs, "validation_file": valid, "dropout": 0.1}
+        whole = train(**changes)
+        snapshot = train(stop_at=(step, Command.DRAIN), **changes).snapshot
+        assert_same_adapter(train(resume_from=snapshot, **changes), whole)
+
+    @pytest.mark.parametrize(("method", "beta"), [("dpo", None), ("supervised", 0.1)])
+    def test_beta_is_required_with_dpo_and_refused_without(
+        self, tiny: Path, pairs: Path, method: str, beta: float | None
+    ) -> None:
+        with pytest.raises(ValidationError, match="beta"):
+            make_spec(tiny, pairs, method=method, beta=beta)
+
+    @pytest.mark.parametrize(
+        ("method", "expected_text"),
+        [("supervised", 'for the method "dpo"'), ("dpo", 'for the method "supervised"')],
+    )
+    def test_a_file_for_the_other_method_is_refused(
+        self, tiny: Path, pairs: Path, tmp_path: Path, method: str, expected_text: str
+    ) -> None:
+        file = pairs if method == "supervised" else make_tiny_dataset(tmp_path / "chat.jsonl")
+        beta = BETA if method == "dpo" else None
+        code, log = run_trainer(make_spec(tiny, file, method=method, beta=beta), tmp_path)
+        assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_TRAINING_FILE)
+        assert expected_text in failure(log).message

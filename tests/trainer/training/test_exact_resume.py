@@ -1,0 +1,246 @@
+"""Stopped or killed at any step, in any epoch: the result equals that of an uninterrupted run, to the bit.
+
+With everything on that has a state: dropout, validation at every step, early stopping, the best adapter promoted. The
+validation file contradicts the training file, so its loss falls for four steps and rises for four: the run stops after
+eight of sixteen, and its result is the adapter of step 4, which the files of a later attempt do not have.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.domain.jobs.events import (
+    CheckpointSaved,
+    Command,
+    Done,
+    Message,
+    Metric,
+    Record,
+    SnapshotSaved,
+    Started,
+    parse_record,
+)
+from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.states import ExitCode
+from app.system import artifact_directory
+from tests.tiny import make_tiny_base
+from tests.trainer.helpers import (
+    Attempt,
+    RecordLog,
+    Trainings,
+    make_spec,
+    set_row_tokens,
+    slow_but,
+    write_answers,
+)
+from worker.trainer.runtime.process import StopRequests
+from worker.trainer.training import run as program
+from worker.trainer.training.run import run
+
+STEPS, BEST = 8, 4
+SOME_STEPS = (1, BEST, BEST + 1, STEPS)  # the others repeat a step within an epoch, far from the best
+ROOT = Path(__file__).parents[3]
+SNAPSHOTS = Path("runs/run-a/snapshots")
+CHANGES: dict[str, Any] = {
+    "n_epochs": 4, "batch_size": 4, "dropout": 0.2, "eval_steps": 1, "early_stopping": {"patience": 4},
+    "promote_best": True, "snapshot_interval_seconds": 0,
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL within one process: no handler catches it, nothing is saved."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    base: Path
+    training_file: Path
+    validation_file: Path
+
+    def spec(self, **changes: Any) -> TrainerSpec:
+        return make_spec(
+            self.base, self.training_file, **{"validation_file": self.validation_file, **CHANGES, **changes}
+        )
+
+
+@pytest.fixture(scope="module")
+def setup(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    at = tmp_path_factory.mktemp("contrary")
+    return Setup(tiny, write_answers(at / "yes.jsonl", 16, "yes"), write_answers(at / "no.jsonl", 4, "no"))
+
+
+@pytest.fixture
+def train(setup: Setup, tmp_path: Path) -> Trainings:
+    return Trainings(setup.base, setup.training_file, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+    """The uninterrupted run."""
+    train = Trainings(setup.base, setup.training_file, tmp_path_factory.mktemp("whole"))
+    log = train.run(setup.spec())
+    assert log.code == ExitCode.DONE
+    assert [metric.step for metric in log.of(Metric)] == list(range(1, STEPS + 1))
+    assert log.last.step == BEST
+    return log
+
+
+def killed_at(step: int, spec: TrainerSpec, workdir: Path) -> None:
+    """Raise while that step is reported, before its snapshot is saved."""
+
+    def kill(record: Record) -> None:
+        if isinstance(record, Metric) and record.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(spec, workdir, RecordLog(kill), StopRequests("run-a"))
+
+
+def assert_same_result(one: Attempt, other: Attempt) -> None:
+    """The files of the adapter, the manifest with its metrics, and the records of the steps and of the end."""
+    assert artifact_directory.verify(one.result) == artifact_directory.verify(other.result)
+    assert (one.last.step, one.last.trained_tokens) == (other.last.step, other.last.trained_tokens)
+    assert seen(other) == seen(one)[other.of(Started)[0].start_step :]
+    assert [message.message for message in other.of(Message)][-2:] == [m.message for m in one.of(Message)]
+
+
+def seen(log: RecordLog) -> list[Any]:
+    return [(each.step, each.train_loss, each.full_valid_loss, each.learning_rate) for each in log.of(Metric)]
+
+
+@pytest.mark.extended("exact resume at more steps")
+@pytest.mark.parametrize("step", slow_but(SOME_STEPS, range(1, STEPS + 1)))
+def test_a_run_that_is_stopped_at_a_step_resumes_exactly(
+    setup: Setup, train: Trainings, whole: Attempt, step: int
+) -> None:
+    first = train.run(setup.spec(), stop_at=(step, Command.DRAIN))
+    assert first.code == ExitCode.DRAINED
+    again = train.run(setup.spec(resume_from=first.snapshot))
+    assert again.of(Started)[0].start_step == step
+    assert_same_result(whole, again)
+
+
+@pytest.mark.parametrize("step", slow_but([BEST + 1], range(1, STEPS + 1), SOME_STEPS))
+def test_a_run_that_is_killed_at_a_step_resumes_exactly(
+    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, step: int
+) -> None:
+    killed_at(step, setup.spec(), tmp_path / "first")
+    again = train.run(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS))
+    assert again.of(Started)[0].start_step == step - 1
+    assert_same_result(whole, again)
+
+
+@pytest.mark.extended("exact resume at more steps")
+def test_a_run_that_is_killed_at_every_step_resumes_exactly(
+    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path
+) -> None:
+    spec = setup.spec(resume_from=SNAPSHOTS)
+    for step in range(1, STEPS + 1):
+        killed_at(step, spec, tmp_path)
+    assert_same_result(whole, train.run(spec, tmp_path))
+
+
+def test_a_pause_while_the_best_adapter_is_in_place_saves_the_last_one(
+    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path
+) -> None:
+    stops = StopRequests("run-a")
+
+    def pause(record: Record) -> None:
+        if isinstance(record, CheckpointSaved) and record.final:
+            stops.add(Command.PAUSE)
+
+    first = Attempt(tmp_path / "first", pause)
+    assert run(setup.spec(snapshot_interval_seconds=3600), first.workdir, first, stops) == ExitCode.PAUSED
+    assert first.of(SnapshotSaved)[-1].step == STEPS
+    state = load_file(first.snapshot / "state.safetensors")
+    names = [name.removeprefix("best/") for name in state if name.startswith("best/")]
+    assert not any(torch.equal(state[f"best/{name}"], state[f"adapter/{name}"]) for name in names)
+    assert_same_result(whole, train.run(setup.spec(resume_from=first.snapshot)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_process_that_gets_sigkill_resumes_exactly(setup: Setup, whole: Attempt, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(setup.spec(resume_from=SNAPSHOTS).model_dump_json())
+    for step in (2, 5, STEPS):
+        for record in records_of(tmp_path):
+            if isinstance(record, Metric) and record.step >= step:
+                break  # closes the generator, which kills
+    last = list(records_of(tmp_path))[-1]
+    assert isinstance(last, Done)
+    assert last.step == BEST
+    of_both = [artifact_directory.verify(path)["files"] for path in (tmp_path / last.directory, whole.result)]
+    assert of_both[0]["adapter_model.safetensors"] == of_both[1]["adapter_model.safetensors"]
+
+
+def records_of(workdir: Path) -> Iterator[Record]:
+    """Yield the records of a trainer process; closing the generator kills the process."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.trainer", str(workdir)], cwd=ROOT,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            yield parse_record(line)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def test_an_attempt_on_another_machine_keeps_the_plan_of_the_first(
+    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_at(3, setup.spec(), tmp_path / "first")
+    set_row_tokens(monkeypatch, 64)
+    monkeypatch.setattr(program, "choose_threads", lambda: 2)
+    monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
+    log = train.run(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None))
+    assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "bfloat16")
+    assert_same_result(whole, log)
+
+
+def test_a_run_that_is_killed_before_the_first_snapshot_keeps_its_plan(
+    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_at(3, setup.spec(snapshot_interval_seconds=3600), tmp_path / "first")
+    set_row_tokens(monkeypatch, 64)
+    log = train.run(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS))
+    assert log.of(Started)[0].start_step == 0
+    assert_same_result(whole, log)
+
+
+def test_a_template_that_prints_the_date_prints_that_of_the_first_attempt(
+    setup: Setup, train: Trainings, tmp_path: Path
+) -> None:
+    dated = make_tiny_base(tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%H:%M:%S.%f') }}" + template.read_text())
+    spec = make_spec(dated, setup.training_file, snapshot_interval_seconds=0)
+    first = train.run(spec, tmp_path)
+    resumed = spec.run.model_copy(update={"resume_from": SNAPSHOTS / "step-000007"})
+    second = train.run(spec.model_copy(update={"runs": (resumed,)}), tmp_path)
+    assert second.of(Started)[0].start_step == 7
+    assert seen(second) == seen(first)[7:]
+
+
+@pytest.mark.extended("shows that the plan has an effect")
+def test_the_result_would_differ_without_the_saved_plan(
+    setup: Setup, train: Trainings, whole: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_row_tokens(monkeypatch, 64)
+    log = train.run(setup.spec(resume_from=SNAPSHOTS))
+    assert seen(log) != seen(whole)
+    assert "step 0" in log.of(Message)[0].message

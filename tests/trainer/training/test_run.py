@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.domain.jobs.events import CheckpointSaved, Command, Message, Metric, SnapshotSaved, Started, Stopped
+from app.domain.jobs.states import ExitCode, Reason
+from app.system.host import cpu_name
+from tests.tiny import make_tiny_dataset
+from tests.trainer.helpers import Attempt, Trainings, assert_same_adapter
+from worker.trainer.checkpoint import provenance
+from worker.trainer.training import step_actions
+from worker.trainer.validation import evaluate
+
+
+class TestWholeRun:
+    @pytest.fixture
+    def shortened(self) -> None:
+        """Nothing is left out."""
+
+    def test_a_run_reports_start_steps_checkpoints_and_end(self, train: Trainings) -> None:
+        log = train(batch_size=6)
+        assert log.code == ExitCode.DONE
+        assert [record.kind for record in log.records] == [
+            "started", "planned", "probed", "snapshot", "metric", "metric", "checkpoint", "metric", "metric",
+            "checkpoint", "served_reference", "measured", "done",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"quantization": None},
+            {"quantization": {"type": "fp4", "double_quant": False}},
+            {"quantization": {"compute_dtype": "float16"}},
+            {"quantization": {"bits": 8}, "use_dora": True},
+            {"packing": False},
+            *(
+                pytest.param(changes, marks=pytest.mark.extended("options that no other one changes"))
+                for changes in ({"lr_scheduler_type": "cosine", "warmup_ratio": 0.3}, {"use_rslora": True})
+            ),
+        ],
+    )
+    def test_every_option_is_trained_and_verified(self, train: Trainings, changes: dict[str, Any]) -> None:
+        log = train(**{"quantization": {}} | changes)
+        assert (log.code, log.last.step) == (ExitCode.DONE, 6), log.last
+        asked = changes.get("quantization") or {}
+        assert log.of(Started)[0].compute_dtype == asked.get("compute_dtype", "bfloat16")
+        assert ("8-bit" in (log.result / "README.md").read_text()) == (asked.get("bits") == 8)
+
+
+class TestRun:
+    def test_started_describes_the_run(self, train: Trainings) -> None:
+        (started,) = train(quantization={}, max_steps=1).of(Started)
+        assert (started.device, started.compute_dtype, started.threads) == (f"cpu ({cpu_name()})", "bfloat16", 1)
+        assert started.frozen_parameters == 90_624
+        assert started.trainable_parameters == 4 * 2 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
+        assert started.base_bytes < 90_624
+        assert (started.examples, started.total_steps, started.start_step) == (12, 1, 0)
+        assert 0 < started.labelled_tokens_per_epoch < started.tokens_per_epoch
+
+    def test_every_step_has_its_metrics(self, train: Trainings) -> None:
+        log = train(batch_size=5)
+        metrics = log.of(Metric)
+        assert [metric.step for metric in metrics] == [1, 2, 3, 4, 5, 6]
+        assert [round(metric.epoch, 3) for metric in metrics] == [0.333, 0.667, 1.0, 1.333, 1.667, 2.0]
+        assert metrics[0].learning_rate > metrics[-1].learning_rate > 0
+        assert metrics[-1].eta_seconds == 0 < metrics[0].eta_seconds
+        assert all(metric.grad_norm > 0 and metric.tokens_per_second > 0 for metric in metrics)
+        assert all(metric.peak_memory_bytes > 1 << 20 for metric in metrics)
+        assert metrics[-1].trained_tokens == log.last.trained_tokens == 2 * log.of(Started)[0].tokens_per_epoch
+        assert metrics[-1].train_loss < metrics[0].train_loss
+
+    def test_the_validation_file_is_evaluated_after_each_epoch(self, train: Trainings, tmp_path: Path) -> None:
+        log = train(validation_file=make_tiny_dataset(tmp_path / "valid.jsonl", 5, seed=9))
+        measured = [metric for metric in log.of(Metric) if metric.full_valid_loss is not None]
+        assert [metric.step for metric in measured] == [3, 6]
+        assert all(metric.valid_loss == metric.full_valid_loss for metric in measured)
+        assert measured[1].full_valid_loss < measured[0].full_valid_loss
+        assert measured[1].full_valid_mean_token_accuracy is not None
+
+    def test_the_same_spec_gives_the_same_adapter_to_the_bit(self, train: Trainings) -> None:
+        assert_same_adapter(train(dropout=0.1), train(dropout=0.1))
+
+    def test_plain_text_is_trained_piece_by_piece(self, train: Trainings, tmp_path: Path) -> None:
+        lines = [json.dumps({"text": f"{number} green bottles hanging on the wall " * 4}) for number in range(6)]
+        (tmp_path / "text.jsonl").write_text("\n".join(lines))
+        log = train(training_file=tmp_path / "text.jsonl", context_length=64, n_epochs=3)
+        assert log.code == ExitCode.DONE, log.last
+        (started,) = log.of(Started)
+        pieces = started.tokens_per_epoch - started.labelled_tokens_per_epoch  # each has one token to begin with
+        assert started.examples == pieces == 6 * 3
+        assert log.losses[-1] < log.losses[0]
+
+    def test_relative_paths_are_below_the_work_directory(self, train: Trainings, tmp_path: Path) -> None:
+        spec = train.spec(training_file=make_tiny_dataset(tmp_path / "inputs" / "train.jsonl"), max_steps=1)
+        run = spec.run.model_copy(update={"training_file": Path("inputs/train.jsonl")})
+        assert train.run(spec.model_copy(update={"runs": (run,)}), tmp_path).code == ExitCode.DONE
+
+    def test_prompts_are_answered_by_the_base_and_by_the_adapter(self, train: Trainings) -> None:
+        prompts = ("1: red blue", "2: amber amber amber")
+        changes = {"n_epochs": 2, "batch_size": 1, "learning_rate": 0.02, "r": 16, "alpha": 32}
+        log = train(sample_prompts=prompts, **changes)
+        samples = [message.data for message in log.of(Message)]
+        assert [(sample["step"], sample["prompt"]) for sample in samples] == [
+            (step, prompt) for step in (12, 24) for prompt in prompts
+        ]
+        assert [sample["base"] for sample in samples[:2]] == [sample["base"] for sample in samples[2:]]
+        assert all(sample["base"] != sample["tuned"] for sample in samples[2:])
+        assert log.code == ExitCode.DONE
+
+    def test_the_base_answers_once(self, train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+        generate = evaluate._generate
+
+        def counted(base: Any, prompts: Any, adapter: Any, renderer: Any) -> list[str]:
+            asked.append("adapter" if adapter else "base")
+            return generate(base, prompts, adapter, renderer)
+
+        monkeypatch.setattr(evaluate, "_generate", counted)
+        monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 2)
+        train(sample_prompts=("1: red",))
+        assert asked == ["base", "adapter", "adapter"]
+
+    @pytest.mark.parametrize(("ratio", "effect"), [(3.04, "3.0 times"), (71.0, "converted to float32")])
+    def test_a_processor_that_emulates_the_compute_dtype_causes_a_warning(
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch, ratio: float, effect: str
+    ) -> None:
+        monkeypatch.setattr(provenance, "times_float32", lambda *_: ratio)
+        first = train(quantization={}, max_steps=1).warnings[0].message
+        assert effect in first
+        assert '{"compute_dtype": "float32"}' in first
+
+
+class TestStopping:
+    def test_cancel_saves_nothing(self, train: Trainings) -> None:
+        log = train(stop_at=(2, Command.CANCEL))
+        assert log.code == ExitCode.CANCELLED
+        assert log.last == Stopped(run_id="run-a", reason=Reason.CANCELLED, step=2)
+        assert not log.of(CheckpointSaved)
+        assert [saved.step for saved in log.of(SnapshotSaved)] == [0]  # what was decided before the first step
+
+    def test_pause_leaves_a_checkpoint_and_a_snapshot(self, train: Trainings) -> None:
+        log = train(stop_at=(2, Command.PAUSE))
+        assert log.code == ExitCode.PAUSED
+        assert [(each.kind, each.step) for each in log.records[-3:]] == [
+            ("snapshot", 2), ("checkpoint", 2), ("stopped", 2)
+        ]  # fmt: skip
+        assert not log.of(CheckpointSaved)[0].final
+
+    def test_drain_leaves_a_snapshot(self, train: Trainings) -> None:
+        log = train(stop_at=(2, Command.DRAIN))
+        assert log.code == ExitCode.DRAINED
+        assert [record.kind for record in log.records[-2:]] == ["snapshot", "stopped"]
+
+    def test_a_pause_after_an_epoch_reports_its_checkpoint_once(self, train: Trainings) -> None:
+        assert [record.step for record in train(stop_at=(3, Command.PAUSE)).of(CheckpointSaved)] == [3]
+
+    @pytest.mark.parametrize(
+        ("command", "code"), [(Command.PAUSE, ExitCode.PAUSED), (Command.CANCEL, ExitCode.CANCELLED)]
+    )
+    def test_a_stop_after_the_last_step_still_stops_the_run(
+        self, train: Trainings, command: Command, code: int
+    ) -> None:
+        assert train(stop_at=(6, command)).code == code
+
+
+def assert_fails(log: Attempt, code: int, reason: Reason, param: str | None) -> None:
+    assert (log.code, log.failure.reason, log.failure.param) == (code, reason, param)
+    assert "Traceback" not in log.failure.message
+
+
+class TestFailing:
+    def test_a_dataset_without_labels_fails(self, train: Trainings) -> None:
+        param = "hyperparameters.context_length"
+        assert_fails(train(context_length=5), ExitCode.BAD_SPEC, Reason.INVALID_TRAINING_FILE, param)
+
+    def test_an_invalid_line_of_the_validation_file_fails(self, train: Trainings, tmp_path: Path) -> None:
+        (tmp_path / "valid.jsonl").write_text("{}\n")
+        log = train(validation_file=tmp_path / "valid.jsonl")
+        assert_fails(log, ExitCode.BAD_SPEC, Reason.INVALID_VALIDATION_FILE, "validation_file")
+        assert "Line 1" in log.failure.message
+
+    @pytest.mark.parametrize("parameter", [{"eval_steps": 2}, {"early_stopping": {}}, {"promote_best": True}])
+    def test_a_parameter_that_needs_a_validation_file_fails_without(
+        self, train: Trainings, parameter: dict[str, Any]
+    ) -> None:
+        param = f"hyperparameters.{next(iter(parameter))}"
+        assert_fails(train(**parameter), ExitCode.BAD_SPEC, Reason.INVALID_SPEC, param)
+
+    @pytest.mark.parametrize("which", ["training_file", "validation_file"])
+    def test_a_file_that_is_not_the_one_of_the_spec_fails(self, train: Trainings, tmp_path: Path, which: str) -> None:
+        files = {name: make_tiny_dataset(tmp_path / name) for name in ("training_file", "validation_file")}
+        spec = train.spec(**files)
+        make_tiny_dataset(tmp_path / which, seed=1)
+        assert_fails(train.run(spec), ExitCode.BAD_SPEC, Reason(f"invalid_{which}"), which)
+
+    def test_a_gpu_that_is_not_there_is_no_error_of_the_request(self, train: Trainings) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("there is one")
+        assert_fails(train(device="cuda"), ExitCode.DEVICE_LOST, Reason.DEVICE_LOST, None)
+
+    def test_a_diverging_run_stops_at_that_step(self, train: Trainings) -> None:
+        log = train(learning_rate=1e30, batch_size=3)
+        assert_fails(log, ExitCode.BAD_SPEC, Reason.NON_FINITE_LOSS, "hyperparameters.learning_rate")
+        assert "Step 2" in log.failure.message
+        assert "the lines " in log.failure.message
+        assert len(log.of(Metric)) == 1
+
+    def test_an_adapter_that_differs_from_the_trained_one_fails_the_run(
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save = step_actions.save_checkpoint
+
+        def save_wrongly(*arguments: Any) -> Path:
+            directory = save(*arguments)
+            tensors = load_file(directory / "adapter_model.safetensors")
+            save_file(
+                {name: tensor * 1.01 for name, tensor in tensors.items()}, directory / "adapter_model.safetensors"
+            )
+            return directory
+
+        monkeypatch.setattr(step_actions, "save_checkpoint", save_wrongly)
+        assert_fails(train(), ExitCode.INTERNAL, Reason.ADAPTER_MISMATCH, None)
