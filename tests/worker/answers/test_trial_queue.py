@@ -93,4 +93,4 @@ def test_every_client_of_the_broker_sets_both_timeouts() -> None:
                     continue
                 found += 1
                 assert {"socket_timeout", "socket_connect_timeout"} <= {each.arg for each in call.keywords}, path
-    assert found == 4
+    assert found == 3

@@ -127,7 +127,7 @@ class TestPatterns:
         assert lora | MATCHED == lora
 
     @pytest.mark.parametrize(
-        ("key", "why"), [(r"(q)_proj\1", "no back-references"), (r"(\w|.|[^!])" * 20 + "!", "fits no target module")]
+        ("key", "why"), [(r"(q)_proj\1", "RE2"), (r"(\w|.|[^!])" * 20 + "!", "fits no target module")]
     )
     def test_patterns_of_an_older_job_that_match_nothing_fail_it(
         self, harness: WorkerHarness, key: str, why: str
