@@ -45,6 +45,14 @@ def _split(text: Any) -> Any:
     return tuple(filter(None, map(str.strip, text.split(",")))) if isinstance(text, str) else text
 
 
+def psycopg_url(url: str) -> str:
+    """Select psycopg 3, the only installed driver, for `postgres://` and `postgresql://`."""
+    for scheme in ("postgres://", "postgresql://"):
+        if url.startswith(scheme):
+            return "postgresql+psycopg://" + url.removeprefix(scheme)
+    return url
+
+
 def _check_label(label: str) -> str:
     if not LABEL.fullmatch(label):
         raise ValueError(f"{label!r}: a label has {LABEL_RULE}")
@@ -91,7 +99,9 @@ class Settings(BaseSettings):
     )  # passwords
 
     # --- addresses and directories
-    database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    database_url: Annotated[str, AfterValidator(psycopg_url)] = Field(
+        validation_alias=AliasChoices("DATABASE_URL", "database_url")
+    )
     redis_url: str = Field(validation_alias=AliasChoices("REDIS_URL", "redis_url"))
     data_dir: Path = Path("data")  # files, adapters, snapshots, work directories
 
@@ -231,15 +241,6 @@ class Settings(BaseSettings):
     # --- logs
     log_json: bool = True  # JSON lines; false: text for a terminal
     log_file: Path | None = None  # of this process alone, rotated; default: standard error
-
-    @field_validator("database_url")
-    @classmethod
-    def _use_psycopg(cls, url: str) -> str:
-        """Select psycopg 3, the only installed driver, for `postgres://` and `postgresql://`."""
-        for scheme in ("postgres://", "postgresql://"):
-            if url.startswith(scheme):
-                return "postgresql+psycopg://" + url.removeprefix(scheme)
-        return url
 
     @field_validator("endpoints", mode="before")
     @classmethod

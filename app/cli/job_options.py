@@ -56,10 +56,11 @@ def job_body(
     settings = {name: value for name, value in options.items() if value not in (None, [])}
     if "metadata" in settings:
         settings["metadata"] = parse_pairs("--metadata", settings["metadata"])
-    for name, text in parse_pairs("--set", assignments).items():
+    for assignment in assignments:
+        ((name, text),) = parse_pairs("--set", [assignment]).items()
         value = _parse_value(text)
         if settings.setdefault(name, value) != value:
-            raise UsageError(f"--set {name}={text} contradicts {settings[name]!r}, which was also given for {name}.")
+            raise UsageError(f"--set {assignment} contradicts {settings[name]!r}, which was also given for {name}.")
     if no_quantization:
         if any(name.startswith("quantization") for name in settings):
             raise UsageError("--no-quantization and --set quantization.… contradict each other; give one of them.")

@@ -36,6 +36,7 @@ EXPIRES_SECONDS = (3600, 2_592_000)  # allowed `expires_after[seconds]` of a fil
 MAX_PART_BYTES = 64 << 20
 MAX_PARTS = 10_000
 MAX_FILENAME = 255
+MIME_TYPE = "application/jsonl"
 COMPLETION_SECONDS = 30.0
 CHECKED_BYTES_PER_SECOND = 5e6  # half of what a busy machine checked, of short lines
 

@@ -81,10 +81,10 @@ class ApiClient:
         return found
 
     def _keep(self, url: str, etag: str, body: Json, size_bytes: int) -> None:
-        """Add a body; a full cache starts over with it."""
+        """Add a body; a full cache starts over with it, and a body that is larger than the cache is not kept."""
         self._cached[url] = (etag, body, size_bytes)
         if sum(size_bytes for _, _, size_bytes in self._cached.values()) > MAX_CACHED_BYTES:
-            self._cached = {url: (etag, body, size_bytes)}
+            self._cached = {url: (etag, body, size_bytes)} if size_bytes <= MAX_CACHED_BYTES else {}
 
     async def text(self, path: str, **params: Any) -> str:
         return (await self._request("GET", path, params=_without_none(params))).text

@@ -117,3 +117,12 @@ def counted(number: int, singular: str) -> str:
 
 def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
+
+
+def short(value: float | None) -> str:
+    """Four significant digits."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def per_second(tokens: float | None) -> str:
+    return "–" if tokens is None else f"{tokens:,.0f} tokens/s" if tokens >= 10 else f"{tokens:.1f} tokens/s"

@@ -6,10 +6,10 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nicegui
 from fastapi import FastAPI
 from nicegui import core, ui
 from starlette.datastructures import Headers
@@ -112,7 +112,7 @@ def _configure_nicegui(app: FastAPI) -> None:
         reconnect_timeout=RECONNECT_SECONDS,
         tailwind=False,
         show_welcome_message=False,
-        gzip_middleware_factory=partial(GZipMiddleware, minimum_size=1_000, compresslevel=COMPRESSION_LEVEL),
+        gzip_middleware_factory=CompressOnceMiddleware,  # type: ignore[arg-type]  # called with the application only
     )
 
 
@@ -133,3 +133,41 @@ class SecurityHeadersMiddleware:
 def _content_security_policy(scope: Scope) -> str:
     host = Headers(scope=scope).get("host", "")
     return CONTENT_SECURITY_POLICY.format(sockets=f" ws://{host} wss://{host}" if HOST.fullmatch(host) else "")
+
+
+class CompressOnceMiddleware:
+    """Compresses responses; a file of NiceGUI, which changes only with its version, once for all browsers.
+
+    ECharts alone costs 0.1 s of processor time, for which every other page waits.
+    """
+
+    FILES = f"/_nicegui/{nicegui.__version__}/"
+
+    def __init__(self, app: Any) -> None:
+        self._compress = GZipMiddleware(app, minimum_size=1_000, compresslevel=COMPRESSION_LEVEL)
+        self._kept: dict[str, list[MutableMapping[str, Any]]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._is_file(scope):
+            await self._compress(scope, receive, send)
+            return
+        messages = self._kept.get(scope["path"], [])
+        if not messages:
+
+            async def keep(message: MutableMapping[str, Any]) -> None:
+                messages.append(message)
+
+            await self._compress(scope, receive, keep)
+            if messages[0]["status"] == 200:
+                self._kept[scope["path"]] = messages
+        for message in messages:
+            await send(message)
+
+    def _is_file(self, scope: Scope) -> bool:
+        """Whether the request is for a whole file, compressed."""
+        if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(self.FILES):
+            return False
+        headers = Headers(scope=scope)
+        is_whole = not {"range", "if-none-match", "if-modified-since"}.intersection(headers)
+        is_dynamic = scope["path"].startswith(f"{self.FILES}dynamic_resources/")
+        return is_whole and not is_dynamic and "gzip" in headers.get("accept-encoding", "")

@@ -19,6 +19,7 @@ from app.web.api_streams import ChangeFeed
 
 COOKIE = "tunery_session"
 KEY_CHECK_SECONDS = 20.0  # a revoked key loses its sessions within a minute
+PARALLEL_CHECKS = 20  # of keys
 MAX_SESSIONS = 10_000
 
 log = get_logger(__name__)
@@ -97,8 +98,10 @@ class SessionStore:
                 log.exception("check of keys failed")
 
     async def check_all_keys(self) -> None:
-        for session in list(self._sessions.values()):
-            if not await self._is_reachable(session):
+        sessions = list(self._sessions.values())
+        for start in range(0, len(sessions), PARALLEL_CHECKS):
+            checks = (self._is_reachable(session) for session in sessions[start : start + PARALLEL_CHECKS])
+            if not all(await asyncio.gather(*checks)):
                 return  # each further request would wait for its timeout; an unreachable API ends no session
 
     async def _is_reachable(self, session: WebSession) -> bool:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from app.domain.error_text.validation_text import error_sentence
-from app.domain.files import completion_seconds
+from app.domain.files import MIME_TYPE, completion_seconds
 from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError, Json
 from app.web.csv_tables import CsvTable, TableError, TableStore
 from app.web.sessions import Sessions, SessionStore, WebSession
@@ -28,7 +28,6 @@ MAX_CREATE_BYTES = 1 << 16
 CSV_NAMES = (".csv", ".tsv")
 SHEET_NAMES = (".xlsx", ".xls", ".ods", ".numbers")
 REFUSED_CODE = "invalid_training_file"  # of a line that is no JSON object
-MIME_TYPE = "application/jsonl"
 DISK_FULL = "The dashboard's disk is full: {reason}. Ask the operator for space, then try again; the upload continues."
 NO_UPLOAD = "An upload has the name of a file and its size in bytes, at least 1: an empty file cannot be uploaded."
 KEPT_HEADERS = ("content-length", "content-range", "etag", "content-digest", "accept-ranges")
@@ -110,10 +109,10 @@ async def read(session: Uploader, table: Table, upload_id: ObjectId) -> Json:
 
 
 @routes.put("/uploads/{upload_id}/content")
-async def append(session: Uploader, table: Table, request: Request, upload_id: ObjectId, offset: int) -> Json:
+async def append(session: Uploader, request: Request, upload_id: ObjectId, offset: int) -> Json:
     """Store a piece that begins at `offset`. One that the server has already is left out."""
     piece = await _read_body(request, MAX_PIECE_BYTES)
-    if table:
+    if table := _table_of(request, session, upload_id):  # after the body, while which arrives it may expire
         if offset == table.offset and table.offset + len(piece) <= table.size_bytes:
             table.append(piece)
         return _table_state(table)

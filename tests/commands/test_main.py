@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.commands.conftest import Tunery
 from tests.sentences import Reviewed
+from tests.stack import temporary_database
 
 COMMANDS = ("up", "doctor", "demo", "files", "jobs", "adapters", "models", "keys")
-HEAVY = ("sqlalchemy", "httpx2", "fastapi", "celery", "psutil", "psycopg", "torch", "transformers", "worker")
+HEAVY = ("sqlalchemy", "httpx2", "fastapi", "celery", "psutil", "psycopg", "jinja2", "torch", "transformers", "worker")
 
 
 def test_every_group_is_in_the_help_and_has_its_own(bare_tunery: Tunery) -> None:
@@ -76,11 +78,22 @@ def test_doctor_before_an_upgrade_reads_the_database_of_the_environment(
     bare_tunery: Tunery, database_url: str, tmp_path: Path
 ) -> None:
     environment = {"DATABASE_URL": database_url, "TUNERY_DATA_DIR": str(tmp_path), "TUNERY_NO_SUCH_SETTING": "1"}
+    environment["TUNERY_STORAGE_URL"] = "invalid"
     done = bare_tunery("doctor", "--before-upgrade", env=environment)
     assert done.exit_code in (0, 1)
     assert "TUNERY_NO_SUCH_SETTING" in done.out
     without = bare_tunery("doctor", "--before-upgrade", "--data-dir", tmp_path)
     assert (without.exit_code, "DATABASE_URL" in without.err) == (1, True)
+
+
+def test_doctor_before_an_upgrade_refuses_a_schema_without_the_columns_that_it_reads(
+    bare_tunery: Tunery, postgres_server: str
+) -> None:
+    with temporary_database(postgres_server, "too_old_to_upgrade") as url:
+        with psycopg.connect(url.replace("+psycopg", "")) as connection:
+            connection.execute("CREATE TABLE jobs ()")
+        done = bare_tunery("doctor", "--before-upgrade", env={"DATABASE_URL": url})
+    assert (done.exit_code, "tables of a release that can be upgraded" in done.err) == (1, True)
 
 
 def test_the_command_works_as_a_module() -> None:

@@ -54,6 +54,7 @@ REFUSED = {
     "jobs": {
         "jobs create --model tony --training-file {dataset}": 3,
         "jobs create --model tiny --training-file {dataset} --set lora_rnk=8": 2,
+        "jobs create --model tiny --training-file {dataset} --set seed=1 --set seed=2": 2,
         "jobs create --model tiny --training-file {dataset} --validation-file nothing.jsonl": 2,
         f"jobs clone {DONE} --set lora.r=999": 2,
         "jobs list --status done": 2,
@@ -96,6 +97,8 @@ REFUSED = {
         "projects create ' '": 2,
         "projects create default": 2,
         "projects create lab --max-stored-bytes much": 2,
+        "projects create lab --max-stored-bytes 1,000GB": 2,
+        "projects create lab --max-stored-bytes 500GB/month": 2,
         "projects create lab --max-queued-jobs 5GB": 2,
         "projects create lab --max-queued-jobs -1": 2,
         "projects create lab --max-stored-bytes 1e30": 2,

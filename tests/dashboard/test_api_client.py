@@ -43,7 +43,7 @@ def test_an_unchanged_document_is_sent_once() -> None:
 def test_a_full_cache_starts_over() -> None:
     half = MAX_CACHED_BYTES // 2
     assert statuses(half, half - 100, half - 200, half - 200, half) == [200, 200, 200, 304, 200]
-    assert statuses(2 * MAX_CACHED_BYTES, 10, 10, 2 * MAX_CACHED_BYTES) == [200, 200, 304, 200]
+    assert statuses(10, *[2 * MAX_CACHED_BYTES] * 2, 10, 10) == [200, 200, 200, 200, 304]
 
 
 def test_a_repeated_request_has_the_key_of_the_first_one() -> None:

@@ -60,3 +60,12 @@ def test_a_moment_is_exact_to_the_minute_or_to_the_second() -> None:
     assert formatting.moment(1_795_000_485) == "2026-11-18 11:14 UTC"
     assert formatting.exact_moment(1_795_000_485) == "2026-11-18 11:14:45 UTC"
     assert formatting.moment(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "speed"),
+    [(None, "–", "–"), (0.0004, "0.0004", "0.0 tokens/s"), (0.4, "0.4", "0.4 tokens/s"),
+     (12_345.6, "1.235e+04", "12,346 tokens/s")],
+)  # fmt: skip
+def test_a_small_number_keeps_its_digits(value: float | None, digits: str, speed: str) -> None:
+    assert (formatting.short(value), formatting.per_second(value)) == (digits, speed)

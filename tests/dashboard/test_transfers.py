@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from app.web.api_client import RESPONSE_SECONDS
-from app.web.csv_tables import MAX_TABLE_BYTES, TableStore
+from app.web.csv_tables import MAX_TABLE_BYTES, TableError, TableStore
 from app.web.sessions import COOKIE, SessionStore
-from app.web.transfers import NO_UPLOAD, REFUSALS, refuse, routes, send_piece
+from app.web.transfers import NO_UPLOAD, REFUSALS, append, refuse, routes, send_piece
 from tests.dashboard.stub_api import stub_client, stub_http
 
 TWO_GIGABYTES = 2_000_000_000
@@ -104,3 +105,18 @@ def test_an_upload_of_another_site_is_refused() -> None:
 def test_an_invalid_parameter_is_refused_without_the_api(method: str, path: str, param: str) -> None:
     (response,) = ask((method, path, b""))
     assert (response.status_code, response.json()["message"].split(": ")[0]) == (400, param)
+
+
+def test_a_table_that_expires_while_a_piece_arrives_is_refused() -> None:
+    app = FastAPI()
+    app.state.tables = tables = TableStore()
+    table = tables.create("session", "a.csv", 10)
+    session: Any = SimpleNamespace(token=table.owner)
+
+    async def receive() -> dict[str, Any]:
+        tables.discard(table)
+        return {"type": "http.request", "body": b"a,b"}
+
+    with pytest.raises(TableError):
+        asyncio.run(append(session, Request({"type": "http", "app": app}, receive), table.id, 0))
+    tables.close()

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator
 
 from psycopg.errors import UndefinedTable
-from pydantic import ValidationError
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -17,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.cli.errors import CliError, UsageError
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions, transaction
-from app.settings import Settings, invalid_settings
+from app.settings import psycopg_url
 
 
 class Database:
@@ -65,12 +64,10 @@ def _account_name() -> str:
 
 def _validated_url(database_url: str) -> str:
     try:
-        url = Settings(database_url=database_url, redis_url="").database_url
+        url = psycopg_url(database_url)  # not from Settings: another variable may be invalid
         is_postgres = make_url(url).get_backend_name() == "postgresql"
     except ArgumentError:
         is_postgres = False
-    except ValidationError as error:
-        raise UsageError(invalid_settings(error)) from None
     if not is_postgres:
         raise UsageError("DATABASE_URL is not a PostgreSQL URL such as postgresql://user@host/name.")
     return url

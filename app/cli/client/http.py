@@ -13,13 +13,12 @@ import httpx2
 from app.cli.client.service_discovery import ServiceAddress
 from app.cli.errors import AccessDenied, CliError, ServiceUnreachable, error_class
 from app.domain.error_text.json_text import as_json
-from app.domain.files import completion_seconds
+from app.domain.files import MIME_TYPE, completion_seconds
 
 CONNECT_TIMEOUT_SECONDS = 5
 RESPONSE_TIMEOUT_SECONDS = 120  # the server hashes an upload of 512 MiB and flushes it to disk before it responds
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
-MIME_TYPE = "application/jsonl"
 BLOCK_BYTES = 1 << 16
 EVENT_STREAM = "text/event-stream"
 END_OF_STREAM = "[DONE]"

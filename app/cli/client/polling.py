@@ -18,14 +18,14 @@ POLL_SECONDS = 1.0
 def poll(
     client: Client, path: str, row: Json, is_due: Callable[[Json], bool], note: Callable[[Json], str] = lambda _: ""
 ) -> Json:
-    """Request the object at `path` while it is due, and print what `note` returns when that has changed."""
-    shown = note(row)
+    """Request the object at `path` while it is due, and print what `note` returns, once until it changes."""
+    shown = ""
     while is_due(row):
-        time.sleep(POLL_SECONDS)
-        row = client.get(path)
         if (text := note(row)) not in ("", shown):
             print_note(text)
             shown = text
+        time.sleep(POLL_SECONDS)
+        row = client.get(path)
     return row
 
 

@@ -21,7 +21,7 @@ from app.cli.client.references import FILE, LAST, file_path, resolve_id
 from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_error, print_note
 from app.cli.output.progress import bytes_bar, bytes_progress
-from app.domain.files import EXPIRES_SECONDS
+from app.domain.files import EXPIRES_SECONDS, MIME_TYPE
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, read_manifest, sha256_file, verify
 from app.system.files import sync
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MIN_RESUMABLE_BYTES = 64 << 20  # a smaller file is cheaper to send again than to resume
 UPLOAD_ATTEMPTS = 6  # in a row without progress
 ATTEMPT_PAUSE_SECONDS = 1.0
-MIME_TYPE = "application/jsonl"
 
 Json = dict[str, Any]
 BLOCK_BYTES = 1 << 20
@@ -262,10 +261,12 @@ def uploaded_files(client: Client, body: dict[str, Any], keep: bool = True) -> I
             deletions.pop_all()
 
 
-def find_stored(client: Client, path: Path, is_usable: Callable[[Json], bool] = lambda _: True) -> str | None:
+def find_stored(
+    client: Client, path: Path, is_usable: Callable[[Json], bool] = lambda _: True, sha256: str | None = None
+) -> str | None:
     """The newest usable training file with the bytes of `path`, which does not expire. Raises UsageError."""
     require_readable(path)
-    sha256 = sha256_file(path)
+    sha256 = sha256 or sha256_file(path)
     for file in client.pages(FILE.path, FILE.page_size, purpose=PURPOSE):
         if file["sha256"] == sha256 and file["expires_at"] is None and is_usable(file):
             print_note(f"Uses the stored file {file['id']}, which has the SHA-256 of {path}, without an upload.")

@@ -106,7 +106,6 @@ def pull(
 def _register(client: "Client", body: "Json") -> Result:
     """Wait for the registration by a worker, and print its notes and the registered model."""
     row = client.post(REGISTRATIONS, body)
-    print_note(f"{row['id']} waits for a worker with torch. It goes on if this command is interrupted.")
     path = named_path(REGISTRATIONS, row["id"])
     row = poll(client, path, row, lambda each: each["finished_at"] is None, _registration_note)
     for note in row["notes"]:
@@ -182,7 +181,8 @@ named(commands, BASES, ModelName).add_delete(
 
 
 def _registration_note(row: "Json") -> str:
-    return f"{row['id']} is {row['status']}." if row["finished_at"] is None else ""
+    state = "waits for a worker with torch" if row["status"] == "queued" else f"is {row['status']}"
+    return f"{row['id']} {state}. It goes on if this command is interrupted."
 
 
 tuned.add_delete("Delete the name of a fine-tuned model. Its job and the files of its adapter are kept.")

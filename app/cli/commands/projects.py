@@ -1,5 +1,6 @@
 """`tunery projects`, `retention` and `allow-urgent`: projects, their limits and their rules, for administrators."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 projects = typer.Typer(no_args_is_help=True, help="Projects and their limits, for administrators.")
 commands = typer.Typer()  # `retention` and `allow-urgent`
 
+BYTES = re.compile(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*")
 NONE = "none"  # the value of an option that removes a limit or a rule
 FACTORS = {"max_gpu_seconds_per_month": 3600}  # of the numbers that options take
 RULES = ("files", "checkpoints", "logs", "events", "exports")
@@ -170,6 +172,8 @@ def _limit(name: str, text: str) -> int | None:
         return None
     try:
         if name == "max_stored_bytes":
+            if not BYTES.fullmatch(text):  # pydantic ignores what follows the unit
+                raise ValueError
             number = int(TypeAdapter(ByteSize).validate_python(text))
         else:
             number = round(float(text) * FACTORS.get(name, 1))

@@ -22,9 +22,11 @@ from pathlib import Path
 import psutil
 import psycopg
 import redis
+from sqlalchemy.exc import ProgrammingError
 
 from app.cli.client.database import Database
 from app.cli.client.service_discovery import find_database, find_layout
+from app.cli.errors import CliError
 from app.cli.local_stack import first_run, machine
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import (
@@ -131,8 +133,12 @@ def upgrade_checks(data_dir: Path | None) -> list[Check]:
     root = find_layout(data_dir).root
     is_local = not os.environ.get("DATABASE_URL")
     free_bytes = shutil.disk_usage(root).free if is_local and root.exists() else None
-    with Database(find_database(data_dir), "doctor").transaction() as session:
-        return [*upgrade.checks(session.connection(), importlib.metadata.version("tunery"), os.environ, free_bytes)]
+    try:
+        with Database(find_database(data_dir), "doctor").transaction() as session:
+            return [*upgrade.checks(session.connection(), importlib.metadata.version("tunery"), os.environ, free_bytes)]
+    except ProgrammingError as error:
+        seen = str(error.orig).strip().splitlines()[0]
+        raise CliError(f"The database does not have the tables of a release that can be upgraded: {seen}") from None
 
 
 def data_directory(layout: Layout) -> Check:

@@ -61,7 +61,7 @@ class Importer:
         if not stored or self._get(file_path(stored)) is None:  # deleted, or the record is of another server
             known = self.record.save_file(self.source, file_id)
             path = self.record.file_path(file_id, known["filename"])
-            stored = find_stored(self.client, path, lambda file: _may_be(file, file_id, path.name))
+            stored = find_stored(self.client, path, lambda file: _may_be(file, file_id, path.name), known["sha256"])
             stored = stored or upload_with_progress(self.client, path)["id"]
             self.record.add(file_id, tunery_file=stored, has_origin=False)
         if not known.get("has_origin"):

@@ -18,7 +18,6 @@ from rich.text import Text
 
 from app.cli.errors import CliError, UsageError
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, Finding
-from app.domain.evaluations.rows import REFERENCE_ANSWER, parse_json_object, read_rows
 
 DEFAULT_PROMPT_COUNT = 12
 MAX_ROWS_SHOWN = 4
@@ -52,15 +51,19 @@ def read_examples(file: Path, count: int = DEFAULT_PROMPT_COUNT) -> list[HeldOut
 
     Raises UsageError if the file has no valid example, OSError if it cannot be read.
     """
+    from app.domain.datasets.chat_template import content_text  # slow imports, which other commands do not need
+    from app.domain.evaluations.rows import EvaluationRow, read_rows
+
     with file.open("rb") as opened:
         rows = list(islice(read_rows(opened, MAX_LINE_BYTES), count))
     if not rows:
         raise UsageError(f"{file} is empty. {LINE_FORMAT}")
     examples = []
     for row in rows:
-        if isinstance(row, Finding) or not row.messages or REFERENCE_ANSWER not in row.item:
+        last = row.item["messages"][-1] if isinstance(row, EvaluationRow) and row.messages else {}
+        if isinstance(row, Finding) or last.get("role") != "assistant" or last.get("content") is None:
             raise UsageError(f"Line {row.line} of {file} is not a valid example. {LINE_FORMAT}")
-        examples.append(HeldOutExample(list(row.messages), row.item[REFERENCE_ANSWER]))
+        examples.append(HeldOutExample(list(row.messages), content_text(last).strip()))
     return examples
 
 
@@ -110,6 +113,8 @@ def _score_text(answers: Sequence[AnswerComparison]) -> str:
 
 def _json_items(answer: str) -> set[tuple[str, str]]:
     """The items of an answer that is a JSON object; an empty set for any other answer."""
+    from app.domain.evaluations.rows import parse_json_object
+
     return {(name, json.dumps(value)) for name, value in (parse_json_object(answer) or {}).items()}
 
 

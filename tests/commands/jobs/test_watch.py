@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from app.cli.commands.jobs import progress
@@ -47,3 +49,30 @@ def test_any_end_but_success_is_an_error(reviewed: Reviewed) -> None:
         with pytest.raises(CliError) as error:
             progress.raise_unless_succeeded(job)
         reviewed(str(error.value))
+
+
+class OlderServer:
+    """A server that ignores `wait`: it responds at once, twice that nothing has changed, then with the end."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get_if_changed(self, _path: str, etag: str | None, _seconds: float) -> tuple[dict[str, str] | None, str]:
+        self.asked += 1
+        if self.asked in (2, 3):
+            return None, "one"
+        return {"id": "j", "status": "running" if self.asked == 1 else "succeeded"}, "one"
+
+    def pages(self, _path: str, _limit: int) -> Iterator[dict[str, str]]:
+        return iter([{"id": f"e{number}"} for number in range(self.asked, 0, -1)])
+
+
+def test_a_server_without_long_polling_is_polled_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(progress.time, "sleep", slept.append)
+    seen = list(progress.follow(OlderServer(), "ftjob-1"))  # type: ignore[arg-type]
+    assert [(job["status"], [event["id"] for event in events]) for job, events in seen] == [
+        ("running", ["e1"]),
+        ("succeeded", ["e2", "e3", "e4"]),
+    ]
+    assert slept == [progress.POLL_SECONDS] * 3

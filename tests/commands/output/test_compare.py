@@ -89,3 +89,11 @@ def test_a_file_without_such_examples_is_refused_with_its_line(tmp_path: Path, t
     path.write_text(text)
     with pytest.raises(UsageError):
         read_examples(path)
+
+
+def test_the_expected_answer_is_the_last_message_whatever_other_fields_the_line_has(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}]
+    path = tmp_path / "heldout.jsonl"
+    path.write_text(json.dumps({"messages": messages, "reference_answer": 5}) + "\n")
+    (example,) = read_examples(path)
+    assert (example.messages, example.wanted) == (messages[:1], "x")

@@ -14,8 +14,9 @@ from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.states import UNFINISHED_WORK, Reason, WorkState
 from app.web.api_client import ApiClient
 from app.web.pages.jobs import jobs, wording
-from app.web.pages.jobs.compare import distinct_names, job_settings
+from app.web.pages.jobs.compare import RESULT_COLUMNS, distinct_names, job_settings
 from app.web.pages.jobs.jobs import NO_CURVE, Curves
+from app.web.pages.jobs.metrics import ChartedJob
 from app.web.pages.jobs.new_job import with_evaluation
 from app.web.pages.jobs.panels import deliveries, exports, panel, records
 from app.web.pages.jobs.panels.configuration import asked_values
@@ -87,6 +88,8 @@ def test_jobs_of_the_same_name_have_their_short_ids() -> None:
     first, clone = (FINISHED_JOB | {"id": job_id} for job_id in ("ftjob-4f6e1c0b9d2a", "ftjob-0123456789ab"))
     other = FINISHED_JOB | {"user_provided_suffix": "other"}
     assert distinct_names([first, clone, other]) == ["demo (ftjob-4f6e1c0b)", "demo (ftjob-01234567)", "other"]
+    lead, *_ = RESULT_COLUMNS
+    assert lead.cell(clone | {"charted": ChartedJob("demo (ftjob-01234567)", [])})["text"] == "demo (ftjob-01234567)"
 
 
 def test_compared_settings_have_dotted_names() -> None:

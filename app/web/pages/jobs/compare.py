@@ -77,7 +77,7 @@ def _best_loss(charted: ChartedJob) -> str:
 
 
 RESULT_COLUMNS = (
-    lead_column("Job", "", wording.job_cell),
+    lead_column("Job", "", lambda job: wording.job_cell(job) | {"text": job["charted"].name}),
     text_column("Status", "", wording.status),
     number_column("Train loss", "charted", _last_loss),
     number_column("Best valid. loss", "charted", _best_loss),

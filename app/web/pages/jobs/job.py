@@ -28,7 +28,7 @@ from app.web.components.elements import (
     tag,
 )
 from app.web.components.forms import ask
-from app.web.formatting import count, duration, moment
+from app.web.formatting import count, duration, moment, per_second
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.metrics import MetricsPanel, request_charts_early
@@ -183,7 +183,7 @@ class JobPage(View):
         job, progress = self._job, self._job["progress"] or {}
         return {
             "Progress": wording.steps(job),
-            "Speed": f"{count(progress.get('tokens_per_second'))} tokens/s" if job["status"] == "running" else None,
+            "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
             "Training time": duration(training_seconds(job)) if job["started_at"] else None,
             "Remaining": duration(remaining) if (remaining := wording.remaining_seconds(job)) is not None else None,
             "Training attempts": count(job["attempts"]),

@@ -17,7 +17,7 @@ from nicegui.dependencies import esm_modules
 from app.web.api_client import Json
 from app.web.components.elements import box, button, card, chart, facts, link, note, refilled, tag
 from app.web.components.forms import checkbox, filter_select
-from app.web.formatting import loss
+from app.web.formatting import loss, short
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import Panel
 
@@ -135,7 +135,7 @@ class MetricsPanel(Panel):
             facts(
                 {
                     "Train loss": loss(last.get("train_loss")),
-                    "Gradient norm": loss(last.get("grad_norm")),
+                    "Gradient norm": short(last.get("grad_norm")),
                     "Best validation loss": f"{loss(best['full_valid_loss'])} at step {best['step']:,}"
                     if best
                     else None,
