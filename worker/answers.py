@@ -43,7 +43,7 @@ from app.log import get_logger
 from app.trial_queue import QUEUE_UNAVAILABLE, TrialSlot
 from worker.jobs.base_and_adapter import (
     AttemptFailed,
-    fetch_adapter,
+    fetch_adapter_files,
     layer_lora,
     load_base,
     load_files,
@@ -134,7 +134,7 @@ def _adapter(resources: Resources, base: BaseModelRow, rows: list[File], directo
         _make_room(directory.parent)
         partial = directory.with_suffix(".part")
         partial.mkdir(parents=True)
-        fetch_adapter(resources.storage, rows, base, partial)
+        fetch_adapter_files(resources.storage, rows, partial)
         partial.rename(directory)
     os.utime(directory)  # for `_make_room`
     fetched = read_adapter(base, directory)

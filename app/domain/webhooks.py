@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -96,11 +97,13 @@ def retry_delay_seconds(attempts: int, jitter: float, retry_after_seconds: float
 def parse_retry_after(value: str | None, server_date: str | None, now: datetime) -> float | None:
     """The seconds in a Retry-After header, which has seconds or a date; None if it has neither.
 
+    RFC 9110 allows whole seconds only, but some engines send decimals.
+
     A date counts from the Date header of the same response, so that the clock of this host may be wrong; from `now` if
     the response has none.
     """
     text = (value or "").strip()
-    if text.isascii() and text.isdigit():
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         return float(text[:10])
     try:
         return max(0.0, (parsedate_to_datetime(text) - (_server_time(server_date) or now)).total_seconds())

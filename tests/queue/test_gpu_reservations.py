@@ -237,7 +237,9 @@ ACTIONS = st.lists(
 
 @given(actions=ACTIONS, needs=st.lists(st.sampled_from([SMALL, LARGE, None]), min_size=8, max_size=8))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_reservations_never_exceed_it(card: Sessions, actions: list[tuple[str, int]], needs: list[int | None]) -> None:
+def test_reservations_never_exceed_a_card(
+    card: Sessions, actions: list[tuple[str, int]], needs: list[int | None]
+) -> None:
     """Seven slots on two cards, more than `slots_per_gpu` allows: claims, ends, losses and cancels in any order."""
     offers = [SLOT, SLOT, SLOT, OTHER_GPU, OTHER_GPU, OTHER_GPU, PAIR]
     with transaction(card) as session:

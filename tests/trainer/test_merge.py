@@ -139,7 +139,7 @@ class TestMerge:
         artifact_directory.write_manifest(
             adapter, manifest | {"lora": manifest["lora"] | {"rank_pattern": {r"(q)\1": 2}}}
         )
-        with pytest.raises(CannotMerge, match="lora.rank_pattern"):
+        with pytest.raises(CannotMerge, match=r"lora\.rank_pattern"):
             merge(tiny, adapter, tmp_path / "older")
 
     def test_a_merged_model_is_an_ordinary_directory_with_the_shards_of_the_base(

@@ -86,20 +86,28 @@ def unusable_base(name: str, why: str, is_final: bool = False) -> AttemptFailed:
 def fetch_adapter(storage: Storage, rows: Iterable[File], base: BaseModelRow, directory: Path) -> FetchedAdapter:
     """Fetch an adapter into `directory` and verify it. Raises AttemptFailed if it is incomplete, was altered, or was
     trained with other files of the base model; OSError while storage is unavailable."""
+    fetch_adapter_files(storage, rows, directory)
+    return read_adapter(base, directory)
+
+
+def fetch_adapter_files(storage: Storage, rows: Iterable[File], directory: Path) -> None:
+    """Fetch the files of an adapter, for `read_adapter`. Raises AttemptFailed, OSError."""
     try:
         for row in rows:
             _fetch_file(storage, row, directory / DIRECTORY / row.filename)
         verify(directory / DIRECTORY)
     except ManifestMismatch as error:
-        raise AttemptFailed(ADAPTER_DELETED, f"The adapter is incomplete or altered: {error}", is_final=True) from error
-    return read_adapter(base, directory)
+        raise _altered_adapter(error) from error
 
 
 def read_adapter(base: BaseModelRow, directory: Path) -> FetchedAdapter:
     """An adapter that was fetched into `directory`. Raises AttemptFailed."""
     destination = directory / DIRECTORY
-    manifest = read_manifest(destination)
-    if manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256) != base.manifest_sha256:
+    try:
+        manifest = read_manifest(destination)
+    except ManifestMismatch as error:
+        raise _altered_adapter(error) from error
+    if manifest.get("base_model", {}).get("manifest_sha256") != base.manifest_sha256:
         text = f"The adapter was trained with other base model files than those registered as {base.name!r}"
         raise AttemptFailed(MODEL_UNAVAILABLE, text, is_final=True)
     return FetchedAdapter(destination, sha256_file(destination / MANIFEST))
@@ -122,6 +130,10 @@ def layer_lora(adapter: FetchedAdapter, base: BaseModelRow) -> LoraSpec:
 def layers_of(base: BaseModelRow) -> dict[str, tuple[int, int]]:
     """The shapes [out, in] of the linear layers by name, from the files where the registration did not store them."""
     return base.catalog_entry.layers or linear_layers(Path(base.directory))
+
+
+def _altered_adapter(error: ManifestMismatch) -> AttemptFailed:
+    return AttemptFailed(ADAPTER_DELETED, f"The adapter is incomplete or altered: {error}", is_final=True)
 
 
 def _fetch_file(storage: Storage, row: File, destination: Path) -> None:

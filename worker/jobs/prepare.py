@@ -71,13 +71,13 @@ def failure_outcome(attempt: JobAttempt, error: Exception, needed_bytes: int | N
             text = f"The trainer's result is incomplete or altered: {error}"
             return AttemptOutcome(Reason.TRAINER_CRASHED, clean_text(text))
         case OSError():
-            log.exception("files or storage failed")
+            log.error("files or storage failed", exc_info=error)
             if is_disk_full(error):
                 return disk_space.disk_full_outcome(attempt.resources, attempt.directory, needed_bytes, error)
             why = f": {error.strerror}" if error.strerror else ""  # which names no path
             text = f"Files could not be read or written{why}; the job will be retried"
             return AttemptOutcome(Reason.STORAGE_UNAVAILABLE, text)
-    log.exception("the attempt failed")
+    log.error("the attempt failed", exc_info=error)
     return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
 
 

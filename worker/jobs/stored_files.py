@@ -37,7 +37,6 @@ from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
 PURPOSE = "fine-tune-results"
-COPIED_BYTES = 1 << 20  # at a time
 
 log = get_logger(__name__)
 
@@ -71,28 +70,32 @@ def fetch(storage: Storage, key: str, destination: Path) -> str:
 
 
 def copy_verified(directory: Path, destination: Path) -> dict[str, Any]:
-    """Copy a directory of files and its manifest, verify the copy, and return the manifest.
+    """Copy a directory of files and its manifest, verify each file during the copy, and return the manifest.
 
     Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
     """
     shutil.rmtree(destination, ignore_errors=True)  # a copy that failed
     destination.mkdir(parents=True)
-    for name in (MANIFEST, *read_manifest(directory)["files"]):
+    _copy_file(directory / MANIFEST, destination / MANIFEST)
+    manifest = read_manifest(destination)
+    for name, entry in manifest["files"].items():
         if Path(name).name != name:
             raise ManifestMismatch(f"{directory.name}: the manifest names {name!r}; only plain file names are allowed")
-        _copy_file(directory / name, destination / name)
-    return verify_in_place(destination)
+        sha256 = _copy_file(directory / name, destination / name)
+        if not isinstance(entry, dict) or sha256 != entry.get("sha256"):
+            raise ManifestMismatch(f"{directory.name}: {name} was altered (its SHA-256 differs)")
+    return manifest
 
 
-def verify_in_place(directory: Path) -> dict[str, Any]:
-    """Verify a directory that no program writes any more, and return its manifest.
+def verify_in_place(directory: Path) -> None:
+    """Verify a directory that no program writes any more.
 
     Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
     """
     if any(not item.is_file(follow_symlinks=False) for item in os.scandir(directory)):
         raise ManifestMismatch(f"{directory.name}: it must contain exactly the files that the manifest names")
     try:
-        return verify(directory)
+        verify(directory)
     except (KeyError, TypeError) as error:
         raise ManifestMismatch(f"{directory.name}: the manifest has an entry without size and SHA-256") from error
 
@@ -159,14 +162,17 @@ def resolve_inside(directory: Path, relative: str) -> Path:
     return path
 
 
-def _copy_file(source: Path, destination: Path) -> None:
-    """Copy a regular file. Symbolic links are refused: they could point at files of others. Raises ManifestMismatch."""
+def _copy_file(source: Path, destination: Path) -> str:
+    """Copy a regular file, and return its SHA-256. Symbolic links are refused: they could point at files of others.
+
+    Raises ManifestMismatch.
+    """
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError as error:
         raise ManifestMismatch(f"{source.parent.name}: {source.name} is missing") from error
     with os.fdopen(descriptor, "rb") as opened, destination.open("xb") as target:
-        shutil.copyfileobj(opened, target, COPIED_BYTES)
+        return copy_and_hash(opened, target).sha256
 
 
 def save_snapshot(attempt: JobAttempt, record: SnapshotSaved, *, is_trainer_running: bool = True) -> None:

@@ -6,8 +6,6 @@ drops its results and writes no row any more.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -121,6 +119,7 @@ class JobSupervisor:
     def _attempt(self, attempt: JobAttempt, lock: int) -> AttemptOutcome:
         """Prepare, train and publish; every error becomes an outcome. Raises FencedError."""
         needed: DiskSpace | None = None
+        error: Exception | None = None
         try:
             workdir.create_empty(attempt.directory)
             needed = prepare(attempt)
@@ -129,13 +128,15 @@ class JobSupervisor:
                 return self._out_of_memory(attempt, outcome)
             if outcome.reason != Reason.STORAGE_FULL:
                 return outcome
-            error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except FencedError:
             raise
         except Exception as failed:
             error = failed
         self._clear(attempt)  # before the free space is measured; PostgreSQL may need that space to end the attempt
-        return failure_outcome(attempt, error, needed.next_attempt_bytes if needed else None)
+        needed_bytes = needed.next_attempt_bytes if needed else None
+        if error is None:
+            return disk_space.disk_full_outcome(self.resources, attempt.directory, needed_bytes)
+        return failure_outcome(attempt, error, needed_bytes)
 
     def _out_of_memory(self, attempt: JobAttempt, outcome: AttemptOutcome) -> AttemptOutcome:
         """A job that ran out of the memory of a slot is repeated with a whole GPU. Raises FencedError."""

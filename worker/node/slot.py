@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.db.engine import transaction
+from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import leases, lost_workers
 from app.job_queue import Queue
 from app.log import get_logger
@@ -94,15 +94,19 @@ class Slot:
     def _reap_previous_incarnations(self) -> None:
         """End the attempts that earlier incarnations of this slot hold, without waiting for their leases to expire.
 
-        This process holds the slot's lock, so the earlier ones are dead.
+        This process holds the slot's lock, so the earlier ones are dead. A bug ends the slot's thread and thereby its
+        heartbeat: a slot that repeated it for ever would look healthy.
         """
         while not self.resources.stop.is_set():
-            with errors_logged(f"slot {self.name}"), transaction(self.resources.sessions) as session:
-                for row in leases.lock_all(session, slot=self.name, owner=self.owner):
-                    log.warning("reaping an attempt of a previous incarnation", id=row.id, owner=row.lease_owner)
-                    lost_workers.end_attempt(session, row, self.resources.retries)
+            try:
+                with transaction(self.resources.sessions) as session:
+                    for row in leases.lock_all(session, slot=self.name, owner=self.owner):
+                        log.warning("reaping an attempt of a previous incarnation", id=row.id, owner=row.lease_owner)
+                        lost_workers.end_attempt(session, row, self.resources.retries)
                 return
-            self.resources.stop.wait(self.resources.settings.poll_seconds)
+            except DATABASE_UNAVAILABLE as error:
+                log.warning("database unavailable", slot=self.name, error=first_line(error))
+                self.resources.stop.wait(self.resources.settings.poll_seconds)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class WorkerNode:
         self.slots: dict[Queue, Slot] = {}
         self.export_slot: Slot | None = None  # also for registrations; a slot of its own, because they take minutes
         self._resources: Resources | None = None
-        self._closing = ExitStack()  # what `close` does, the last first
+        self._closing = ExitStack()  # what `close` does after the slots have ended, the last first
         self._heartbeat_due = threading.Event()
 
     def open(self, node: str, queues: Iterable[Queue]) -> None:
@@ -90,7 +90,6 @@ class WorkerNode:
         )
         heartbeat.start()
         self._closing.callback(heartbeat.join, SHUTDOWN_TIMEOUT_SECONDS)
-        self._closing.callback(self._join_slots)
 
     def handle_hint(self, queue: Queue) -> None:
         """Wake the slots; returns when the slot of `queue` is idle again."""
@@ -113,13 +112,11 @@ class WorkerNode:
         if self._resources is None:
             return
         self.stop()
-        self._closing.close()
+        with self._closing:
+            for slot in self._all_slots():  # also those that had started when `open` failed
+                if not slot.join(self.settings.drain_grace_seconds + SHUTDOWN_TIMEOUT_SECONDS):
+                    log.error("a slot did not stop in time", slot=slot.name)
         self._resources = None
-
-    def _join_slots(self) -> None:
-        for slot in self._all_slots():
-            if not slot.join(self.settings.drain_grace_seconds + SHUTDOWN_TIMEOUT_SECONDS):
-                log.error("a slot did not stop in time", slot=slot.name)
 
     def _make_runner(
         self, resources: Resources, models: ModelInventory, queue: Queue, name: str

@@ -1,7 +1,7 @@
 """When will each queued job start? When the work before it is done, divided among all slots.
 
-Approximations: durations are the planned ones, no job or worker arrives or leaves, and every slot fits every job that
-one slot fits.
+Approximations: durations are the planned ones, no job or worker arrives or leaves, every slot fits every job that one
+slot fits, and the limits of projects' running jobs are ignored, except a limit of 0.
 """
 
 from __future__ import annotations

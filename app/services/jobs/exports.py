@@ -85,7 +85,8 @@ def delete(session: Session, export: Export) -> None:
 
 
 def _parse(body: Mapping[str, Any]) -> CreateExport:
-    request, found = check_shape(CreateExport, body)
+    given = {key: value for key, value in body.items() if key != "type" or value is not None}
+    request, found = check_shape(CreateExport, given)
     problems = [
         BadRequest(each.message, each.param, "unsupported_value") if each.code == "invalid_value" else each
         for each in found

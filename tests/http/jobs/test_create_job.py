@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import redis
 from httpx2 import Response
+from sqlalchemy import func, update
 from starlette.testclient import TestClient
 
 from app.api.schemas.jobs import JobBody
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job
+from app.db.tables import BaseModelRow, File, Job
 from tests.api_objects import error_of
-from tests.factories import make_base_model
+from tests.factories import make_base_model, make_project
 from tests.http.conftest import Upload
 from tests.stack import as_redis_py
 from tests.tiny import CONFIG
@@ -226,3 +227,23 @@ class TestBadInput:
         client.delete(f"/v1/files/{training_file}")
         answer = create()
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "training_file")
+
+    @pytest.mark.parametrize(
+        ("what", "param"), [("foreign", "validation_file"), ("expired", "validation_file"), ("private", "model")]
+    )
+    def test_what_the_project_may_not_use_is_not_found(
+        self, create: Any, upload: Upload, sessions: Sessions, what: str, param: str
+    ) -> None:
+        validation_file = upload().json()["id"]
+        assert create(validation_file=validation_file).status_code == 200
+        with transaction(sessions) as session:
+            other = make_project(session, "other").id
+            of_file = update(File).where(File.id == validation_file)
+            change = {
+                "foreign": of_file.values(project_id=other),
+                "expired": of_file.values(expires_at=func.clock_timestamp()),
+                "private": update(BaseModelRow).values(project_id=other),
+            }
+            session.execute(change[what])
+        answer = create(validation_file=validation_file)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, param)

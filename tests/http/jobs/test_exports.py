@@ -73,6 +73,7 @@ class TestAsking:
         ("body", "param", "code"),
         [
             ({}, "type", "missing_required_parameter"),
+            ({"type": None}, "type", "missing_required_parameter"),
             ({"type": 3}, "type", "unsupported_value"),
             ({"type": "merged", "typ": "x"}, "typ", "unknown_parameter"),
             ({"type": "gguf", "quantization": "q8_0"}, "quantization", "unsupported_value"),
@@ -80,7 +81,7 @@ class TestAsking:
             ({"type": "merged", "checkpoint": 3}, "checkpoint", "invalid_type"),
             ({"type": "merged", "checkpoint": "ftckpt_none"}, "checkpoint", "invalid_value"),
         ],
-        ids=["nothing", "number", "typo", "quantization", "of merged", "checkpoint's type", "unknown"],
+        ids=["nothing", "null", "number", "typo", "quantization", "of merged", "checkpoint's type", "unknown"],
     )
     def test_a_refusal_names_the_parameter(
         self, client: TestClient, succeeded: Job, body: dict[str, Any], param: str, code: str

@@ -16,13 +16,14 @@ from app.db.engine import transaction
 from app.db.scheduling import workers
 from app.domain.answers.trial import TrialQuestion, TrialRecord
 from app.trial_queue import PREFIX, as_redis_py
-from tests.commands.trained import make_trained_job
+from tests.commands.trained import make_trained_job, write_adapter
 from tests.deadline import until
 from tests.factories import make_key, make_project
 from tests.worker.answers.conftest import BASE, CHAT, SAY, Start, ask
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.answers import TrialAnswers, prepare
+from worker.jobs.base_and_adapter import AttemptFailed
 
 Waiting = tuple[tuple[str, str], Path]
 # A program that reads nothing until the file `go` exists, and obeys no stop: a schema names the signal that ends it.
@@ -183,8 +184,21 @@ def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monk
         job = make_trained_job(session, storage, harness.project, tmp_path / "made", write)
     asked = question("q", job.fine_tuned_model or "", harness.project.id)
     first = prepare(harness.resources, asked, tmp_path / "adapters")
-    monkeypatch.setattr("worker.answers.fetch_adapter", None)
+    monkeypatch.setattr("worker.answers.fetch_adapter_files", None)
     assert prepare(harness.resources, asked, tmp_path / "adapters") == first
+
+
+def test_an_adapter_of_another_base_is_fetched_once_and_refused(
+    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction(harness.sessions) as session:
+        job = make_trained_job(session, harness.resources.storage, harness.project, tmp_path / "made", write_adapter)
+    asked = question("q", job.fine_tuned_model or "", harness.project.id)
+    for _ in range(2):
+        with pytest.raises(AttemptFailed) as refused:
+            prepare(harness.resources, asked, tmp_path / "adapters")
+        assert refused.value.code == "model_unavailable"
+        monkeypatch.setattr("worker.answers.fetch_adapter_files", None)
 
 
 def test_the_directory_has_the_adapters_that_were_used_last(

@@ -146,7 +146,7 @@ class TestRealGeneration:
         rows = [json.loads(line) for line in harness.content(str(done.results_file_id)).splitlines()]
         assert [row["question"] for row in rows] == [f"say {n}" for n in range(5)]
         assert any(row["answers"]["base"]["text"] != row["answers"]["adapter"]["text"] for row in rows)
-        harness.content(str(done.report_file_id)).decode()
+        assert "4 bits" in harness.content(str(done.report_file_id)).decode()
         reviewed(harness.messages(trained)[-1].replace(evaluation.id, "ID"))
         assert list(harness.resources.settings.work_dir.rglob("*.safetensors")) == []
 

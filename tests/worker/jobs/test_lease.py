@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from prometheus_client import REGISTRY
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -16,10 +16,12 @@ from app.db.engine import transaction
 from app.db.jobs import claims, leases
 from app.db.jobs.leases import FencedError
 from app.db.tables import Attempt, Job, JobEvent
+from app.domain.jobs.states import Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.host import boottime_seconds
 from tests.deadline import until
 from tests.worker.worker_harness import OWNER, WorkerHarness
+from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import Claimer, JobAttempt, LeaseKeeper, LeaseUncertain
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
@@ -150,3 +152,30 @@ def test_a_claim_whose_commit_was_not_confirmed_is_recovered(
     assert taken is not None
     assert (taken[0].id, taken[0].attempt, harness.job(job).attempt) == (job.id, 2, 2)
     assert claimer.claim_next(claim) is None
+
+
+def ended(harness: WorkerHarness, job: Job, reason: Reason) -> Job:
+    """The job after another attempt, which its pause does not delay."""
+    with transaction(harness.sessions) as session:
+        session.execute(update(Job).values(run_after=func.clock_timestamp()))
+    JobAttempt(harness.resources, harness.claim(), boottime_seconds()).end(AttemptOutcome(reason, "Ended."))
+    return harness.job(job)
+
+
+def test_the_delay_of_retries_grows(harness: WorkerHarness) -> None:
+    job = harness.create_queued_job()
+    harness.resources.settings.requeue_delay_seconds = 60.0
+    harness.resources.settings.max_crash_streak = 4
+    for delay_seconds in (60, 120, 240):
+        waiting = ended(harness, job, Reason.TRAINER_CRASHED)
+        pause = waiting.run_after - harness.events(job)[-1].created_at
+        assert delay_seconds - 10 < pause.total_seconds() <= delay_seconds
+    failed = ended(harness, job, Reason.TRAINER_CRASHED)
+    assert (failed.state, failed.error_code) == ("failed", "worker_crash_loop")
+
+
+def test_the_wait_for_storage_ends_after_the_time_of_the_settings(harness: WorkerHarness) -> None:
+    job = harness.create_queued_job()
+    assert ended(harness, job, Reason.STORAGE_FULL).phase == "waiting_for_storage"
+    harness.resources.settings.storage_full_wait_seconds = 0
+    assert ended(harness, job, Reason.STORAGE_FULL).state == "paused"

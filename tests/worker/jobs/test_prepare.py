@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, Job
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import LINE_RULES, JobSpec, QuantizationSpec, TrainerSpec
+from app.system.host import boottime_seconds
 from app.system.model_files import stat_signature
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.base_and_adapter import AttemptFailed, verify_base
-from worker.jobs.prepare import load_inputs, trainer_spec
+from worker.jobs.lease import JobAttempt
+from worker.jobs.prepare import failure_outcome, load_inputs, trainer_spec
 from worker.validation import Validator
 
 
@@ -72,6 +75,15 @@ def test_the_spec_has_the_method_of_the_job(harness: WorkerHarness) -> None:
     assert (dpo.method, dpo.hyperparameters.beta) == ("dpo", 0.3)
     supervised = spec_of(harness).run
     assert (supervised.method, supervised.hyperparameters.beta) == ("supervised", None)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), OSError("gone")], ids=["bug", "storage"])
+def test_the_log_has_the_details_of_an_error(harness: WorkerHarness, error: Exception) -> None:
+    harness.create_queued_job()
+    attempt = JobAttempt(harness.resources, harness.claim(), boottime_seconds())
+    with capture_logs() as lines:
+        failure_outcome(attempt, error)
+    assert [line["exc_info"] for line in lines] == [error]
 
 
 MATCHED = {

@@ -1,4 +1,4 @@
-"""A slot: hints and polls wake one thread; its lock; jobs of its previous incarnation are reaped."""
+"""A slot: hints and polls wake one thread; its lock; which errors end it. test_leases.py has the reaping."""
 
 from __future__ import annotations
 
@@ -118,6 +118,21 @@ def test_a_slot_survives_every_error_of_a_job(
     slot = make_slot()
     until(lambda: work.calls >= 2, "another poll")
     assert slot.is_alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_slot_that_cannot_reap_stops_its_heartbeat(
+    harness: WorkerHarness, make_slot: Callable[[], Slot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = [ZeroDivisionError(), OperationalError("", {}, OSError())]
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors.pop()
+
+    monkeypatch.setattr("worker.node.slot.leases.lock_all", fail)
+    slot = make_slot()
+    until(lambda: not slot.is_alive, "its end")
+    assert errors == []  # it survived the database's
 
 
 def test_a_slot_stops_when_stop_is_set(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:

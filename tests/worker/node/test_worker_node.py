@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.deadline import until
 from tests.worker.worker_harness import WorkerHarness
+from worker.node.resources import Resources
+from worker.node.slot import Slot
 from worker.node.worker_node import WorkerNode
 
 
@@ -30,3 +34,26 @@ def test_a_worker_empties_the_work_directories_of_killed_attempts_in_its_own_dat
         node.close()
     assert kept.exists()
     assert (left.parent / "trainer.log").exists()
+
+
+def test_a_worker_that_fails_to_open_closes_its_resources_after_its_slots(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, join, close = [], Slot.join, Resources.close
+
+    def join_slot(slot: Slot, timeout_seconds: float) -> bool:
+        closed.append(slot.name)
+        return join(slot, timeout_seconds)
+
+    def close_resources(resources: Resources) -> None:
+        closed.append("resources")
+        close(resources)
+
+    monkeypatch.setattr(Slot, "join", join_slot)
+    monkeypatch.setattr(Resources, "close", close_resources)
+    monkeypatch.setattr("worker.node.worker_node.supported_types", lambda: 1 // 0)
+    node = WorkerNode(harness.resources.settings)
+    with pytest.raises(ZeroDivisionError):
+        node.open("cpu0@host", ["cpu"])
+    node.close()
+    assert closed == ["cpu0@host", "resources"]

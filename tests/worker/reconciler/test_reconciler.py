@@ -18,9 +18,13 @@ from app.db.jobs import checkpoints, leases
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
+from app.domain.jobs.states import Reason
 from app.job_queue import Queue
+from app.system.host import boottime_seconds
 from tests.factories import expire_leases, make_file, make_succeeded_job, put_bytes
 from tests.worker.worker_harness import WorkerHarness
+from worker.jobs.exit_classification import AttemptOutcome
+from worker.jobs.lease import JobAttempt
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import ADVISORY_LOCK, Reconciler
 
@@ -55,6 +59,19 @@ class TestSeveralReconcilers:
         monkeypatch.setattr(reconciler, "round", fail)
         reconciler.run()
         assert len(rounds) == 3
+
+
+def test_a_wait_for_storage_is_ended_after_the_time_of_the_settings(
+    harness: WorkerHarness, reconciler: Reconciler
+) -> None:
+    job = harness.create_queued_job()
+    outcome = AttemptOutcome(Reason.STORAGE_FULL, "Full.")
+    JobAttempt(harness.resources, harness.claim(), boottime_seconds()).end(outcome)
+    reconciler.pause_overdue()
+    assert harness.job(job).state == "queued"
+    harness.resources.settings.storage_full_wait_seconds = 0
+    reconciler.pause_overdue()
+    assert harness.job(job).state == "paused"
 
 
 class TestHints:
