@@ -65,10 +65,14 @@ def _check_path(path: str) -> str:
     return path
 
 
-def _check_url(url: str) -> str:
+def _check_url(url: str, *, shown: str = "") -> str:
     if not url.startswith(("http://", "https://")):
-        raise ValueError("must begin with https:// or http://")
+        raise ValueError(f"{shown}must begin with https:// or http://")
     return url
+
+
+def _check_server_url(url: str) -> str:
+    return _check_url(url, shown=f"{url!r} ")
 
 
 def _check_networks(text: str) -> str:
@@ -79,7 +83,8 @@ def _check_networks(text: str) -> str:
 Labels = Annotated[tuple[Annotated[str, AfterValidator(_check_label)], ...], NoDecode, BeforeValidator(_split)]
 Directories = Annotated[tuple[Annotated[str, AfterValidator(_check_path)], ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[str, AfterValidator(_check_networks)]
-ServerUrl = Annotated[str | None, AfterValidator(lambda url: _check_url(url) if url else None)]
+ServerUrl = Annotated[str, AfterValidator(_check_server_url)]
+ServerUrlOrEmpty = Annotated[str | None, AfterValidator(lambda url: _check_server_url(url) if url else None)]
 
 
 class Endpoint(BaseModel):
@@ -87,7 +92,7 @@ class Endpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    base_url: Annotated[str, AfterValidator(_check_url)]  # with /v1
+    base_url: Annotated[str, AfterValidator(_check_url)]  # with /v1; errors do not show it: it may have a key
     api_key: SecretStr = SecretStr("")
     timeout_seconds: float = Field(default=60, gt=0)  # of one answer
     concurrency: int = Field(default=4, ge=1, le=64)  # requests at once
@@ -107,12 +112,12 @@ class Settings(BaseSettings):
 
     # --- storage: files, adapters and snapshots. All processes of a service need the same values.
     storage_url: str = ""  # file:///DIRECTORY or s3://BUCKET/PREFIX; default: the directory `storage` of `data_dir`
-    storage_endpoint: ServerUrl = None  # of an S3 server other than Amazon's: https://s3.example.com
+    storage_endpoint: ServerUrlOrEmpty = None  # of an S3 server other than Amazon's: https://s3.example.com
     storage_region: str | None = None
     storage_access_key_id: str | None = None  # default: as every AWS client finds its credentials
     storage_secret_access_key: SecretStr | None = None
     storage_redirects: bool = False  # downloads come from the bucket, by an address that is signed for 15 minutes
-    storage_redirect_endpoint: ServerUrl = None  # the bucket's server as clients reach it; default: storage_endpoint
+    storage_redirect_endpoint: ServerUrlOrEmpty = None  # the bucket as clients reach it; default: storage_endpoint
     storage_retry_seconds: float = Field(  # a worker waits so long for a bucket that fails, before training is repeated
         default=600, ge=0
     )
@@ -220,7 +225,7 @@ class Settings(BaseSettings):
     # --- metrics and traces
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)  # of this process; None: no metrics
     metrics_host: str = "127.0.0.1"  # the port has no authentication
-    otlp_endpoint: ServerUrl = None  # URL of an OpenTelemetry collector (OTLP over HTTP); None: no traces
+    otlp_endpoint: ServerUrl | None = None  # URL of an OpenTelemetry collector (OTLP over HTTP); None: no traces
 
     # --- deliveries of adapters
     # Fernet keys, comma-separated; the first one encrypts credentials of targets

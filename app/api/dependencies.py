@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -75,6 +76,7 @@ async def get_connection_permit(request: Request) -> AsyncIterator[ConnectionPer
         permit.release()
 
 
+hold_connection_permit = asynccontextmanager(get_connection_permit)
 ConnectionPermitDep = Annotated[ConnectionPermit, Depends(get_connection_permit, scope="function")]
 
 

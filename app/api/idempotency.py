@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import ConnectionPermitDep, SessionDep, app_state_of, get_connection_permit
+from app.api.dependencies import ConnectionPermitDep, SessionDep, app_state_of, hold_connection_permit
 from app.api.limits import ConnectionPermit
 from app.api.transport.json_body import NO_BODY, BodyBytesDep, request_body
 from app.db.engine import Sessions, transaction
@@ -89,6 +89,7 @@ async def acquire_key_lock(
         lock.release()
 
 
+hold_key_lock = asynccontextmanager(acquire_key_lock)
 FingerprintDep = Annotated[str | None, Depends(acquire_key_lock, scope="function")]
 
 
@@ -112,8 +113,8 @@ async def respond_once(
     """The JSON that `work` makes in a transaction of its own. Raises what `IdempotentRequest.reserve` raises."""
     sessions = app_state_of(request).sessions
     async with (
-        asynccontextmanager(acquire_key_lock)(request, body, idempotent_request) as fingerprint,
-        asynccontextmanager(get_connection_permit)(request) as permit,
+        hold_key_lock(request, body, idempotent_request) as fingerprint,
+        hold_connection_permit(request) as permit,
     ):
         return await _until_claimed(permit, partial(_respond, idempotent_request, sessions, fingerprint, work))
 

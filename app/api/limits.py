@@ -19,6 +19,7 @@ from app.services.datasets.check_process import CheckCancelledError, CheckProces
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
+MAX_CACHE_READS = 4  # threads that wait for storage, which may stall
 MAX_SHORT_CHECKS = 2  # beside the long ones, so that small files do not wait for large ones
 ACQUIRE_TIMEOUT_SECONDS = 10.0
 
@@ -111,6 +112,11 @@ class CheckLimiter:
     def __init__(self, processes: int) -> None:
         self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
         self._short = FairLimiter(MAX_SHORT_CHECKS)
+        self._cache_reads = FairLimiter(MAX_CACHE_READS)
+
+    async def run_cached(self, owner: str, work: Callable[[], Result]) -> Result:
+        """Run in a thread what may make a check unnecessary: it opens the files and reads a cache."""
+        return await self._cache_reads.run(owner, work)
 
     async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[CheckProcess], Result]) -> Result:
         """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.

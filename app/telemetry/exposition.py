@@ -7,12 +7,14 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -24,6 +26,7 @@ from app.telemetry import metrics
 from app.telemetry.multiprocess import MULTIPROCESS_VARIABLE
 
 log = get_logger(__name__)
+CACHE_SECONDS = 1.0
 TIMEOUT_SECONDS = 1.0
 
 
@@ -43,7 +46,7 @@ def start_metrics_server(settings: Settings | WebSettings, process: str) -> WSGI
         server = make_server(
             settings.metrics_host,
             settings.metrics_port,
-            make_wsgi_app(registry),
+            make_metrics_app(registry),
             server_class=_Server,
             handler_class=_Handler,
         )
@@ -55,6 +58,38 @@ def start_metrics_server(settings: Settings | WebSettings, process: str) -> WSGI
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     log.info("metrics", host=settings.metrics_host, port=settings.metrics_port)
     return server
+
+
+def make_metrics_app(
+    registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic
+) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
+    """A WSGI application with one page, /metrics, in Prometheus's text format.
+
+    It renders at most once in CACHE_SECONDS, as the port has no authentication. The application of prometheus_client
+    renders for each request, at every path.
+    """
+    lock = threading.Lock()
+    body, expires_at = b"", -float("inf")
+
+    def rendered() -> bytes:
+        nonlocal body, expires_at
+        with lock:
+            if clock() >= expires_at:
+                body, expires_at = generate_latest(registry), clock() + CACHE_SECONDS
+            return body
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/metrics":
+            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"The metrics are at /metrics.\n"]
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
+            return [b""]
+        content = rendered()
+        start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST), ("Content-Length", str(len(content)))])
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else content]
+
+    return answer
 
 
 class _Server(ThreadingWSGIServer):

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, select
 
 from app.db.fast_reads import pool
 from app.db.fast_reads.pool import AsyncConnections
+from app.errors import Unavailable
 
 QUERY = select(1)
 
@@ -31,13 +32,13 @@ class Source(AsyncConnections):
         numbers = enumerate(map(int, values["id"]), 1)
         return [SimpleNamespace(number=number, value=2 * each) for number, each in numbers if each % 2 == 0]
 
-    async def end(self, error: Exception | None = None) -> None:
-        """End the last query, as soon as it has begun."""
+    async def end(self, error: Exception | None = None, run: int = -1) -> None:
+        """End a query, by default the last one, as soon as it has begun."""
         await settle()
         if error is None:
-            self._ends[-1].set_result(None)
+            self._ends[run].set_result(None)
         else:
-            self._ends[-1].set_exception(error)
+            self._ends[run].set_exception(error)
         await settle()
 
     def ask(self, number: int) -> asyncio.Task[Any]:
@@ -112,5 +113,47 @@ def test_a_call_right_after_the_last_answer_is_answered() -> None:
         await source.end()
         await source.end()
         assert await asking == [4, 4]
+
+    run(story())
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_calls_beyond_the_maximum_of_runs_are_answered_by_the_first_that_ends(
+    first_to_end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MAX_RUNS", 2)
+
+    async def story() -> None:
+        source = Source()
+        running = []
+        for number in (2, 4):
+            running.append(source.ask(number))
+            await settle()
+        third = source.ask(6)
+        await settle()
+        assert source.asked == [["2"], ["4"]]
+        await source.end(run=first_to_end)
+        assert source.asked == [["2"], ["4"], ["6"]]
+        await source.end()
+        assert (await third).value == 12
+        assert [call.done() for call in running] == [first_to_end == 0, first_to_end == 1]
+        await source.end(run=1 - first_to_end)
+        assert [(await call).value for call in running] == [4, 8]
+
+    run(story())
+
+
+def test_a_call_does_not_wait_longer_than_the_timeout_for_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "TIMEOUT_SECONDS", 0.01)
+
+    async def story() -> None:
+        source = Source()
+        hanging = source.ask(2)
+        await settle()
+        waiting = source.ask(4)
+        for call in (hanging, waiting):
+            with pytest.raises(Unavailable):
+                await call
+        assert source.asked == [["2"]]
 
     run(story())

@@ -125,6 +125,24 @@ class TestAnotherProject:
             if method == "GET":
                 assert client.request(method, path).status_code == 200, (method, path)
 
+    def test_cannot_compare_its_own_job_with_ours(
+        self,
+        client: TestClient,
+        succeeded: Job,
+        foreign_headers: dict[str, str],
+        sessions: Sessions,
+        storage: LocalStorage,
+    ) -> None:
+        with transaction(sessions) as session:
+            other = session.scalars(select(Project).where(Project.name == "other")).one()
+            own = make_succeeded_job(session, storage, other).id
+        answers = [
+            client.get(f"/v1/fine_tuning/jobs/{own}/diff", params={"with": job_id}, headers=foreign_headers)
+            for job_id in (own, succeeded.id)
+        ]
+        assert [answer.status_code for answer in answers] == [200, 404]
+        assert answers[1].json()["error"]["param"] == "with"
+
     def test_lists_nothing_of_ours(
         self, client: TestClient, succeeded: Job, foreign_headers: dict[str, str], base_model: str
     ) -> None:

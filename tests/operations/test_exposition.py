@@ -16,12 +16,24 @@ from wsgiref.simple_server import WSGIServer
 import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from app.settings import Settings
 from app.telemetry import exposition
-from app.telemetry.exposition import DiskMetrics, start_metrics_server
+from app.telemetry.exposition import DiskMetrics, make_metrics_app, start_metrics_server
 from tests.deadline import until
 from tests.serving import api_process, free_port
+
+
+class CountedCollector(Collector):
+    """Counts how often its values were read."""
+
+    reads = 0
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        self.reads += 1
+        yield CounterMetricFamily("reads", "Reads of this collector.", value=self.reads)
 
 
 def get(port: int, path: str = "/metrics", method: str = "GET") -> httpx2.Response:
@@ -45,7 +57,30 @@ def test_metrics_are_served_in_the_text_format_of_prometheus(server: WSGIServer)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert "tunery_data_disk_bytes " in answer.text
+
+
+def test_other_paths_and_methods_are_refused(server: WSGIServer) -> None:
+    assert get(server.server_port, "/").status_code == 404
     assert get(server.server_port, method="POST").status_code == 405
+    head = get(server.server_port, method="HEAD")
+    assert (head.status_code, head.content) == (200, b"")
+
+
+def test_a_hundred_scrapes_at_once_read_the_values_once() -> None:
+    registry, collector, now = CollectorRegistry(), CountedCollector(), 0.0
+    registry.register(collector)
+    reads_before = collector.reads
+    page = make_metrics_app(registry, lambda: now)
+
+    def scrape(_: int) -> bytes:
+        return b"".join(page({"PATH_INFO": "/metrics", "REQUEST_METHOD": "GET"}, lambda *_: lambda _: None))
+
+    with ThreadPoolExecutor(16) as pool:
+        assert len(set(pool.map(scrape, range(100)))) == 1
+    assert collector.reads == reads_before + 1
+    now = 1.0
+    scrape(0)
+    assert collector.reads == reads_before + 2
 
 
 def test_silent_clients_delay_no_other_scrape(server: WSGIServer) -> None:

@@ -39,7 +39,7 @@ def test_a_bucket_has_its_staging_in_the_data_directory_and_redirects_only_if_th
     ("changed", "problem"),
     [
         ({"storage_url": "bucket"}, "is no storage URL; allowed"),
-        ({"storage_endpoint": "s3.internal"}, "begin with https:"),
+        ({"storage_endpoint": "s3.internal"}, "'s3.internal' must begin with https:"),
         ({"storage_access_key_id": None}, "belong together"),
         ({"delivery_poll_seconds": 31}, "less than or equal to 30"),
     ],
@@ -74,8 +74,9 @@ def test_the_secret_is_in_no_text_of_the_settings() -> None:
         ),
         (
             {"TUNERY_METRICS_PORT": "x", "TUNERY_LABELS": "a b", "TUNERY_KEEP_ALIVE_SECONDS": "0"},
-            ['_PORT must be a whole number, not "x"', "TUNERY_LABELS.0 'a b':", 'greater than 0, not "0"'],
+            ['_PORT must be a whole number, not "x"', "TUNERY_LABELS: 'a b': a label has", 'greater than 0, not "0"'],
         ),
+        ({"TUNERY_OTLP_ENDPOINT": ""}, ["TUNERY_OTLP_ENDPOINT: '' must begin with https:// or http://"]),
         ({"DATABASE_URL": ""}, ["DATABASE_URL must begin with postgresql://, such as"]),
         ({"REDIS_URL": ""}, ["REDIS_URL is empty"]),
         ({"DATABASE_URL": "mysql://me:hidden@x/y"}, ["DATABASE_URL must begin with postgresql://, such as"]),

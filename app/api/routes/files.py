@@ -7,10 +7,11 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import AppStateDep, SessionDep
+from app.api.dependencies import AppStateDep, SessionDep, hold_connection_permit
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi import responses
 from app.api.schemas.common import Deleted, deleted, list_of
@@ -193,6 +194,7 @@ async def validate_file(
         with transaction(app_state.sessions) as session:
             return profile.load_inputs(session, app_state.settings, caller.project_id, file_id, *given)
 
-    inputs = await app_state.connection_limiter.run(caller.key_id, load_inputs)
+    async with hold_connection_permit(request):
+        inputs = await run_in_threadpool(load_inputs)
     work = partial(profile.make_profile, app_state.storage, inputs)
     return FileReportBody.of(await app_state.check_limiter.run(request, caller.key_id, profile.is_long(inputs), work))

@@ -12,10 +12,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import to_json
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.auth import AUTHENTICATED, Caller, CallerDep, JobDep
-from app.api.dependencies import AppState, AppStateDep, SessionDep
+from app.api.dependencies import AppState, AppStateDep, SessionDep, hold_connection_permit
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute, respond_once
 from app.api.openapi import responses
 from app.api.schemas.common import UnixSeconds, list_of, utc_datetime
@@ -185,31 +186,25 @@ async def create_job(
 @router.post("/plan", response_model=PlanBody, summary="Plan a job")
 async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app_state: AppStateDep) -> Any:
     """Takes the body of a create call and creates nothing. Exact tokens and steps, memory and time on each device."""
-    question, answer = await app_state.connection_limiter.run(
-        caller.key_id, partial(_cached_plan, app_state, caller, body)
-    )
-    if answer is None:
-        work = partial(_compute_plan, app_state, question)
-        answer = await app_state.check_limiter.run(request, caller.key_id, plan.is_long(question), work)
+    async with hold_connection_permit(request):
+        inputs = await run_in_threadpool(_plan_inputs, app_state, caller, body)
+    limiter, work = app_state.check_limiter, partial(_compute_plan, app_state, inputs)
+    try:
+        answer = await limiter.run_cached(caller.key_id, partial(work, None))
+    except NotCountedError:
+        answer = await limiter.run(request, caller.key_id, plan.is_long(inputs), work)
     return PlanBody.model_validate(answer)
 
 
-def _cached_plan(
-    app_state: AppState, caller: Caller, body: dict[str, Any]
-) -> tuple[plan.PlanInputs, plan.JobPlan | None]:
-    """The question, and the plan if the token counts of the files are cached."""
+def _plan_inputs(app_state: AppState, caller: Caller, body: dict[str, Any]) -> plan.PlanInputs:
     with transaction(app_state.sessions) as session:
         endpoints = app_state.settings.endpoints
-        question = plan.read_inputs(session, caller.project_id, caller.is_admin, body, endpoints)
-    try:
-        return question, _compute_plan(app_state, question, None)
-    except NotCountedError:
-        return question, None
+        return plan.read_inputs(session, caller.project_id, caller.is_admin, body, endpoints)
 
 
-def _compute_plan(app_state: AppState, question: plan.PlanInputs, check: CheckProcess | None) -> plan.JobPlan:
+def _compute_plan(app_state: AppState, inputs: plan.PlanInputs, check: CheckProcess | None) -> plan.JobPlan:
     min_examples = app_state.settings.min_training_examples
-    return plan.make_plan(app_state.storage, app_state.token_counter, question, min_examples, check)
+    return plan.make_plan(app_state.storage, app_state.token_counter, inputs, min_examples, check)
 
 
 @router.get(

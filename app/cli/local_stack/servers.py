@@ -316,7 +316,7 @@ class LocalValkey(LocalServer):
 
 
 def ping_broker(url: str, seconds: float) -> None:
-    """Raises RedisError, ValueError."""
+    """Send PING to the broker. Raises RedisError, ValueError."""
     with redis.Redis.from_url(as_redis_py(url), socket_connect_timeout=seconds, socket_timeout=seconds) as client:
         client.ping()
 

@@ -23,6 +23,7 @@ from app.errors import Unavailable
 
 Connection = psycopg.AsyncConnection[Any]
 TIMEOUT_SECONDS = 10
+NO_ANSWER = "PostgreSQL does not answer; try again in a few seconds"
 MAX_RUNS = 4  # of one query at once: PostgreSQL works while responses are rendered, and a lost connection delays a part
 
 
@@ -45,7 +46,7 @@ class AsyncConnections:
             async with asyncio.timeout(TIMEOUT_SECONDS), self._free:
                 return await self._fetch_all(sql, values)
         except (psycopg.OperationalError, TimeoutError) as error:
-            raise Unavailable("PostgreSQL does not answer; try again in a few seconds") from error
+            raise Unavailable(NO_ANSWER) from error
 
     async def fetch_batched(self, query: Executable, values: Mapping[str, str]) -> Any:
         """The row of `query` for these values, or None, by a read that begins after this call. Raises Unavailable.
@@ -53,8 +54,14 @@ class AsyncConnections:
         The calls that arrive while MAX_RUNS of the query run are answered together by its next run. Each value is an
         element of the array of its name, and the query returns for a row the `number` of the elements, from 1.
         """
-        batch = self._batches.setdefault(query, _Batch(partial(self.fetch_all, query), tuple(values)))
-        return await batch.fetch(tuple(values.values()))
+        batch = self._batches.get(query)
+        if batch is None:
+            batch = self._batches[query] = _Batch(partial(self.fetch_all, query), tuple(values))
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):  # of the wait for other runs, too
+                return await batch.fetch(tuple(values.values()))
+        except TimeoutError as error:
+            raise Unavailable(NO_ANSWER) from error
 
     async def close(self) -> None:
         while self._idle:

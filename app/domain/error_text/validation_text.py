@@ -180,11 +180,11 @@ def _problem(error: Mapping[str, Any], prefix: str) -> str:
     text = _sentence(error)
     if not error["loc"]:
         return text  # of several variables, which it names
-    field, *entry = map(str, error["loc"])
+    field, *entry = error["loc"]
     variable = field if field.isupper() else f"{prefix}{field.upper()}"
-    return (
-        f"{'.'.join([variable, *entry])} {text}" if entry or error["type"] != "value_error" else f"{variable}: {text}"
-    )
+    if error["type"] == "value_error" and all(isinstance(part, int) for part in entry):  # the text names the item
+        return f"{variable}: {text}"
+    return f"{'.'.join(map(str, [variable, *entry]))} {text}"
 
 
 def _sentence(error: Mapping[str, Any]) -> str:

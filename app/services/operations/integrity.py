@@ -31,25 +31,19 @@ class IntegrityFinding:
 
 
 def examine(
-    storage: Storage, row: NamedObject, consume: Callable[[ReadableFile], ObjectDigest] | None = copy_and_hash
+    storage: Storage, row: NamedObject, consume: Callable[[ReadableFile], ObjectDigest] = copy_and_hash
 ) -> tuple[ObjectDigest | None, str | None]:
-    """Read an object by `consume`: its digest, if it can be read, and what is wrong with it. None looks at its size.
+    """Read an object by `consume`: its digest, if it can be read, and what is wrong with it.
 
     Raises StorageError if the whole storage fails, and OSError of `consume`.
     """
     try:
-        if consume is None:
-            with _as_unreadable():
-                digest = ObjectDigest(storage.stat(row.key).size_bytes, row.sha256 or "")
-        else:
-            with _as_unreadable():
-                source = storage.open(row.key)
-            with source:
-                digest = consume(_ObjectReader(source))
-    except FileNotFoundError:
-        return None, "missing"
+        with _as_unreadable():
+            source = storage.open(row.key)
+        with source:
+            digest = consume(_ObjectReader(source))
     except _UnreadableObject as error:
-        return None, f"cannot be read: {error}"
+        return None, str(error)
     return digest, row.difference(digest)
 
 
@@ -92,8 +86,14 @@ def check(
 
 def _problem(storage: Storage, row: NamedObject, read_content: bool) -> str | None:
     """What is wrong with an object. One of another size is not read. Raises StorageError."""
-    problem = examine(storage, row, consume=None)[1]
-    return examine(storage, row)[1] if problem is None and read_content else problem
+    try:
+        with _as_unreadable():
+            size_bytes = storage.stat(row.key).size_bytes
+    except _UnreadableObject as error:
+        return str(error)
+    if row.size_bytes not in (None, size_bytes):
+        return "wrong size"
+    return examine(storage, row)[1] if read_content else None
 
 
 def _repair(
@@ -112,7 +112,7 @@ def _repair(
 
 
 class _UnreadableObject(Exception):
-    """An object in storage cannot be read; the message is the reason. It is no error of the backups' disk."""
+    """An object in storage cannot be read; the message is the problem. It is no error of the backups' disk."""
 
 
 class _ObjectReader:
@@ -130,7 +130,9 @@ class _ObjectReader:
 def _as_unreadable() -> Iterator[None]:
     try:
         yield
-    except (FileNotFoundError, StorageError):
+    except StorageError:
         raise
+    except FileNotFoundError:
+        raise _UnreadableObject("missing") from None
     except OSError as error:
-        raise _UnreadableObject(error.strerror) from None
+        raise _UnreadableObject(f"cannot be read: {error.strerror}") from None

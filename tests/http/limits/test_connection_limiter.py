@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api.limits import ConnectionPermit, FairLimiter
+from app.api.limits import MAX_CACHE_READS, ConnectionPermit, FairLimiter
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions
 from app.db.tables import Project
 from app.errors import Unavailable
+from app.storage import LocalStorage
 from tests.deadline import until
 from tests.serving import LiveServer
 
@@ -72,6 +74,29 @@ def test_waiting_duplicates_do_not_block_other_requests(
         assert not any(duplicate.done() for duplicate in duplicates)
         first.rollback()
         assert {duplicate.result(20).status_code for duplicate in duplicates} == {200}
+
+
+def test_plans_that_wait_for_storage_hold_no_connection(
+    client: TestClient, app: FastAPI, base_model: str, training_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens, answers, limiter = list[str](), threading.Event(), app.state.app_state.connection_limiter
+
+    def hang(_self: LocalStorage, key: str) -> BinaryIO:
+        opens.append(key)
+        answers.wait(30)
+        raise FileNotFoundError(key)
+
+    monkeypatch.setattr(LocalStorage, "open", hang)
+    body, count = {"model": base_model, "training_file": training_file}, limiter.free_permits
+    with ThreadPoolExecutor(count) as pool:
+        plans = [pool.submit(client.post, f"{JOBS}/plan", json=body) for _ in range(count)]
+        try:
+            until(lambda: (len(opens), limiter.free_permits) == (MAX_CACHE_READS, count), "all plans wait for storage")
+            assert client.get(JOBS).status_code == 200
+            assert not any(plan.done() for plan in plans)
+        finally:
+            answers.set()
+        assert {plan.result(20).status_code for plan in plans} == {404}
 
 
 class TestConnectionPermit:

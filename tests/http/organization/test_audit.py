@@ -217,6 +217,19 @@ class TestTheLog:
 
 
 class TestAct:
+    def test_a_change_after_the_end_of_its_request_is_not_attributed_to_it(self, engine: Engine) -> None:
+        """A task that outlives the request that started it still has the request's context."""
+        sessions = make_sessions(engine)
+        audit.audit_sessions(sessions)
+        with audit.audited_as(audit.AuditContext(action="a", actor_id="key_1")) as context:
+            pass
+        token = audit.CURRENT_CONTEXT.set(context)
+        with transaction(sessions) as session:
+            make_project(session, "later")
+        audit.CURRENT_CONTEXT.reset(token)
+        with transaction(sessions) as session:
+            assert session.scalars(select(AuditEntry)).all() == []
+
     def test_an_entry_names_each_object_once(self, engine: Engine) -> None:
         sessions = make_sessions(engine)
         audit.audit_sessions(sessions)
