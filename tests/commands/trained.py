@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ def make_trained_job(
     write: Callable[[Path, int], Path] | None = None,
     **job_arguments: Any,
 ) -> Job:
-    write = write or write_adapter
     make_job(session, project, make_file(session, storage, project), suffix="demo", **job_arguments)
     validate_job(session)
     job = start_job(session)
+    base = models.get_base(session, project.id, job.base_model)
+    write = write or partial(write_adapter, base_sha256=base.manifest_sha256 if base else "")
     made = [
         _make_checkpoint(session, storage, project, job, step, write(directory / f"step-{step}", step))
         for step in STEPS
@@ -56,12 +58,13 @@ def make_trained_job(
     )
 
 
-def write_adapter(directory: Path, step: int = 4) -> Path:
+def write_adapter(directory: Path, step: int = 4, base_sha256: str = "") -> Path:
     """What a trainer leaves: two files and the manifest that names them."""
     directory.mkdir(parents=True)
     (directory / artifact_directory.ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 16, "step": step}))
     (directory / artifact_directory.ADAPTER_WEIGHTS).write_bytes(WEIGHTS)
-    artifact_directory.write_manifest(directory, {"step": step})
+    entries = {"base_model": {"manifest_sha256": base_sha256}, "step": step}
+    artifact_directory.write_manifest(directory, entries)
     return directory
 
 

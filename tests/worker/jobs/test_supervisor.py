@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from app.db import files
 from app.db.base_models import models
@@ -210,6 +211,13 @@ class TestTrainerErrors:
         assert harness.job(job).state == "succeeded"
         assert step_log.steps() == {"2": [1, 2, 3], "3": [3, 4, 5]}
         assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3, 4, 5]
+
+    def test_a_full_disk_of_the_trainer_is_no_error_of_the_worker(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        with capture_logs() as lines:
+            harness.run_next_job(TrainerPlan(faults={"*": {"2": "failed:storage_full:75"}}))
+        assert harness.job(job).phase == "waiting_for_storage"
+        assert [line["event"] for line in lines if line["log_level"] == "error"] == []
 
     def test_without_a_snapshot_the_job_starts_again_with_an_event(
         self, harness: WorkerHarness, step_log: StepLog
