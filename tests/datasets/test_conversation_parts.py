@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,24 @@ class TestByParts:
         assert by_parts == exact
         assert sum(by_parts[0].labelled)
 
-    @pytest.mark.parametrize("template", [CHATML, SMOLLM2, HERMES])
-    def test_the_work_is_linear(self, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("template", "messages", "tools"),
+        [
+            (CHATML, chat, ()),
+            (SMOLLM2, chat, ()),
+            (HERMES, chat, ()),
+            (HERMES.replace("+ m.content }}", "+ (m.reasoning_content or '') + m.content }}"), thinking_agent, (TOOL,)),
+        ],
+        ids=["CHATML", "SMOLLM2", "HERMES", "checks of calls"],
+    )
+    def test_the_work_is_linear(
+        self,
+        template: str,
+        messages: Callable[[int], list[Message]],
+        tools: tuple[Any, ...],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         renderer, rendered = renderer_of(tmp_path, template), 0
         text = renderer.template.text  # type: ignore[union-attr]
 
@@ -133,25 +150,7 @@ class TestByParts:
         work = []
         for turns in (500, 1_000):
             rendered = 0
-            renderer.documents(Example(1, messages=tuple(chat(turns))))
-            work.append(rendered)
-        assert work[1] < 2.2 * work[0]
-
-    def test_the_work_of_the_checks_is_linear(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        template = HERMES.replace("+ m.content }}", "+ (m.reasoning_content or '') + m.content }}")
-        renderer, rendered = renderer_of(tmp_path, template), 0
-        text = renderer.template.text  # type: ignore[union-attr]
-
-        def counted(messages: list[Message], *more: Any) -> str:
-            nonlocal rendered
-            rendered += len(messages)
-            return text(messages, *more)
-
-        monkeypatch.setattr(renderer.template, "text", counted)
-        work = []
-        for steps in (500, 1_000):
-            rendered = 0
-            renderer.documents(Example(1, messages=tuple(thinking_agent(steps)), tools=(TOOL,)))
+            renderer.documents(Example(1, messages=tuple(messages(turns)), tools=tools))
             work.append(rendered)
         assert work[1] < 2.2 * work[0]
 
