@@ -9,7 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,20 +21,26 @@ Reviewed = Callable[[str], None]
 
 
 @pytest.fixture
-def reviewed(request: pytest.FixtureRequest) -> Reviewed:
-    """A function that compares a sentence with the reviewed one of this test. Replace paths, ids and times before."""
+def reviewed(request: pytest.FixtureRequest) -> Iterator[Reviewed]:
+    """A function that compares a sentence with the reviewed one of this test. Replace paths, ids and times before.
+
+    After the test: every reviewed sentence was seen.
+    """
     name = request.node.nodeid.removeprefix("tests/")
-    expected = [] if os.environ.get(WRITE) else read_sentences().get(name, [])
-    seen: list[str] = []
+    if os.environ.get(WRITE):
+        seen: list[str] = []
+        yield seen.append
+        _write(name, seen)
+    else:
+        missing = read_sentences().get(name, [])
+        yield partial(compare, missing)
+        assert missing == [], f"{SENTENCES.name} has sentences that the test did not see"
 
-    def compare(sentence: str) -> None:
-        seen.append(sentence)
-        if os.environ.get(WRITE):
-            _write(name, seen)
-        else:
-            assert sentence == "".join(expected[len(seen) - 1 : len(seen)]), f"{SENTENCES.name} has another sentence"
 
-    return compare
+def compare(expected: list[str], sentence: str) -> None:
+    """Take the first of the expected sentences, which must be this one."""
+    assert [sentence] == expected[:1], f"{SENTENCES.name} has another sentence"
+    del expected[0]
 
 
 def read_sentences() -> dict[str, list[str]]:

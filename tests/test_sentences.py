@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sentences import SENTENCES, WRITE, read_sentences
+from tests.sentences import SENTENCES, compare, read_sentences
 
 TESTS = Path(__file__).parent
 
@@ -16,17 +16,22 @@ def test_every_sentence_belongs_to_a_test_that_exists() -> None:
     unknown = []
     for name in read_sentences():
         file, _, rest = name.partition("::")
-        function = rest.partition("[")[0].rpartition("::")[2]
-        path = TESTS / file
-        if not path.is_file() or not re.search(rf"def {function}\(", path.read_text(encoding="utf-8")):
+        *classes, function = rest.partition("[")[0].split("::")
+        source = (TESTS / file).read_text(encoding="utf-8") if (TESTS / file).is_file() else ""
+        defined = [rf"^class {each}\b" for each in classes] + [rf"def {function}\("]
+        if not all(re.search(each, source, re.MULTILINE) for each in defined):
             unknown.append(name)
     assert unknown == [], f"remove them from {SENTENCES.name}"
 
 
-def test_a_sentence_that_was_not_reviewed_fails(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    monkeypatch.delenv(WRITE, raising=False)
-    reviewed = request.getfixturevalue("reviewed")
+@pytest.mark.parametrize("expected", [[], ["Another sentence."]])
+@pytest.mark.parametrize("sentence", ["", "A sentence that was not reviewed."])
+def test_a_sentence_that_was_not_reviewed_fails(expected: list[str], sentence: str) -> None:
     with pytest.raises(AssertionError, match=SENTENCES.name):
-        reviewed("A sentence that nobody has read.")
+        compare(expected, sentence)
+
+
+def test_a_reviewed_sentence_is_seen_once() -> None:
+    expected = ["The job is paused."]
+    compare(expected, "The job is paused.")
+    assert expected == []

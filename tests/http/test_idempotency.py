@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -187,24 +188,17 @@ class TestWhatWasRefused:
         assert count(sessions, IdempotencyKey) == 0
         assert create().status_code == 200
 
-    def test_a_failed_request_frees_its_key(
-        self, create: Create, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("module", "function"), [(jobs, "append_event"), (idempotency, "store_response")])
+    def test_a_failed_request_leaves_no_job_and_frees_its_key(
+        self, create: Create, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str
     ) -> None:
+        """Job and key are one transaction: there is no crash that leaves one without the other."""
         with monkeypatch.context() as broken:
-            broken.setattr(jobs, "append_event", lambda *_: 1 / 0)
+            broken.setattr(module, function, lambda *_: 1 / 0)
             assert create().status_code == 500
         assert (count(sessions), count(sessions, IdempotencyKey)) == (0, 0)
         assert create().status_code == 200
         assert count(sessions) == 1
-
-    def test_a_response_that_is_not_stored_leaves_no_job(
-        self, create: Create, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Job and key are one transaction: there is no crash that leaves one without the other."""
-        with monkeypatch.context() as broken:
-            broken.setattr(idempotency, "store_response", lambda *_: 1 / 0)
-            assert create().status_code == 500
-        assert (count(sessions), count(sessions, IdempotencyKey)) == (0, 0)
 
 
 class TestUploads:

@@ -229,7 +229,6 @@ class TestRefusals:
         error = refusal(lora={"alpha": 100_000, "use_rslora": True}, **dpo(learning_rate_multiplier=1e-6))
         assert error.param == "method.dpo.hyperparameters.learning_rate_multiplier"
         reviewed(error.message)
-        reviewed(error.message)
 
     def test_the_bounds_themselves_and_what_people_use_are_taken(self) -> None:
         hyperparameters = {

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from app.domain.jobs.events import Command, Message, Metric, SnapshotSaved, Star
 from app.domain.jobs.states import ExitCode, Reason
 from app.system import artifact_directory
 from app.system.host import cpu_name
+from tests.damages import DAMAGES
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.trainer.helpers import Attempt, Trainings, assert_same_adapter, slow_but
 
@@ -25,17 +25,6 @@ PATTERNS: dict[str, Any] = {
 }
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "missing": Path.unlink,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
-    "flipped": flip,
-}
 ATTEMPTS: dict[str, Attempt] = {}  # by their arguments
 
 

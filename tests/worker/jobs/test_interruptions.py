@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from app.db.jobs.leases import Lease
 from app.db.tables import Job
 from app.domain.jobs.states import Reason
 from app.storage import StoredObject
+from tests.damages import DAMAGES
 from tests.deadline import until
 from tests.processes import is_alive
 from tests.sentences import Reviewed
@@ -26,18 +27,6 @@ from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import StepLog, WorkerHarness
 from worker.reconciler import cleanup
 
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "missing": Path.unlink,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
-    "flipped": flip,
-}
 DISCONNECT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
 
 
