@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from app.db.fast_reads import pool
+from app.db.fast_reads.keys import fetch_with_key
 from app.db.fast_reads.pool import AsyncConnections
 from app.errors import Unavailable
 
@@ -155,5 +156,26 @@ def test_a_call_does_not_wait_longer_than_the_timeout_for_other_runs(monkeypatch
             with pytest.raises(Unavailable):
                 await call
         assert source.asked == [["2"]]
+
+    run(story())
+
+
+def test_calls_of_one_key_write_its_last_use_once() -> None:
+    class Due(Source):
+        writes = 0
+
+        async def fetch_batched(self, query: Any, values: Mapping[str, str]) -> Any:
+            return SimpleNamespace(key_id="key_1", touch_due=True, refusal=None)
+
+        async def fetch_one(self, query: Any, values: Mapping[str, Any]) -> Any:
+            self.writes += 1
+            await settle()
+
+    async def story() -> None:
+        source = Due()
+        await asyncio.gather(*(fetch_with_key(source, QUERY, f"secret {number}") for number in range(3)))
+        assert source.writes == 1
+        await fetch_with_key(source, QUERY, "secret")
+        assert source.writes == 2
 
     run(story())

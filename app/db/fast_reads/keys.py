@@ -74,6 +74,11 @@ async def find_key(connections: AsyncConnections, secret: str) -> KeyRow | None:
 async def fetch_with_key(connections: AsyncConnections, query: Executable, secret: str, job_id: str = "") -> Any:
     """A KeyRow with the other columns of `query`. The search by hash makes its timing independent of the secret."""
     row = await connections.fetch_batched(query, {"secret_sha256": hash_key(secret), "job_id": job_id})
-    if row is not None and row.touch_due and row.refusal is None:
-        await connections.fetch_one(SET_LAST_USED, {"key_id": row.key_id})
+    touched = connections.touched_keys
+    if row is not None and row.touch_due and row.refusal is None and row.key_id not in touched:
+        touched.add(row.key_id)
+        try:
+            await connections.fetch_one(SET_LAST_USED, {"key_id": row.key_id})
+        finally:
+            touched.remove(row.key_id)
     return row

@@ -34,6 +34,7 @@ class AsyncConnections:
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(limit)
         self._batches: dict[Executable, _Batch] = {}
+        self.touched_keys: set[str] = set()  # those whose `last_used_at` is being written, once for all polls
 
     async def fetch_one(self, query: str | Executable, values: Mapping[str, Any]) -> Any:
         """The first row, or None; the query is its own transaction. Raises Unavailable."""
