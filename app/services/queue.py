@@ -20,8 +20,8 @@ from app.domain.jobs.states import UNFINISHED_WORK, Desired, JobState
 SHOWN_STATES = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
-SELECT job.id, job.project_id, job.base_model, job.priority, job.is_urgent, job.worker_labels, job.lease_owner,
-  job.phase, job.yield_requested_at IS NOT NULL AS gives_way, attempt.started_at AS attempt_started_at,
+SELECT job.id, job.project_id, job.base_model, job.priority, job.is_urgent, job.lease_owner, job.phase,
+  job.yield_requested_at IS NOT NULL AS gives_way, attempt.started_at AS attempt_started_at,
   moment.now + {SECONDS_LEFT} * interval '1 second' AS expected_finish_at
 FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
 WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'

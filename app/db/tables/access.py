@@ -140,9 +140,8 @@ class IdempotencyKey(Base):
     __table_args__ = (
         *checks(
             answer_whole="(status IS NULL) = (answer IS NULL)",
-            status="status BETWEEN 200 AND 299",
+            status="status BETWEEN 200 AND 299",  # an error response is not stored, as nothing was created
         ),
-        # an error response is not stored, as nothing was created
         Index("ix_idempotency_keys_created_at", "created_at"),
     )
 

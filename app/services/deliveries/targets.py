@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import SQLColumnExpression
 
 from app.db.deliveries import credentials as encryption
 from app.db.deliveries.credentials import NoSecretKey
@@ -59,13 +60,13 @@ def create(session: Session, operator: Operator, project_id: str, given: Mapping
 def get(session: Session, project_id: str, target_id: str, lock: bool = False) -> DeliveryTarget:
     """A target by its id or name. Raises NotFound."""
     has_id = DeliveryTarget.id == target_id
-    query = select(DeliveryTarget.id).where(*_existing(project_id), has_id | (DeliveryTarget.name == target_id))
+    query = select(DeliveryTarget.id).where(*existing(project_id), has_id | (DeliveryTarget.name == target_id))
     found = session.scalar(query.order_by(has_id.desc()).limit(1))
-    return resources.get(session, DeliveryTarget, found or target_id, *_existing(project_id), lock=lock)
+    return resources.get(session, DeliveryTarget, found or target_id, *existing(project_id), lock=lock)
 
 
 def page(session: Session, project_id: str, page: Page) -> list[DeliveryTarget]:
-    return resources.page(session, DeliveryTarget, *page, *_existing(project_id))
+    return resources.page(session, DeliveryTarget, *page, *existing(project_id))
 
 
 def check_credentials(encryption_keys: Sequence[str], target: DeliveryTarget) -> DeliveryTarget:
@@ -117,13 +118,13 @@ def delete(session: Session, project_id: str, target_id: str) -> DeliveryTarget:
 
 def resolve(session: Session, project_id: str, names: Sequence[str], param: str = "deliver_to") -> list[DeliveryTarget]:
     """The targets with these names. Raises BadRequest."""
-    query = select(DeliveryTarget).where(*_existing(project_id)).order_by(DeliveryTarget.seq)
-    existing = {target.name: target for target in session.scalars(query)} if names else {}
-    if unknown := [name for name in names if name not in existing]:
-        listed = ", ".join(existing) or "none yet"
+    query = select(DeliveryTarget).where(*existing(project_id)).order_by(DeliveryTarget.seq)
+    targets = {target.name: target for target in session.scalars(query)}
+    if unknown := [name for name in names if name not in targets]:
+        listed = ", ".join(targets) or "none yet"
         text = f"{param}: there is no delivery target {', '.join(map(as_json, unknown))}; there are: {listed}"
         raise BadRequest(text, param)
-    return [existing[name] for name in dict.fromkeys(names)]
+    return [targets[name] for name in dict.fromkeys(names)]
 
 
 def _refuse_if_used(session: Session, target: DeliveryTarget) -> None:
@@ -133,12 +134,13 @@ def _refuse_if_used(session: Session, target: DeliveryTarget) -> None:
         raise BadRequest(text, "destination")
 
 
-def _existing(project_id: str) -> tuple[ColumnElement[bool], ...]:
+def existing(project_id: str | SQLColumnExpression[str]) -> tuple[ColumnElement[bool], ...]:
+    """The conditions of the targets of a project."""
     return DeliveryTarget.project_id == project_id, DeliveryTarget.deleted_at.is_(None)
 
 
 def _count(session: Session, project_id: str) -> int:
-    return resources.count(session, DeliveryTarget, *_existing(project_id))
+    return resources.count(session, DeliveryTarget, *existing(project_id))
 
 
 def _columns(operator: Operator, kind: TargetKind, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _environment(
 
 def _result(session: Session, job: Job, last: MeasurementRow | None) -> dict[str, Any]:
     metrics = _last_data(session, job, JobEvent.type == "metrics")  # completed by those of the result
-    for checkpoint in checkpoints.by_names(session, [job.fine_tuned_model or ""]).values():
+    for checkpoint in checkpoints.by_names(session, [job.fine_tuned_model] if job.fine_tuned_model else []).values():
         metrics = metrics | {key: value for key, value in checkpoint.metrics.items() if value is not None}
     rate = last.step_tokens / last.step_seconds if last and last.step_tokens and last.step_seconds else None
     return {

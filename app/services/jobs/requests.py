@@ -48,7 +48,7 @@ COLUMNS = {
 # the project may not use. A statement for each row took three times the CPU, a fifth of the cost of creating a job.
 TRAINING, VALIDATION = aliased(File, name="training_file"), aliased(File, name="validation_file")
 DEFAULT_TARGETS = select(func.array_agg(aggregate_order_by(DeliveryTarget.name, DeliveryTarget.seq))).where(
-    DeliveryTarget.project_id == Project.id, DeliveryTarget.deleted_at.is_(None), DeliveryTarget.is_default
+    *targets.existing(Project.id), DeliveryTarget.is_default
 )
 REFERENCES = (
     select(Project, DEFAULT_TARGETS.scalar_subquery(), BaseModelRow, TRAINING, VALIDATION)
