@@ -14,6 +14,7 @@ from app.web.api_client import CHECK_PROXIES, ApiClient, ApiError
 RETRY_SECONDS = 2.0
 CHANGES_SILENCE_SECONDS = 40.0  # the API sends a comment every 15 s
 ANSWER_SILENCE_SECONDS = 120.0  # until the first token, and between two tokens
+MAX_INLINE_CHARACTERS = 16 << 10  # of an event that is parsed in the event loop
 PREFIX = "data:"
 END = "[DONE]"
 ENDED_EARLY = "The answer ended before it was complete: the engine or the connection to it failed. Ask again."
@@ -81,7 +82,7 @@ async def stream_answer(api: ApiClient, body: dict[str, Any], on_tokens: Callabl
     async for data in _events(api, "POST", "chat/completions", ANSWER_SILENCE_SECONDS, **request):
         if data == END:
             return
-        text, tokens = await asyncio.to_thread(_parse, data)  # it may have megabytes
+        text, tokens = await asyncio.to_thread(_parse, data) if len(data) > MAX_INLINE_CHARACTERS else _parse(data)
         if tokens is not None:
             on_tokens(tokens)
         if text:

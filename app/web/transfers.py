@@ -112,7 +112,7 @@ async def read(session: Uploader, table: Table, upload_id: ObjectId) -> Json:
 async def append(session: Uploader, request: Request, upload_id: ObjectId, offset: int) -> Json:
     """Store a piece that begins at `offset`. One that the server has already is left out."""
     piece = await _read_body(request, MAX_PIECE_BYTES)
-    if table := _table_of(request, session, upload_id):  # after the body, while which arrives it may expire
+    if table := _table_of(request, session, upload_id):  # after the body, as the table may expire while that arrives
         if offset == table.offset and table.offset + len(piece) <= table.size_bytes:
             table.append(piece)
         return _table_state(table)
