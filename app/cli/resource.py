@@ -1,6 +1,6 @@
 """The commands that are alike for every resource of the API: list, show, delete, and a change of one object.
 
-    targets = Resource(commands, partial(named_path, "delivery_targets"), Name)
+    targets = named(commands, "delivery_targets", Name)
     targets.add_list("List the targets of the project.", {"name": "name", "status": "status"}, "No targets.")
     targets.add_delete("Delete a target and its credentials.")
 

@@ -141,7 +141,7 @@ class Client:
     def _open(
         self, method: str, path: str, params: Mapping[str, Any] | None = None, **request: Any
     ) -> Iterator[httpx2.Response]:
-        """The response before its body, which has no error. Parameters that are None are not sent."""
+        """The open response, whose body was not read yet. Raises CliError for an error status. None is not sent."""
         query = {name: value for name, value in (params or {}).items() if value is not None}
         with self._transport_errors(), self._http.stream(method, path, params=query, **request) as response:
             if response.is_error:

@@ -16,11 +16,15 @@ POLL_SECONDS = 1.0
 
 
 def poll(
-    client: Client, path: str, row: Json, is_due: Callable[[Json], bool], note: Callable[[Json], str] = lambda _: ""
+    client: Client,
+    path: str,
+    row: Json,
+    is_unfinished: Callable[[Json], bool],
+    note: Callable[[Json], str] = lambda _: "",
 ) -> Json:
-    """Request the object at `path` while it is due, and print what `note` returns, once until it changes."""
+    """Request the object at `path` until it has ended; print what `note` returns whenever that has changed."""
     shown = ""
-    while is_due(row):
+    while is_unfinished(row):
         if (text := note(row)) not in ("", shown):
             print_note(text)
             shown = text
@@ -31,11 +35,12 @@ def poll(
 
 def wait(client: Client, path: str, row: Json, note: Callable[[Json], str]) -> Json:
     """Poll an export or an evaluation until it has succeeded. Raises CliError if it has failed or was cancelled."""
-    is_due = ("queued", "running").__contains__
-    if is_due(row["status"]):
+    is_unfinished = ("queued", "running").__contains__
+    if is_unfinished(row["status"]):
         print_note(f"{row['id']} is {row['status']}; Ctrl-C stops waiting and does not cancel it.")
-    row = poll(client, path, row, lambda each: is_due(each["status"]), note)
+    row = poll(client, path, row, lambda each: is_unfinished(each["status"]), note)
     if row["status"] == "succeeded":
         return row
-    reason = f" ({row['error']['code']}): {row['error']['message']}" if row["status"] == "failed" else "."
-    raise CliError(f"{row['id']} {row['status']}{reason}")
+    if row["status"] == "failed":
+        raise CliError(f"{row['id']} failed ({row['error']['code']}): {row['error']['message']}")
+    raise CliError(f"{row['id']} was {row['status']}.")

@@ -107,7 +107,7 @@ class ImportRecord:
                 try:
                     lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in source.of_job(job["id"], kind)]
                 except Refused as error:
-                    saved = None  # asked for again by the next import
+                    saved = None  # both kinds are asked for again by the next import
                     self._say(f"{job['id']}: {kind} not saved, OpenAI does not return them ({error})")
                 else:
                     path.with_suffix(f".{kind}.jsonl").write_text("".join(lines), encoding="utf-8")

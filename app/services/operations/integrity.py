@@ -50,7 +50,7 @@ def examine(
 def check(
     engine: Engine, storage: Storage, read_content: bool, is_repairing: bool, backups: BackupRepository | None
 ) -> Iterator[IntegrityFinding]:
-    """The findings. With `read_content` objects are read and hashed, else only their sizes are compared.
+    """The findings. Sizes are compared; with `read_content` objects of the right size are also read and hashed.
 
     Repairs: an object without a row is deleted; a missing or damaged one is restored from `backups` if it is there with
     the digest of its row. Raises BackupError, StorageError.

@@ -106,8 +106,8 @@ def compare_answers(
 
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:
     """Download, verify and unpack an adapter. `directory` appears by a rename, once it is complete."""
-    prepare_place(directory)
     source = _adapter_source(client, job_id) if checkpoint is None else _checkpoint_source(client, job_id, checkpoint)
+    prepare_place(directory)
     part = directory.with_name(f".{directory.name}.{source.sha256[:DIGEST_CHARACTERS_IN_NAME]}.part")
     manifest = unpack(download_verified(client, source, part, "downloading"), directory)
     part.unlink()
