@@ -114,7 +114,7 @@ def _load(session: Session, question: TrialQuestion) -> tuple[BaseModelRow, Job 
         return base, None, None, []
     tuned = models.get_usable(session, question.project_id, question.model)
     if tuned is None:
-        raise AttemptFailed("not_found", f"The model {question.model} was deleted.")
+        raise AttemptFailed("server_error", f"The model {question.model} was deleted.")
     job, checkpoint = session.get_one(Job, tuned.job_id), session.get_one(Checkpoint, tuned.checkpoint_id)
     base = load_base(session, tuned.project_id, job.base_model)
     return base, job, checkpoint, load_files(session, checkpoint.file_ids)
@@ -318,7 +318,7 @@ class TrialAnswers:
         (self._directory / SPEC).write_text(prepared.spec.model_dump_json(), encoding="utf-8")
         with try_lock(self._lock_path) as lock:
             if lock is None:
-                raise AttemptFailed("busy", "An earlier program of trial answers still runs on this worker.")
+                raise AttemptFailed("server_error", "An earlier program of trial answers still runs on this worker.")
             with self._guard:
                 if self._suspensions:
                     return None

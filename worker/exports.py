@@ -18,7 +18,7 @@ from app.db.jobs import exports
 from app.db.jobs.leases import Retries
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
-from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
+from app.domain.base_models.catalog import ALTERED_REASON
 from app.domain.jobs.states import ExitCode
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.jobs import workdir
@@ -106,8 +106,7 @@ class Exporter(ProgramRunner[Export]):
         command += [str(attempt.directory / RESULT_DIRECTORY), *_weights_argument(export)]
         ended = attempt.run_program("export", command)
         if ended.exit_code == ExitCode.OTHER_BASE:  # its text names the worker's directory
-            text = unusable_model_message(export.base_model, ALTERED_REASON)
-            raise AttemptFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=True)
+            raise unusable_base(export.base_model, ALTERED_REASON, is_final=True)
         ended.check(PROGRAM_ERRORS)
 
     def _publish(self, attempt: ProgramAttempt[Export]) -> None:

@@ -196,8 +196,8 @@ def find_rejection(role: str, min_examples: int, report: DatasetReport, spec: Jo
         text = f"The job failed due to an invalid {role} file. {why}"
     if not text:
         return None
-    data = {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
-    return AttemptOutcome(reason, text, f"{role}_file", data)
+    findings = {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
+    return AttemptOutcome(reason, text, f"{role}_file", findings if report.finding_count else {})
 
 
 def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict[str, Any]]:

@@ -92,12 +92,12 @@ def verify_in_place(directory: Path) -> None:
 
     Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
     """
-    if any(not item.is_file(follow_symlinks=False) for item in os.scandir(directory)):
-        raise ManifestMismatch(f"{directory.name}: it must contain exactly the files that the manifest names")
     try:
         verify(directory)
     except (KeyError, TypeError) as error:
         raise ManifestMismatch(f"{directory.name}: the manifest has an entry without size and SHA-256") from error
+    if any(not item.is_file(follow_symlinks=False) for item in os.scandir(directory)):
+        raise ManifestMismatch(f"{directory.name}: it has a subdirectory or a link; only plain files are allowed")
 
 
 def unique(prefix: str) -> str:

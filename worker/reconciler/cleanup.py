@@ -176,9 +176,8 @@ def delete_staged_files(staging: Path) -> None:
 def clean_work_directories(resources: Resources, prefix: str = "") -> None:
     """Empty the directories of attempts that are no longer running, in this process's data directory. Logs are kept for
     a week. `prefix` is that of the ids of one kind of work."""
-    attempts = workdir.attempts(
-        resources.settings.work_dir, prefix
-    )  # first: an attempt makes its directory after its claim
+    # before the claims are read: an attempt makes its directory after its claim
+    attempts = workdir.attempts(resources.settings.work_dir, prefix)
     with transaction(resources.sessions) as session:
         running = {(each.lease.row_id, each.lease.attempt) for each in leases.held(session)} if attempts else set()
     for row_id, attempt, directory in attempts:

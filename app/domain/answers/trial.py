@@ -46,7 +46,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "top_logprobs": (0,),
 }
-SAMPLING = {"temperature", "top_p", "seed", "n", "frequency_penalty", "presence_penalty"}  # as in the question
+# Fields of the request that the question has, too.
+SAMPLING = {"temperature", "top_p", "seed", "n", "frequency_penalty", "presence_penalty"}
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # a key of JSON
 Bias = Annotated[float, Field(ge=-100, le=100)]

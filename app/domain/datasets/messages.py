@@ -142,6 +142,8 @@ def _problem_text(problem: ErrorDetails, message: Mapping[str, Any]) -> str:
         return f"contains an extra key {quoted(path)}{more}"
     if kind == "missing":
         return f"{path} is missing"
+    if kind == "too_short" and path == "tool_calls":
+        return "tool_calls must be a list with at least one item, or null"
     return f"{path} {error_sentence(problem)}" if path else problem["msg"].removeprefix("Value error, ")
 
 
