@@ -61,6 +61,13 @@ class TestUploads:
         assert left == {completing, pending}
         assert [is_stored(harness, key) for key in (over_key, completing_key, pending_key)] == [False, True, True]
 
+    def test_the_parts_of_cancelled_uploads_are_deleted(self, harness: WorkerHarness) -> None:
+        upload_id, key = stored_upload(harness)
+        with transaction(harness.sessions) as session:
+            session.get_one(Upload, upload_id).status = "cancelled"
+        cleanup.purge_upload_parts(harness.resources)
+        assert not is_stored(harness, key)
+
     def test_the_parts_of_completed_uploads_are_deleted_and_the_file_is_kept(self, harness: WorkerHarness) -> None:
         upload_id, key = stored_upload(harness, b"content")
         harness.resources.storage.compose("files/file-composed", [key, key])
