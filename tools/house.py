@@ -125,8 +125,8 @@ def _lines(texts: Mapping[str, str], *folders: str) -> int:
 
 def _tests(texts: Mapping[str, str]) -> dict[str, int]:
     """How many tests assert a sentence (it belongs to tests/sentences.json), and how many names need their class."""
-    functions = [node for tree in map(ast.parse, texts.values()) for node in ast.walk(tree)]
-    tests = [node for node in functions if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    nodes = [node for tree in map(ast.parse, texts.values()) for node in ast.walk(tree)]
+    tests = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     return {
         "tests that assert a sentence": sum(any(map(_asserts_sentence, ast.walk(test))) for test in tests),
         "names of tests without a subject": sum(test.name.startswith(NO_SUBJECT) for test in tests),
