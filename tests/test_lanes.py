@@ -10,8 +10,3 @@ def test_each_process_begins_with_long_files_and_gets_as_many_tests() -> None:
 
 def test_a_file_that_does_not_fit_is_dealt_to_several_processes() -> None:
     assert sorted(deal([(9.0, list("abcde")), (1.0, ["f"])], 3)) == list("abcdef")
-
-
-def test_one_process_has_the_longest_file_first() -> None:
-    assert deal([(2.0, ["a1", "a2"]), (1.0, ["b1"])], 1) == ["a1", "a2", "b1"]
-    assert deal([], 3) == []

@@ -1,10 +1,9 @@
-"""Who is compared with whom: Unsloth has rows where it can be imported and there is a GPU for it, else a reason."""
+"""Unsloth trains the same workload as the others, and the table has the right ratios."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,46 +16,6 @@ from benchmarks.peers import Peer
 from benchmarks.table import Measured
 
 HERE = Path(peers.__file__).parent
-
-
-@pytest.fixture
-def has_unsloth(tmp_path: Path) -> Path:
-    """A Python that imports something of that name."""
-    (tmp_path / "unsloth.py").touch()
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    return python
-
-
-class TestUnsloth:
-    @pytest.mark.parametrize(
-        ("device", "python", "reason"),
-        [
-            ("cpu", None, "NVIDIA GPU"),
-            ("cuda", sys.executable, "ModuleNotFoundError"),
-            ("cuda", "/nowhere/python", "No such file"),
-        ],
-    )
-    def test_unsloth_is_omitted_with_the_reason(
-        self, has_unsloth: Path, device: str, python: str | None, reason: str
-    ) -> None:
-        rows, absent = peers.unsloth(device, Path(python) if python else has_unsloth)
-        assert rows == []
-        assert reason in (absent or "")
-
-    def test_unsloth_has_a_row_with_its_own_checkpointing_and_one_without_any(
-        self, has_unsloth: Path, tmp_path: Path
-    ) -> None:
-        rows, absent = peers.unsloth("cuda", has_unsloth)
-        assert absent is None
-        commands = [row.command(tmp_path, validate=True) for row in rows]
-        assert [command[:3] for command in commands] == [
-            [str(has_unsloth), str(HERE / "peer_unsloth.py"), str(tmp_path)]
-        ] * 2
-        received = [json.loads(command[3]) for command in commands]
-        assert [each["checkpointing"] for each in received] == [True, False]
-        assert all(each["validate"] and each["micro_batch"] == 8 for each in received)
 
 
 class Recorder:
@@ -122,13 +81,6 @@ def test_unsloth_trains_the_same_workload(unsloth: Recorder, tmp_path: Path, che
     assert list(trainer._get_train_sampler()) == [0]
 
 
-def test_unsloth_comes_before_everything_that_it_patches() -> None:
-    lines = (HERE / "peer_unsloth.py").read_text().splitlines()
-    first = {name: next(at for at, line in enumerate(lines) if f"import {name}" in line or f"from {name}" in line)
-             for name in ("unsloth", "torch", "datasets", "peer_trl", "trl")}  # fmt: skip
-    assert min(first, key=first.__getitem__) == "unsloth"
-
-
 def measured(tokens_per_second: float, cuda_peak_bytes: int | None = None) -> Measured:
     return Measured(
         step_seconds=[1.0] * 6, step_tokens=[int(tokens_per_second)] * 6, losses=dict.fromkeys(range(1, 7), 2.0),
@@ -162,16 +114,6 @@ class TestCompare:
             ("TRL, its defaults", True), ("TRL, its best", False),
         ]  # fmt: skip
 
-    def test_without_trl_there_is_no_table(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fails(work: object, peer: Peer, **more: object) -> Measured:
-            raise RuntimeError("no trl")
-
-        monkeypatch.setattr(train, "run_bound", lambda work: 100.0)
-        monkeypatch.setattr(train, "run_tunery", lambda work, number: measured(40))
-        monkeypatch.setattr(train, "run_peer", fails)
-        with pytest.raises(RuntimeError, match="no trl"):
-            train.compare(SimpleNamespace(), peers.trl({}), argparse.Namespace(pairs=1))  # type: ignore[arg-type]
-
 
 class TestTable:
     def report(self, device: str, rows: dict[str, list[Measured]], absent: str | None, monkeypatch: Any) -> None:
@@ -195,14 +137,3 @@ class TestTable:
         assert "NVIDIA H100" in text
         assert "memory: 0.20 x" in text
         assert "best speed" not in text
-
-    def test_an_omitted_peer_is_named_below_the_table(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        rows = {name: [measured(40)] for name in ("Tunery", "TRL, its defaults", "TRL, its best")}
-        _, absent = peers.unsloth("cpu", Path(sys.executable))
-        self.report("cpu", rows, absent, monkeypatch)
-        text = capsys.readouterr().out
-        assert str(absent) in text
-        assert "speed: 1.00 x" in text
-        assert "8.00 GB" in text

@@ -143,7 +143,7 @@ class TestPromtool:
 
     def test_the_alerts_fire_for_planted_faults_and_not_for_a_healthy_service(self) -> None:
         done = subprocess.run(
-            ["promtool", "test", "rules", ROOT / "tests" / "alerts_test.yml"], capture_output=True, text=True
+            ["promtool", "test", "rules", ROOT / "tests/operations/alerts_test.yml"], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

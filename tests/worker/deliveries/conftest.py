@@ -25,8 +25,8 @@ from app.domain.jobs.states import Reason
 from app.services import base_models
 from app.settings import Settings
 from app.system.artifact_directory import read_manifest, write_manifest
-from tests.engine_stand_in import EngineStandIn
 from tests.factories import expire_leases, make_file, make_job, make_target, reap_expired, start_job, validate_job
+from tests.worker.engine_stand_in import EngineStandIn
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 from worker.deliveries.outbound import guard_connections

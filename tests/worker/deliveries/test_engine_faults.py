@@ -14,9 +14,9 @@ from app.domain.artifacts.engines import compatibility
 from app.domain.deliveries.served_check import ServedPrompt, Verdict, judge
 from app.domain.jobs.spec import LoraSpec
 from tests.dripping import dripping
-from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+from tests.worker.engine_stand_in import EngineStandIn, serving_engine
 from worker.deliveries.engines import Served, delivered
 
 OTHER_FORMS = ("{}", '{"data": null}', '{"data": [{"object": "model"}]}', "[]")

@@ -18,9 +18,9 @@ from app.db.jobs import checkpoints
 from app.db.tables import Checkpoint, ServedReferenceRow
 from app.domain.deliveries import targets
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference, Verdict
-from tests.engine_stand_in import BASE, BASE_ROOT, EngineStandIn, serving_engine
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+from tests.worker.engine_stand_in import BASE, BASE_ROOT, EngineStandIn, serving_engine
 from worker.deliveries.outbound import guard_connections
 
 OTHER_KEY = Fernet.generate_key().decode()

@@ -12,9 +12,9 @@ from app.db.engine import transaction
 from app.db.tables import Checkpoint, Job
 from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.spec import LoraSpec
-from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+from tests.worker.engine_stand_in import EngineStandIn, serving_engine
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.deadline import until
-from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
+from tests.worker.engine_stand_in import EngineStandIn, serving_engine
 from worker.deliveries import sender
 from worker.deliveries.sender import DeliverySender
 from worker.jobs import stored_files

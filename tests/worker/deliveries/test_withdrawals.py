@@ -18,11 +18,11 @@ from app.services import base_models
 from app.services.deliveries import deliveries as requests
 from app.services.deliveries import targets
 from app.system import artifact_directory
-from tests.engine_stand_in import EngineStandIn, serving_engine
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.s3 import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+from tests.worker.engine_stand_in import EngineStandIn, serving_engine
 
 SECRETS = {"access_key_id": ACCESS_KEY_ID, "secret_access_key": SECRET_ACCESS_KEY}
 
