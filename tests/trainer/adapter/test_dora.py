@@ -92,8 +92,3 @@ def test_dropout_is_off_without_gradients() -> None:
     layer, adapter = dora(0.5)
     with torch.no_grad(), layer._switch.on(adapter):
         assert torch.equal(layer(torch.ones(T, K)), layer(torch.ones(T, K)))
-
-
-def test_without_the_adapter_it_equals_the_frozen_layer_to_the_bit() -> None:
-    layer, _ = dora(0.0)
-    assert torch.equal(layer(torch.ones(1, T, K)), layer.base(torch.ones(1, T, K)))

@@ -59,20 +59,6 @@ class TestAdaptedLinear:
         want = x() @ W.t() + (6 / 4) * (x() @ A.t() @ B.t())
         torch.testing.assert_close(h, want + (adapted.base.bias if bias else 0))
 
-    def test_merging_is_w_plus_alpha_over_r_times_b_a(self) -> None:
-        adapted = layer()
-        adapter = adapt(adapted, lora(r=4, alpha=6))
-        A, B = adapter.parameters()
-        merged = adapted.base.weight_in(torch.float32) + (6 / 4) * B @ A
-        with adapted._switch.on(adapter):
-            torch.testing.assert_close(adapted(x()), F.linear(x(), merged))
-
-    def test_at_step_0_it_equals_the_frozen_layer_to_the_bit(self) -> None:
-        adapted = layer()
-        adapter = make_adapter(lora(), 1, {adapted.name: adapted}, CPU)
-        with adapted._switch.on(adapter):
-            assert torch.equal(adapted(x()), F.linear(x(), adapted.base.weight))
-
     @pytest.mark.parametrize("draws_masks_again", [False, True])
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
     def test_gradients_equal_those_of_autograd(self, dropout: float, draws_masks_again: bool) -> None:
@@ -133,14 +119,6 @@ class TestAdaptedLinear:
             torch.testing.assert_close(in_float16, in_float32, rtol=5e-3, atol=5e-3 * float(in_float32.abs().max()))
         assert gradients[0][0].abs().max() > torch.finfo(torch.float16).max
 
-    def test_only_a_and_b_get_gradients(self) -> None:
-        adapted = layer()
-        adapter = adapt(adapted, lora())
-        with adapted._switch.on(adapter):
-            adapted(x()).sum().backward()
-        assert adapted.base.weight.grad is None
-        assert all(parameter.grad is not None for parameter in adapter.parameters())
-
     def test_dropout_is_off_without_gradients(self) -> None:
         adapted = layer()
         adapter = adapt(adapted, lora(dropout=0.5))
@@ -165,12 +143,6 @@ class TestAdaptedLinear:
 
 
 class TestMakeAdapter:
-    def test_a_layer_of_512_by_512_at_r_8_trains_8192_numbers(self) -> None:
-        adapted = layer(rows=512, columns=512)
-        adapter = make_adapter(lora(r=8), 1, {adapted.name: adapted}, CPU)
-        assert sum(parameter.numel() for parameter in adapter.parameters()) == 8_192
-        assert adapted.base.weight.numel() == 262_144
-
     def test_masters_are_float32_for_every_dtype_of_the_base(self) -> None:
         frozen = freeze(torch.ones(D, K), QuantizationSpec(), torch.bfloat16)
         adapted = AdaptedLinear("q_proj", frozen, AdapterSwitch())
@@ -184,14 +156,6 @@ class TestMakeAdapter:
         assert A.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.05)
         assert not B.any()
 
-    def test_the_seed_determines_the_initial_weights(self) -> None:
-        adapted = layer()
-        one, same, other = (
-            make_adapter(lora(), seed, {adapted.name: adapted}, CPU).parameters()[0] for seed in (1, 1, 2)
-        )
-        assert torch.equal(one, same)
-        assert not torch.equal(one, other)
-
     def test_scale_is_alpha_over_r_or_over_its_root_with_rslora(self) -> None:
         assert scale_of(lora(r=4, alpha=6), "q_proj") == 1.5
         assert scale_of(lora(r=4, alpha=6, use_rslora=True), "q_proj") == 3.0
@@ -204,11 +168,6 @@ class TestMakeAdapter:
             "base_model.model.model.layers.0.v_proj.lora_B.weight",
         ]
 
-    def test_an_unknown_target_module_is_refused_and_the_available_ones_are_named(self) -> None:
-        with pytest.raises(Failure, match=r"named w1; .*q_proj") as caught:
-            make_adapter(lora(target_modules=["q_proj", "w1"]), 1, {"q_proj": layer()}, CPU)
-        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_modules")
-
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
@@ -216,18 +175,17 @@ class TestMakeAdapter:
             ({"target_parameters": ["wn_proj"]}, "experts.down_proj"),
             ({"target_parameters": ["down_proj"], "dropout": 0.1}, "without DoRA"),
             ({"target_parameters": ["down_proj"], "use_dora": True}, "without DoRA"),
+            ({"rank_pattern": {"v_proj": 2}}, "'v_proj'"),
+            ({"rank_pattern": {".*": 2}}, "'.*'"),
+            ({"rank_pattern": {"q_proj": 13}}, "q_proj is 12"),
+            ({"alpha_pattern": {"(": 13}}, "'('"),
         ],
     )
-    def test_experts_that_cannot_be_adapted_are_refused(self, changes: dict[str, object], said: str) -> None:
+    def test_what_no_layer_can_have_is_refused(self, changes: dict[str, object], said: str) -> None:
         experts = {"model.layers.0.mlp.experts.down_proj": SimpleNamespace(in_features=K, out_features=D, experts=[])}
-        with pytest.raises(Failure, match=said) as caught:
+        with pytest.raises(Failure, match=re.escape(said)) as caught:
             make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU, experts)
-        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_parameters")
-
-    def test_a_rank_above_the_layers_smaller_dimension_is_refused(self) -> None:
-        with pytest.raises(Failure, match="up to 12") as caught:
-            make_adapter(lora(r=13), 1, {"q_proj": layer()}, CPU)
-        assert caught.value.param == "lora.r"
+        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")
 
     def test_each_layer_has_the_rank_and_the_scale_of_its_pattern(self) -> None:
         layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.1.q_proj")}
@@ -235,17 +193,3 @@ class TestMakeAdapter:
         factors = make_adapter(spec, 1, layers, CPU).layers
         assert [tuple(each.A_R_K.shape) for each in factors.values()] == [(4, K), (2, K)]
         assert [each.scale for each in factors.values()] == [3.0, 3.0]
-
-    @pytest.mark.parametrize(
-        ("changes", "said"),
-        [
-            ({"rank_pattern": {"v_proj": 2}}, "'v_proj'"),
-            ({"rank_pattern": {".*": 2}}, "'.*'"),
-            ({"rank_pattern": {"q_proj": 13}}, "q_proj is 12"),
-            ({"alpha_pattern": {"(": 13}}, "'('"),
-        ],
-    )
-    def test_an_invalid_pattern_is_refused(self, changes: dict[str, object], said: str) -> None:
-        with pytest.raises(Failure, match=re.escape(said)) as caught:
-            make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU)
-        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")

@@ -199,16 +199,6 @@ class TestSaved:
         verify_adapter(base, run, saved(base, run, tmp_path))
         assert make_one_step(base, run).loss == make_one_step(reference_base, reference).loss
 
-    @pytest.mark.extended("whole runs of each variant")
-    @pytest.mark.parametrize("variant", ["patterns", "DoRA", "norms", "embedding and head", "DoRA with a head"])
-    def test_the_trainer_trains_and_verifies_a_variant_with_default_settings(
-        self, train: Trainings, variant: str
-    ) -> None:
-        changes = {"validation_file": train.training_file, "sample_prompts": ["red"]} | VARIANTS[variant]
-        log = train(quantization={}, **changes)
-        assert log.code == ExitCode.DONE, log.last
-        assert all(tensor.dtype == torch.float32 for tensor in log.adapter().values())
-
     @pytest.mark.parametrize(
         ("variant", "tensor"),
         [("DoRA", "q_proj.lora_magnitude_vector"), ("norms", "norm.weight"), ("head", "lm_head.weight")],

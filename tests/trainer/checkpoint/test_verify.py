@@ -17,7 +17,7 @@ from app.domain.jobs.states import Reason
 from tests.trainer.helpers import load_tiny_base, make_one_step, make_spec, prepare
 from worker.trainer.checkpoint import verify
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
-from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
+from worker.trainer.checkpoint.verify import verify_adapter
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.training.state import Run
@@ -60,11 +60,6 @@ def change_tensors(directory: Path, change: Any) -> None:
     tensors = load_file(directory / "adapter_model.safetensors")
     change(tensors, next(name for name in tensors if "q_proj.lora_B" in name))
     save_file(tensors, directory / "adapter_model.safetensors")
-
-
-def test_an_adapter_of_few_targets_with_rslora_and_dropout_passes(tiny: Path, examples: Path, tmp_path: Path) -> None:
-    changes = {"use_rslora": True, "target_modules": ["v_proj"], "dropout": 0.3}
-    assert verify_adapter(*trained_once(tiny, examples, tmp_path, **changes)) < TOLERANCE / 10
 
 
 def test_a_long_document_is_truncated(trained: Trained, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -255,15 +254,6 @@ class TestEnd:
             _forward_lines(io.BytesIO(b"pause\ncancel\n"), writing)
             assert os.read(first_rank.fileno(), 100) == b"pause\ncancel\n"
 
-    @pytest.mark.slow
-    def test_a_cancel_ends_all_processes(self, start: Callable[..., Trainer]) -> None:
-        trainer = start(max_steps=MANY_STEPS)
-        trainer.read_metric()
-        trainer.send(Command.CANCEL)
-        assert trainer.wait() == ExitCode.CANCELLED, trainer.log_text()
-        (stopped,) = (record for record in trainer.records if isinstance(record, Stopped))
-        assert stopped.reason == Reason.CANCELLED
-
     @three_processes
     def test_a_killed_process_ends_the_trainer_with_an_exit_code(self, start: Callable[..., Trainer]) -> None:
         trainer = start(max_steps=MANY_STEPS)
@@ -324,13 +314,6 @@ class TestOwnExamples:
         assert assigned == [[4, 2], [9, 7, 1, 3]]
         assert [sum(lengths[example] for example in own) for own in assigned] == [100, 100]
 
-    def test_an_example_that_occurs_twice_is_trained_twice(self, two: Callable[[int], None]) -> None:
-        both = []
-        for rank in range(2):
-            two(rank)
-            both += parallel.own_examples([5, 5, 6], lambda example: 7)
-        assert sorted(both) == [5, 5, 6]
-
     @given(st.lists(st.integers(1, 99), max_size=20), st.integers(1, 64))
     def test_any_number_of_processes_divides_any_step(self, lengths: list[int], processes: int) -> None:
         """Every example is trained once; with fewer examples than processes, some processes have none."""
@@ -344,9 +327,6 @@ class TestOwnExamples:
         loads = [sum(lengths[example] for example in own) for own in assigned]
         assert max(loads) - min(loads) <= max(lengths, default=0)
 
-    def test_one_process_has_all_of_them(self) -> None:
-        assert parallel.own_examples([3, 1, 2], lambda example: example) == [3, 1, 2]
-
     def test_each_process_has_its_own_dropout_masks(self, two: Callable[[int], None]) -> None:
         masks = []
         for rank in range(2):
@@ -356,7 +336,3 @@ class TestOwnExamples:
             masks.append(torch.rand(4, generator=generator).tolist())
         assert masks[0] == torch.rand(4, generator=torch.Generator().manual_seed(7)).tolist()
         assert masks[0] != masks[1]
-
-
-def test_the_default_number_of_processes_is_one(tiny: Path, examples: Path) -> None:
-    assert json.loads(make_spec(tiny, examples).model_dump_json())["world_size"] == 1

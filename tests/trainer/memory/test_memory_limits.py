@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,6 @@ import pytest
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from app.domain.planning.execution_plan import Measurement
-from app.system.model_files import read_tensor_shapes
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.trainer.helpers import make_spec
 
@@ -25,8 +22,8 @@ LIMIT_BYTES = 740_000_000  # a trainer that has loaded takes about 450 MB of dat
 # Into one of these a short row fits, and a row of 1,024 tokens does not. Which one depends on the processor: here 650
 # to 700 MB with products in float32; with AMX, oneDNN's products in bfloat16 take 100 MB more.
 TIGHT_BYTES = range(650_000_000, 860_000_000, 40_000_000)
-LOADING_BYTES = 620_000_000
-LARGE_VOCABULARY = 2_000_000  # times 64 times 2 bytes
+
+
 UNDERESTIMATE = Measurement(recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=0.01)
 
 
@@ -94,31 +91,3 @@ def test_a_plan_that_needs_too_much_memory_is_reduced_and_the_job_succeeds(many:
     assert "1,024 tokens" in warned[0]["message"]
     assert warned[1]["data"]["before"] != warned[1]["data"]["after"]
     assert of("probed", records)
-
-
-@pytest.mark.extended("another start of the real program")
-def test_a_base_that_does_not_fit_fails_and_names_the_parameter_to_change(tmp_path: Path) -> None:
-    """The embedding needs more memory than is free after the imports."""
-    spec = make_spec(make_large_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl"))
-    code, records, log = train(spec, tmp_path / "work", LOADING_BYTES)
-    assert code == ExitCode.OUT_OF_MEMORY, log
-    failed = records[-1]
-    assert (failed["kind"], failed["reason"], failed["param"]) == ("failed", "out_of_memory", "model")
-    assert "Traceback" in log
-
-
-def make_large_base(directory: Path) -> Path:
-    """Make the tiny model with an embedding of zeros, in a sparse file."""
-    base = make_tiny_base(directory)
-    shapes = read_tensor_shapes(base) | {"model.embed_tokens.weight": (LARGE_VOCABULARY, 64)}
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with (base / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    config = json.loads((base / "config.json").read_text()) | {"vocab_size": LARGE_VOCABULARY}
-    (base / "config.json").write_text(json.dumps(config))
-    return base

@@ -30,7 +30,7 @@ from worker.trainer.training.loop import optimizer_step
 from worker.trainer.training.state import Run, StepResult
 
 BETA = 0.2
-STEPS = 6  # two epochs of three
+
 FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 
 
@@ -107,13 +107,6 @@ class TestOptimizerStep:
         assert [step.loss for step in one[0]] == pytest.approx([step.loss for step in other[0]], rel=1e-5)
         for mine, theirs in zip(one[1].parameters, other[1].parameters, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
-
-    def test_training_increases_the_margin_of_preferred_answers(self, tiny: Path, pairs: Path) -> None:
-        steps, _ = trained(tiny, pairs, steps=12, n_epochs=4)
-        assert steps[-1].loss < 0.5 * steps[0].loss
-        assert steps[-1].reward_accuracy == 1.0
-        assert steps[-1].reward_margin is not None
-        assert steps[-1].reward_margin > 0.5
 
     def test_only_the_training_pass_computes_a_gradient_at_the_head(
         self, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch

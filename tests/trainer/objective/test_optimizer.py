@@ -3,13 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer
 
 from app.domain.jobs.spec import Hyperparameters
 from tests.trainer.helpers import HYPERPARAMETERS, load_tiny_base, make_spec, prepare
-from worker.trainer.objective.optimizer import clip_gradients, divide_gradients, learning_rate, make_optimizer
+from worker.trainer.objective.optimizer import learning_rate
 
 
 def rates(total_steps: int = 10, **changes: object) -> list[float]:
@@ -32,29 +31,6 @@ class TestLearningRate:
 
     def test_constant_stays_after_the_warm_up(self) -> None:
         assert rates(lr_scheduler_type="constant", warmup_ratio=0.2)[2:] == [1.0] * 8
-
-
-class TestGradients:
-    def test_the_division_turns_a_sum_into_a_mean(self) -> None:
-        parameter = torch.nn.Parameter(torch.zeros(3))
-        parameter.grad = torch.tensor([2.0, 4.0, 6.0])
-        divide_gradients([parameter], 2)
-        assert parameter.grad.tolist() == [1, 2, 3]
-
-    def test_clipping_scales_to_the_norm_and_reports_the_one_before(self) -> None:
-        parameter = torch.nn.Parameter(torch.zeros(2))
-        parameter.grad = torch.tensor([3.0, 4.0])
-        assert clip_gradients([parameter], 1.0) == pytest.approx(5.0)
-        torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]), rtol=1e-5, atol=1e-5)
-
-    def test_adamw_equals_its_formula_on_the_first_step(self) -> None:
-        parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        hyperparameters = Hyperparameters.model_validate(HYPERPARAMETERS | {"learning_rate": 0.1, "weight_decay": 0.5})
-        optimizer = make_optimizer({"q_proj.lora_A.weight": parameter}, hyperparameters)
-        parameter.grad = torch.tensor([0.3, -0.7])
-        optimizer.step()
-        decayed = torch.tensor([1.0, -2.0]) * (1 - 0.1 * 0.5)
-        torch.testing.assert_close(parameter.data, decayed - 0.1 * torch.tensor([1.0, -1.0]))
 
 
 class TestWeightDecay:

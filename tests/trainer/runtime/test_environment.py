@@ -2,64 +2,48 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
 
-NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+import worker.trainer
 
-
-def environment_of_a_trainer(names: tuple[str, ...], operator_variables: dict[str, str]) -> list[str | None]:
-    show = f"import json, os, worker.trainer; print(json.dumps([os.environ.get(name) for name in {names}]))"
-    others = {name: value for name, value in os.environ.items() if name not in names}
-    shown = subprocess.run(
-        [sys.executable, "-c", show], env=others | operator_variables, capture_output=True, check=True
-    )
-    values: list[str | None] = json.loads(shown.stdout)
-    return values
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+GROWING = "expandable_segments:True"
 
 
 @pytest.mark.parametrize(
-    ("operator_variables", "expected"),
+    ("of_operator", "expected"),
     [
-        ({}, ["PASSIVE", "5000"]),
-        ({"GOMP_SPINCOUNT": "0"}, ["PASSIVE", "0"]),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
+        ({}, ["PASSIVE", "5000", GROWING, None]),
+        ({"GOMP_SPINCOUNT": "0"}, ["PASSIVE", "0", GROWING, None]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None, GROWING, None]),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, ["PASSIVE", "5000", "max_split_size_mb:64", None]),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, ["PASSIVE", "5000", None, "max_split_size_mb:64"]),
     ],
 )
-def test_threads_spin_for_a_short_time_unless_an_operator_has_set_it(
-    operator_variables: dict[str, str], expected: list[str | None]
+def test_threads_spin_shortly_and_segments_grow_unless_an_operator_has_set_it(
+    monkeypatch: pytest.MonkeyPatch, of_operator: dict[str, str], expected: list[str | None]
 ) -> None:
-    assert environment_of_a_trainer(NAMES, operator_variables) == expected
+    others = {name: value for name, value in os.environ.items() if name not in NAMES}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", others | of_operator)
+        patch.setattr(worker.trainer, "PROCESS_STARTED_AT", worker.trainer.PROCESS_STARTED_AT)
+        importlib.reload(worker.trainer)
+        assert [os.environ.get(name) for name in NAMES] == expected
 
 
 @pytest.mark.extended("another start of the real program")
-@pytest.mark.parametrize("override", ["0", "1"])
-def test_float32_is_multiplied_exactly_whatever_an_image_has_set(override: str) -> None:
+def test_float32_is_multiplied_exactly_whatever_an_image_has_set() -> None:
     show = (
         "import worker.trainer, torch; from worker.trainer.runtime.device import make_repeatable;"
         "make_repeatable(torch.device('cpu'), 1); backends = torch.backends;"
         "print(backends.cuda.matmul.allow_tf32, backends.cuda.matmul.fp32_precision,"
         "backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision)"
     )
-    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
     shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, check=True)
     assert shown.stdout.split() == [b"False", b"ieee", b"ieee", b"ieee"]
-
-
-@pytest.mark.parametrize(
-    ("operator_variables", "expected"),
-    [
-        ({}, ["expandable_segments:True", None]),
-        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, ["max_split_size_mb:64", None]),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, [None, "max_split_size_mb:64"]),
-    ],
-)
-def test_segments_of_the_cuda_allocator_grow_unless_an_operator_has_set_it(
-    operator_variables: dict[str, str], expected: list[str | None]
-) -> None:
-    assert environment_of_a_trainer(ALLOCATOR_NAMES, operator_variables) == expected

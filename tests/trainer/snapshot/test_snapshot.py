@@ -15,9 +15,8 @@ from app.system import artifact_directory
 from app.system.host import cpu_name
 from tests.damages import DAMAGES
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
-from tests.trainer.helpers import Attempt, Trainings, assert_same_adapter, slow_but
+from tests.trainer.helpers import Attempt, Trainings, assert_same_adapter
 
-STEPS = 6  # two epochs of three
 FILES = ("state.safetensors", "MANIFEST.json")
 PATTERNS: dict[str, Any] = {
     "rank_pattern": {"q_proj": 2, r"layers\.1\..*(up|down)_proj": 6},
@@ -66,21 +65,6 @@ def with_asked_patterns(snapshot: Path, **asked: dict[str, Any]) -> Path:
 
 
 class TestResume:
-    @pytest.mark.parametrize("step", slow_but([2], range(1, STEPS + 1), [3]))  # within an epoch, and at its end
-    def test_an_interrupted_run_has_the_same_result_to_the_bit(self, train: Trainings, step: int) -> None:
-        changes = {"dropout": 0.2, "validation_file": train.training_file}
-        whole = made_once(train, **changes)
-        again = train(resume_from=drained_at(step, train, **changes), **changes)
-        assert again.losses == whole.losses[step:]
-        assert again.last.trained_tokens == whole.last.trained_tokens
-        assert_same_adapter(again, whole)
-        assert artifact_directory.verify(again.result) == artifact_directory.verify(whole.result)
-
-    def test_an_attempt_begins_at_the_snapshots_step_and_keeps_its_plan(self, train: Trainings) -> None:
-        log = train(resume_from=drained_at(2, train, threads=1), threads=2)
-        assert (log.of(Started)[0].start_step, log.of(Started)[0].threads) == (2, 1)
-        assert [metric.step for metric in log.of(Metric)] == [3, 4, 5, 6]
-
     @pytest.mark.parametrize(
         ("changed", "change"),
         [

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from app.domain.jobs.events import Command, Message
+from app.domain.jobs.events import Message
 from app.domain.planning.execution_plan import ExecutionPlan
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.trainer.helpers import RecordLog, final_adapter, make_spec, run_trainer
+from tests.trainer.helpers import RecordLog, make_spec, run_trainer
 from tests.trainer.model import fake_liger_kernel
 from worker.trainer.data.batch import BatchesAhead
 from worker.trainer.training import run as trainer
@@ -59,17 +58,6 @@ def test_a_run_has_the_losses_of_a_plain_one(
     log = train(files, tmp_path / "fused")
     assert any("TUNERY_CUDA_KERNELS" in message.message for message in log.of(Message))
     assert log.losses == pytest.approx(plain.losses, rel=1e-4)
-
-
-@pytest.mark.extended("exact resume with other kernels")
-@pytest.mark.usefixtures("with_kernels")
-def test_a_resumed_run_ends_with_the_same_adapter_to_the_bit(files: tuple[Path, Path], tmp_path: Path) -> None:
-    whole = train(files, tmp_path / "whole")
-    _, first = run_trainer(make_spec(*files, **OPTIONS), tmp_path / "first", stop_at=(3, Command.DRAIN))
-    snapshot = tmp_path / "first" / first.records[-2].directory
-    second = train(files, tmp_path / "second", resume_from=snapshot)
-    one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 class TestBatchesAhead:

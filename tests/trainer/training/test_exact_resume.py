@@ -7,11 +7,6 @@ eight of sixteen, and its result is the adapter of step 4, which the files of a 
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +18,11 @@ from safetensors.torch import load_file
 from app.domain.jobs.events import (
     CheckpointSaved,
     Command,
-    Done,
     Message,
     Metric,
     Record,
     SnapshotSaved,
     Started,
-    parse_record,
 )
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
@@ -50,7 +43,7 @@ from worker.trainer.training.run import run
 
 STEPS, BEST = 8, 4
 SOME_STEPS = (1, BEST, BEST + 1, STEPS)  # the others repeat a step within an epoch, far from the best
-ROOT = Path(__file__).parents[3]
+
 SNAPSHOTS = Path("runs/run-a/snapshots")
 CHANGES: dict[str, Any] = {
     "n_epochs": 4, "batch_size": 4, "dropout": 0.2, "eval_steps": 1, "early_stopping": {"patience": 4},
@@ -119,18 +112,6 @@ def seen(log: RecordLog) -> list[Any]:
     return [(each.step, each.train_loss, each.full_valid_loss, each.learning_rate) for each in log.of(Metric)]
 
 
-@pytest.mark.extended("exact resume at more steps")
-@pytest.mark.parametrize("step", slow_but(SOME_STEPS, range(1, STEPS + 1)))
-def test_a_run_that_is_stopped_at_a_step_resumes_exactly(
-    setup: Setup, train: Trainings, whole: Attempt, step: int
-) -> None:
-    first = train.run(setup.spec(), stop_at=(step, Command.DRAIN))
-    assert first.code == ExitCode.DRAINED
-    again = train.run(setup.spec(resume_from=first.snapshot))
-    assert again.of(Started)[0].start_step == step
-    assert_same_result(whole, again)
-
-
 @pytest.mark.parametrize("step", slow_but([BEST + 1], range(1, STEPS + 1), SOME_STEPS))
 def test_a_run_that_is_killed_at_a_step_resumes_exactly(
     setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, step: int
@@ -167,37 +148,6 @@ def test_a_pause_while_the_best_adapter_is_in_place_saves_the_last_one(
     names = [name.removeprefix("best/") for name in state if name.startswith("best/")]
     assert not any(torch.equal(state[f"best/{name}"], state[f"adapter/{name}"]) for name in names)
     assert_same_result(whole, train.run(setup.spec(resume_from=first.snapshot)))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_process_that_gets_sigkill_resumes_exactly(setup: Setup, whole: Attempt, tmp_path: Path) -> None:
-    (tmp_path / "spec.json").write_text(setup.spec(resume_from=SNAPSHOTS).model_dump_json())
-    for step in (2, 5, STEPS):
-        for record in records_of(tmp_path):
-            if isinstance(record, Metric) and record.step >= step:
-                break  # closes the generator, which kills
-    last = list(records_of(tmp_path))[-1]
-    assert isinstance(last, Done)
-    assert last.step == BEST
-    of_both = [artifact_directory.verify(path)["files"] for path in (tmp_path / last.directory, whole.result)]
-    assert of_both[0]["adapter_model.safetensors"] == of_both[1]["adapter_model.safetensors"]
-
-
-def records_of(workdir: Path) -> Iterator[Record]:
-    """Yield the records of a trainer process; closing the generator kills the process."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worker.trainer", str(workdir)], cwd=ROOT,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            yield parse_record(line)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
 
 
 def test_an_attempt_on_another_machine_keeps_the_plan_of_the_first(

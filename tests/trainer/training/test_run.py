@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.jobs.events import CheckpointSaved, Command, Message, Metric, SnapshotSaved, Started, Stopped
@@ -175,10 +174,6 @@ def assert_fails(log: Attempt, code: int, reason: Reason, param: str | None) -> 
 
 
 class TestFailing:
-    def test_a_dataset_without_labels_fails(self, train: Trainings) -> None:
-        param = "hyperparameters.context_length"
-        assert_fails(train(context_length=5), ExitCode.BAD_SPEC, Reason.INVALID_TRAINING_FILE, param)
-
     def test_an_invalid_line_of_the_validation_file_fails(self, train: Trainings, tmp_path: Path) -> None:
         (tmp_path / "valid.jsonl").write_text("{}\n")
         log = train(validation_file=tmp_path / "valid.jsonl")
@@ -198,11 +193,6 @@ class TestFailing:
         spec = train.spec(**files)
         make_tiny_dataset(tmp_path / which, seed=1)
         assert_fails(train.run(spec), ExitCode.BAD_SPEC, Reason(f"invalid_{which}"), which)
-
-    def test_a_gpu_that_is_not_there_is_no_error_of_the_request(self, train: Trainings) -> None:
-        if torch.cuda.is_available():
-            pytest.skip("there is one")
-        assert_fails(train(device="cuda"), ExitCode.DEVICE_LOST, Reason.DEVICE_LOST, None)
 
     def test_a_diverging_run_stops_at_that_step(self, train: Trainings) -> None:
         log = train(learning_rate=1e30, batch_size=3)

@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode, Reason
-from tests.trainer.helpers import failure, load_tiny_base, make_spec, run_trainer
+from tests.trainer.helpers import failure, make_spec, run_trainer
 from worker.trainer.model.attention import attention
 from worker.trainer.model.attention.attention import Heads, document_attention
 from worker.trainer.model.attention.attention_check import AttentionCall, check_attention
-from worker.trainer.model.base_check import check_base
 from worker.trainer.runtime.failures import Failure
 
-BFLOAT16 = QuantizationSpec(compute_dtype="bfloat16")
 Compute = Callable[[Heads], torch.Tensor]
 KERNELS = {"_block_kernel": "blocks of documents", "_document_by_document": "one document at a time"}
 
@@ -61,11 +58,15 @@ def a_call(window: int | None = None, dtype: torch.dtype = torch.bfloat16, value
 
 
 class TestCheckAttention:
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-    @pytest.mark.parametrize("window", [None, 3, 512])
-    @pytest.mark.parametrize("value_size", [16, 8])
-    def test_the_kernels_pass(self, dtype: torch.dtype, window: int | None, value_size: int) -> None:
-        check_attention("tiny", [a_call(window, dtype, value_size)])
+    @pytest.mark.parametrize(
+        "call",
+        [
+            *((window, torch.bfloat16) for window in (None, 3, 512)),
+            (None, torch.float16), (3, torch.float32), (3, torch.bfloat16, 8),
+        ],
+    )  # fmt: skip
+    def test_the_kernels_pass(self, call: tuple[Any, ...]) -> None:
+        check_attention("tiny", [a_call(*call)])
 
     @pytest.mark.parametrize("kernel", KERNELS)
     @pytest.mark.parametrize(
@@ -99,28 +100,10 @@ class TestCheckAttention:
             check_attention("tiny", [a_call()])
 
 
-class TestOfABase:
-    @pytest.mark.parametrize("kernel", KERNELS)
-    @pytest.mark.parametrize("fault", [leaking, with_doubled_scale, with_leaking_gradient])
-    def test_its_own_calls_are_checked_in_the_compute_dtype(
-        self, tiny: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, fault: Callable[[Compute], Compute]
-    ) -> None:
-        base = load_tiny_base(tiny, BFLOAT16)
-        check_base(base)
-        monkeypatch.setattr(attention, kernel, fault(getattr(attention, kernel)))
-        with pytest.raises(Failure):
-            check_base(base)
-
-    @pytest.mark.parametrize("fault", [leaking, with_doubled_scale])
-    def test_a_job_does_not_train_with_it(
-        self,
-        tiny: Path,
-        examples: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        fault: Callable[[Compute], Compute],
-    ) -> None:
-        monkeypatch.setattr(attention, "_block_kernel", fault(attention._block_kernel))
-        code, log = run_trainer(make_spec(tiny, examples, quantization={"compute_dtype": "bfloat16"}), tmp_path)
-        assert code == ExitCode.BAD_SPEC
-        assert "blocks of documents" in failure(log).message
+def test_a_job_does_not_train_with_a_faulty_kernel(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_block_kernel", with_doubled_scale(attention._block_kernel))
+    code, log = run_trainer(make_spec(tiny, examples, quantization={"compute_dtype": "bfloat16"}), tmp_path)
+    assert code == ExitCode.BAD_SPEC
+    assert "blocks of documents" in failure(log).message
