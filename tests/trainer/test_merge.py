@@ -20,7 +20,7 @@ from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
 from tests.trainer import plain_peft
 from tests.trainer.adapter.test_variants import PATTERNS, VARIANTS, difference
-from tests.trainer.helpers import load_tiny_base, make_spec, run_trainer
+from tests.trainer.helpers import float32_spec, load_tiny_base, run_trainer
 from tests.trainer.model.bases import make_base
 from worker.trainer import merge as program
 from worker.trainer.merge import CannotMerge, merge
@@ -56,7 +56,7 @@ def trained(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
         request = f"{base} {changes}"
         if request not in adapters:
             directory = tmp_path_factory.mktemp("trained")
-            code, log = run_trainer(make_spec(base, examples, **changes), directory)
+            code, log = run_trainer(float32_spec(base, examples, n_epochs=1, **changes), directory)
             assert code == 0, log.last
             adapters[request] = directory / str(log.last.directory)
         return shutil.copytree(adapters[request], workdir)
@@ -205,17 +205,16 @@ class TestRefusals:
             merge(tmp_path / "nowhere", adapter, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
 
-    def test_an_altered_adapter_is_refused(self, tiny: Path, trained: Train, tmp_path: Path) -> None:
-        adapter = trained(tiny, tmp_path / "work")
-        (adapter / "adapter_config.json").write_text("{}")
-        with pytest.raises(CannotMerge, match=r"damaged.*adapter_config.json"):
-            merge(tiny, adapter, tmp_path / "merged")
-
-    def test_an_existing_directory_is_refused(self, tiny: Path, trained: Train, tmp_path: Path) -> None:
+    def test_an_altered_adapter_and_an_existing_directory_are_refused(
+        self, tiny: Path, trained: Train, tmp_path: Path
+    ) -> None:
         adapter = trained(tiny, tmp_path / "work")
         (tmp_path / "merged").mkdir()
         with pytest.raises(CannotMerge, match="exists already"):
             merge(tiny, adapter, tmp_path / "merged")
+        (adapter / "adapter_config.json").write_text("{}")
+        with pytest.raises(CannotMerge, match=r"damaged.*adapter_config.json"):
+            merge(tiny, adapter, tmp_path / "other")
 
     def test_a_failure_in_the_middle_leaves_nothing(
         self, tiny: Path, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,15 @@ from app.domain.jobs.events import Command
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.system import artifact_directory
-from tests.trainer.helpers import Trainings, assert_same_adapter, load_tiny_base, make_spec, prepare, run_trainer
+from tests.trainer.helpers import (
+    Trainings,
+    assert_same_adapter,
+    float32_spec,
+    load_tiny_base,
+    make_spec,
+    prepare,
+    run_trainer,
+)
 
 VARIANT: dict[str, Any] = {
     "use_dora": True,
@@ -27,7 +35,7 @@ VARIANT: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def earlier(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("earlier")
-    code, log = run_trainer(make_spec(tiny, examples, **VARIANT), workdir)
+    code, log = run_trainer(float32_spec(tiny, examples, **VARIANT), workdir)
     assert code == 0, log.last
     return workdir / str(log.last.directory)
 

@@ -52,10 +52,10 @@ printf '%s\\0' "$(basename "$0")" "$@" '--end--' >> "$NOTED"
 """
 
 
-def about(quantization: dict[str, Any] | None = None, method: str = "supervised", **lora: Any) -> dict[str, Any]:
+def about(quantization: dict[str, Any] | None = None, **lora: Any) -> dict[str, Any]:
     lora_spec = LoraSpec.model_validate({"r": 16, "alpha": 32, "target_modules": ["q_proj"]} | lora)
     return {
-        "base_model": {"name": "tiny"}, "step": 1, "epoch": 1.0, "trained_tokens": 5, "seed": 1, "method": method,
+        "base_model": {"name": "tiny"}, "step": 1, "epoch": 1.0, "trained_tokens": 5, "seed": 1, "method": "supervised",
         "metrics": {"train_loss": 0.5}, "quantization": quantization, "hyperparameters": {},
         "lora": lora_spec.model_dump(), "compatibility": compatibility(lora_spec, "ftjob-1").model_dump(),
     }  # fmt: skip
@@ -66,14 +66,10 @@ def row(card: str, engine: Engine) -> str:
     return str(found)
 
 
-@pytest.mark.parametrize("method", ["supervised", "dpo"])
 @pytest.mark.parametrize("kind", KINDS)
 class TestEngines:
-    def test_an_engine_loads_the_adapter_exactly_if_it_computes_the_same(self, kind: str, method: str) -> None:
-        card, lora = (
-            model_card(about(method=method, **KINDS[kind])),
-            LoraSpec.model_validate(about(**KINDS[kind])["lora"]),
-        )
+    def test_an_engine_loads_the_adapter_exactly_if_it_computes_the_same(self, kind: str) -> None:
+        card, lora = model_card(about(**KINDS[kind])), LoraSpec.model_validate(about(**KINDS[kind])["lora"])
         for engine in Engine:
             found = incompatibilities(engine, lora)
             assert row(card, engine).startswith("merge it first") == bool(found), engine
@@ -81,16 +77,16 @@ class TestEngines:
             for problem in found:
                 assert problem.rule.reason in row(card, engine)
 
-    def test_vllms_maximum_rank_is_accepted_and_admits_the_adapter(self, kind: str, method: str) -> None:
-        card = model_card(about(method=method, **KINDS[kind]))
+    def test_vllms_maximum_rank_is_accepted_and_admits_the_adapter(self, kind: str) -> None:
+        card = model_card(about(**KINDS[kind]))
         largest = largest_rank(LoraSpec.model_validate(about(**KINDS[kind])["lora"]))
         given = [int(rank) for rank in re.findall(r"--max-lora-rank (\d+)", card)]
         assert given == [rank for rank in VLLM_MAX_LORA_RANKS if rank >= largest][:1] or "merge" in row(
             card, Engine.VLLM
         )
 
-    def test_merging_is_described_and_no_modelfile_contains_an_adapter(self, kind: str, method: str) -> None:
-        card = model_card(about(method=method, **KINDS[kind]))
+    def test_merging_is_described_and_no_modelfile_contains_an_adapter(self, kind: str) -> None:
+        card = model_card(about(**KINDS[kind]))
         assert "FROM ./model.gguf" in card
         assert not re.search(r"\bADAPTER [^_]", card)
         assert "convert_hf_to_gguf.py MODEL_DIRECTORY" in card

@@ -17,7 +17,6 @@ from tests.sentences import Reviewed
 from tests.trainer.helpers import Attempt, RecordLog, Trainings, assert_same_adapter
 from worker.trainer.answers import compare
 from worker.trainer.checkpoint import verify
-from worker.trainer.memory.out_of_memory import reduce_after_kills
 from worker.trainer.model import base_check, base_model, checkpoint_tensors
 from worker.trainer.model.frozen_linear import Frozen4
 from worker.trainer.objective import objective
@@ -45,11 +44,6 @@ class Shortage:
 
 def is_validating() -> bool:
     return not torch.is_grad_enabled()
-
-
-def first_time() -> Callable[..., bool]:
-    tries = iter([True])
-    return lambda *_: next(tries, False)
 
 
 def valid_losses(log: RecordLog) -> list[float | None]:
@@ -113,14 +107,6 @@ class TestValidation:
         assert ExecutionPlan(row_tokens=128, validation_row_tokens=256).effective_validation_row_tokens == 128
         assert ExecutionPlan(row_tokens=128, validation_row_tokens=64).effective_validation_row_tokens == 64
 
-    def test_a_kill_by_the_kernel_reduces_batches_and_prompts_from_the_start(
-        self, train: Callable[..., Attempt]
-    ) -> None:
-        choices = train(stop_at=(1, Command.DRAIN), out_of_memory_kills=1).choices
-        assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
-        assert choices["prompts_at_once"] == 2
-        assert reduce_after_kills(ExecutionPlan(**choices | {"prompts_at_once": 0}), 2).prompts_at_once == 0
-
 
 class TestSamples:
     @pytest.fixture
@@ -165,16 +151,12 @@ class TestSamples:
 
 
 class TestLastCheck:
-    @pytest.mark.parametrize("place", ["while PEFT loads", "when it has loaded"])
     def test_the_comparison_is_repeated_without_the_optimizers_moments(
-        self, train: Trainings, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed, place: str
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed
     ) -> None:
-        if place == "while PEFT loads":
-            load = Shortage(verify.PeftModel.load_adapter, first_time())
-            monkeypatch.setattr(verify.PeftModel, "load_adapter", lambda *each, **more: load(*each, **more))
-        else:
-            read = Shortage(verify.get_peft_model_state_dict, first_time())
-            monkeypatch.setattr(verify, "get_peft_model_state_dict", read)
+        tries = iter([True])
+        load = Shortage(verify.PeftModel.load_adapter, lambda *_: next(tries, False))
+        monkeypatch.setattr(verify.PeftModel, "load_adapter", lambda *each, **more: load(*each, **more))
         log = train()
         assert log.code == ExitCode.DONE
         (warning,) = log.warnings

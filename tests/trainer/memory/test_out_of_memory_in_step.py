@@ -23,7 +23,7 @@ from tests.trainer.helpers import (
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory, placement
 from worker.trainer.memory.device_memory import DeviceMemory
-from worker.trainer.memory.out_of_memory import reduce_plan, smallest_plan
+from worker.trainer.memory.out_of_memory import reduce_after_kills, reduce_plan, smallest_plan
 from worker.trainer.objective import objective
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -84,40 +84,25 @@ def test_a_step_that_ran_out_of_memory_is_repeated_unchanged_and_then_with_one_d
     assert_same_adapter(log, plain)  # each step is still one row here
 
 
-def test_moments_exist_before_the_first_step_and_a_failed_update_is_repeated(
-    train: Trainings, plain: Attempt, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("owner", "name", "failing"), [(torch.optim.AdamW, "step", 1), (torch, "zeros_like", 6)])
+def test_moments_are_allocated_before_the_first_update_and_both_are_repeated(
+    train: Trainings, plain: Attempt, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, failing: int
 ) -> None:
-    step, calls = torch.optim.AdamW.step, []
+    function, calls = getattr(owner, name), []
 
-    def first_time_short(optimizer: torch.optim.AdamW) -> None:
-        calls.append(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        assert all(set(optimizer.state[each]) == {"step", "exp_avg", "exp_avg_sq"} for each in parameters)
-        if len(calls) == 1:
+    def short(first: Any, **options: Any) -> Any:
+        calls.append(first)
+        if isinstance(first, torch.optim.AdamW):
+            parameters = [parameter for group in first.param_groups for parameter in group["params"]]
+            assert all(set(first.state[each]) == {"step", "exp_avg", "exp_avg_sq"} for each in parameters)
+        if len(calls) == failing:
             raise RuntimeError(SENTENCE)
-        step(optimizer)
+        return function(first, **options)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", first_time_short)
-    log = train(dropout=0.2)
-    assert (log.code, log.warnings) == (ExitCode.DONE, [])
-    assert log.losses == pytest.approx(plain.losses, rel=1e-6)
-
-
-def test_moments_that_do_not_fit_are_allocated_again(
-    train: Trainings, plain: Attempt, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zeros_like, calls = torch.zeros_like, []
-
-    def sixth_time_short(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
-        calls.append(tensor)
-        if len(calls) == 6:
-            raise RuntimeError(SENTENCE)
-        return zeros_like(tensor, **options)
-
-    monkeypatch.setattr(torch, "zeros_like", sixth_time_short)
+    monkeypatch.setattr(owner, name, short)
     log = train(dropout=0.2)
     assert log.code == ExitCode.DONE
-    assert len(calls) > 6
+    assert len(calls) > failing
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
@@ -139,19 +124,14 @@ def test_batches_are_halved_until_they_fit(train: Trainings, short: Short) -> No
     assert {message.level for message in log.of(Message)} == {"warn"}
 
 
-def test_the_next_attempt_keeps_the_reduced_plan_without_a_probe(train: Trainings, short: Short) -> None:
-    short(lambda tokens, rows: rows in (2, 3))
-    log = train(stop_at=(1, Command.DRAIN), quantization={})
+def test_a_reduced_plan_is_saved_before_the_next_step_and_kept_without_a_probe(train: Trainings, short: Short) -> None:
+    short(lambda tokens, rows: rows in (3, 4))  # the second step's
+    log = train(stop_at=(3, Command.DRAIN), quantization={}, snapshot_interval_seconds=1e9)
+    assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2, 3]
     assert log.of(Planned)[0].mode.cache_weights
     assert not log.choices["cache_weights"]
     again = train(resume_from=log.snapshot, quantization={})
     assert (again.code, again.of(Planned), again.of(Probed)) == (ExitCode.DONE, [], [])
-
-
-def test_a_reduced_plan_is_saved_before_the_next_step_for_any_interval(train: Trainings, short: Short) -> None:
-    short(lambda tokens, rows: rows in (3, 4))  # the second step's
-    log = train(snapshot_interval_seconds=1e9)
-    assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
 
 
 def test_if_the_smallest_plan_does_not_fit_the_job_fails_and_names_the_parameter_to_change(
@@ -182,6 +162,9 @@ def test_attempts_after_a_kill_plan_once_with_less_memory(train: Trainings) -> N
     before, after = (log.of(Planned)[0].memory_bytes for log in attempts[:2])
     assert after < 0.8 * before
     assert [saved.step for saved in attempts[1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
+    choices = attempts[1].choices
+    assert (choices["validation_row_tokens"], choices["prompts_at_once"]) == (choices["row_tokens"] // 2, 2)
+    assert reduce_after_kills(ExecutionPlan(**choices | {"prompts_at_once": 0}), 2).prompts_at_once == 0
 
 
 def test_each_process_of_a_machine_plans_with_its_share_of_the_memory(
@@ -264,27 +247,24 @@ class TestReducePlan:
             reviewed(str(plan))
         assert plans[-1] == ExecutionPlan(row_tokens=300, recompute="everything")
 
-    def test_the_inputs_of_the_layers_leave_the_gpu_last_if_kernels_are_cudas(self) -> None:
-        plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True))
-        assert [(plan.row_tokens, plan.layout["offload"]) for plan in plans] == [(300, True)]
-        assert self.plans_below(ExecutionPlan(row_tokens=300, recompute="everything")) == []
+    @pytest.mark.parametrize(
+        ("plan", "kind", "changes", "field", "values"),
+        [
+            ({"recompute": "everything", "cuda_kernels": True}, "cuda", {}, "offload", [True]),
+            ({"recompute": "everything"}, "cuda", {}, "offload", []),
+            ({"recompute": "layers", "recompute_layers": 3}, "cpu", {}, "recompute_layers", [11, 19, 27, 0]),
+            # half of 8,192 tokens would change nothing for a job whose largest batch has 700
+            ({"row_tokens": 8192}, "cuda", {"layers": 0, "largest_tokens": 700}, "row_tokens", [350, 300]),
+            ({"row_tokens": 512}, "cuda", {"layers": 0}, "recompute", ["nothing"]),  # layers are not known
+            ({"row_tokens": 128, "recompute": "everything"}, "cpu", {}, "row_tokens", []),  # never longer
+        ],
+    )
+    def test_what_is_reduced_next(
+        self, plan: dict[str, Any], kind: DeviceKind, changes: dict[str, int], field: str, values: list[object]
+    ) -> None:
+        plans = self.plans_below(ExecutionPlan(**{"row_tokens": 300} | plan), kind, **changes)
+        assert [getattr(each, field) for each in plans] == values
 
     def test_the_inputs_of_the_layers_stay_without_host_memory(self) -> None:
         plan = ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True)
         assert reduce_plan(plan, 300, 300, 32, "cuda", can_offload=False) is None
-
-    def test_recomputation_grows_by_a_quarter_of_the_layers(self) -> None:
-        plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="layers", recompute_layers=3), "cpu")
-        assert [plan.recompute_layers for plan in plans] == [11, 19, 27, 0]
-        assert plans[-1].recompute == "everything"
-
-    def test_a_reduction_shortens_the_largest_batch_that_there_is(self) -> None:
-        """Half of 8,192 tokens would change nothing for a job whose largest batch has 700."""
-        plans = self.plans_below(ExecutionPlan(row_tokens=8192), layers=0, largest_tokens=700)
-        assert [plan.row_tokens for plan in plans] == [350, 300]
-
-    def test_a_model_without_known_layers_is_never_recomputed(self) -> None:
-        assert {plan.recompute for plan in self.plans_below(ExecutionPlan(row_tokens=8192), layers=0)} == {"nothing"}
-
-    def test_batches_never_get_longer(self) -> None:
-        assert all(plan.row_tokens == 128 for plan in self.plans_below(ExecutionPlan(row_tokens=128)))

@@ -7,7 +7,7 @@ import torch
 
 from app.domain.jobs.events import Planned, Probed
 from app.domain.jobs.states import ExitCode
-from tests.trainer.helpers import final_adapter, load_tiny_base, make_spec, prepare, run_trainer
+from tests.trainer.helpers import final_adapter, float32_spec, load_tiny_base, make_spec, prepare, run_trainer
 from worker.trainer.distributed import parallel
 from worker.trainer.memory.probe import probe
 from worker.trainer.training import run as program
@@ -17,7 +17,7 @@ from worker.trainer.training.run import make_objective
 def test_it_runs_the_largest_planned_batch_and_changes_nothing(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(tiny, examples, dropout=0.2)
+    spec = float32_spec(tiny, examples, dropout=0.2, n_epochs=1)
     code, log = run_trainer(spec, tmp_path / "probed")
     assert code == ExitCode.DONE
     (probed,), (planned,) = log.of(Probed), log.of(Planned)

@@ -104,21 +104,16 @@ class TestSuppressOutOfMemory:
             raise RuntimeError("shapes do not match")
 
 
-class TestExitCode:
-    @pytest.mark.parametrize(
-        ("reason", "code"),
-        [
-            (Reason.DONE, ExitCode.DONE),
-            (Reason.DRAINED, ExitCode.DRAINED),
-            (Reason.PAUSED, ExitCode.PAUSED),
-            (Reason.CANCELLED, ExitCode.CANCELLED),
-            (Reason.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY),
-            (Reason.INVALID_TRAINING_FILE, ExitCode.BAD_SPEC),
-            (Reason.MODEL_UNAVAILABLE, ExitCode.BAD_SPEC),
-            (Reason.NON_FINITE_LOSS, ExitCode.BAD_SPEC),
-            (Reason.ADAPTER_MISMATCH, ExitCode.INTERNAL),
-            (Reason.TRAINER_CRASHED, ExitCode.INTERNAL),
-        ],
-    )
-    def test_every_reason_has_an_exit_code(self, reason: Reason, code: int) -> None:
-        assert exit_code(reason) == code
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.DONE, ExitCode.DONE),
+        (Reason.DRAINED, ExitCode.DRAINED),
+        (Reason.CANCELLED, ExitCode.CANCELLED),
+        (Reason.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY),
+        (Reason.NON_FINITE_LOSS, ExitCode.BAD_SPEC),
+        (Reason.ADAPTER_MISMATCH, ExitCode.INTERNAL),
+    ],
+)
+def test_every_reason_has_an_exit_code(reason: Reason, code: int) -> None:
+    assert exit_code(reason) == code

@@ -32,7 +32,7 @@ from tests.trainer.helpers import (
     Attempt,
     RecordLog,
     Trainings,
-    make_spec,
+    float32_spec,
     set_row_tokens,
     slow_but,
     write_answers,
@@ -62,7 +62,7 @@ class Setup:
     validation_file: Path
 
     def spec(self, **changes: Any) -> TrainerSpec:
-        return make_spec(
+        return float32_spec(
             self.base, self.training_file, **{"validation_file": self.validation_file, **CHANGES, **changes}
         )
 
@@ -156,9 +156,9 @@ def test_an_attempt_on_another_machine_keeps_the_plan_of_the_first(
     killed_at(3, setup.spec(), tmp_path / "first")
     set_row_tokens(monkeypatch, 64)
     monkeypatch.setattr(program, "choose_threads", lambda: 2)
-    monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.bfloat16)
     log = train.run(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None))
-    assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "bfloat16")
+    assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "float32")
     assert_same_result(whole, log)
 
 
@@ -178,7 +178,7 @@ def test_a_template_that_prints_the_date_prints_that_of_the_first_attempt(
     dated = make_tiny_base(tmp_path / "dated")
     template = dated / "chat_template.jinja"
     template.write_text("{{ strftime_now('%H:%M:%S.%f') }}" + template.read_text())
-    spec = make_spec(dated, setup.training_file, snapshot_interval_seconds=0)
+    spec = float32_spec(dated, setup.training_file, snapshot_interval_seconds=0)
     first = train.run(spec, tmp_path)
     resumed = spec.run.model_copy(update={"resume_from": SNAPSHOTS / "step-000007"})
     second = train.run(spec.model_copy(update={"runs": (resumed,)}), tmp_path)
