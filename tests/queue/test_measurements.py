@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import select, update
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import evaluations, measurements
+from app.db.jobs import evaluations
 from app.db.jobs.leases import lease_of
+from app.db.scheduling import measurements
 from app.db.tables import Attempt, Checkpoint, Evaluation, Job, MeasurementRow, Project
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec

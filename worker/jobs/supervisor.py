@@ -13,9 +13,9 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import checkpoints, claims, measurements
+from app.db.jobs import checkpoints, claims
 from app.db.jobs.leases import FencedError
-from app.db.scheduling import gpu_reservations
+from app.db.scheduling import gpu_reservations, measurements
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.jobs.events import Done
