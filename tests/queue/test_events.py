@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from pathlib import Path
 
-import pytest
 from sqlalchemy import select, text
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, events
 from app.db.jobs.leases import lease_of
-from app.db.tables import Job, JobEvent, Project
+from app.db.tables import Job, JobEvent
 from app.domain.jobs.events import downsample
-from app.storage import LocalStorage
-from tests.factories import append_step_event, make_base_model, make_file, make_job, start_job, validate_job
-
-
-@pytest.fixture
-def running(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path) -> Job:
-    with transaction(sessions) as session:
-        make_base_model(session, tmp_path / "base")
-        make_job(session, project, make_file(session, storage, project))
-        validate_job(session)
-        return start_job(session)
-
+from tests.factories import append_step_event
 
 MANY_STEPS = """
 INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)

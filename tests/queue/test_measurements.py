@@ -17,22 +17,12 @@ from app.domain.planning.execution_plan import ExecutionPlan
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_succeeded_job, start_job, validate_job
 
-pytestmark = pytest.mark.usefixtures("base_model")
-
 MODE = ExecutionPlan(row_tokens=2048)
 PLANNED = Planned(
     run_id="r", device_kind="cpu", device="cpu", memory_bytes=8_000, mode=MODE, largest_row_tokens=100, components={},
     loaded_bytes=1_000, working_bytes=500, peak_bytes=1_500, step_flop=3e9, seconds=9.0, basis="formula",
 )  # fmt: skip
 PROBED = Probed(run_id="r", row_tokens=100, seconds=1.0, loaded_bytes=1_100, peak_bytes=1_700)
-
-
-@pytest.fixture
-def running(sessions: Sessions, storage: LocalStorage, project: Project) -> Job:
-    with transaction(sessions) as session:
-        make_job(session, project, make_file(session, storage, project))
-        validate_job(session)
-        return start_job(session)
 
 
 def found(sessions: Sessions, job: Job, device: str = "EPYC") -> list[dict[str, object]]:
