@@ -26,14 +26,16 @@ FROM jobs, generate_series(1, 4000) AS n WHERE id = :job_id
 """
 
 
-def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validation(
+def test_a_thinned_curve_has_its_ends_extremes_and_best_validation_and_one_in_a_list_evenly_spaced_steps(
     sessions: Sessions, running: Job
 ) -> None:
     """Of 3,000 steps, the last thousand of which were trained again; the first run of them had the highest loss
     and memory."""
     with transaction(sessions) as session:
         session.execute(text(MANY_STEPS), {"job_id": running.id})
+        session.execute(text("UPDATE jobs SET event_seq = event_seq + 4000 WHERE id = :id"), {"id": running.id})
         found = events.loss_points(session, running.id, 100)
+        curve = events.loss_curves(session, running.project_id, [running.id], 40)[running.id]
     assert found.total == 3000
     assert len(found.points) <= 6 * 100
     by_step = {point.step: point for point in found.points}
@@ -46,20 +48,10 @@ def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validatio
     chosen = {point.step for point in downsample(found.points, 100, found.extremes)}
     assert {1, 777, 778, 901, 903, 907, 1350, 3000} <= chosen
 
-
-def test_a_curve_for_a_list_has_its_ends_evenly_spaced_steps_and_the_best_validation(
-    sessions: Sessions, running: Job
-) -> None:
-    with transaction(sessions) as session:
-        session.execute(text(MANY_STEPS), {"job_id": running.id})
-        session.execute(text("UPDATE jobs SET event_seq = event_seq + 4000 WHERE id = :id"), {"id": running.id})
-        curve = events.loss_curves(session, running.project_id, [running.id], 40)[running.id]
     assert (curve.steps[0], curve.steps[-1], curve.best_valid_loss) == (1, 3000, 1.0)
     gaps = [later - earlier for earlier, later in pairwise(curve.steps)]
-    assert 25 <= len(curve.steps) <= 40
-    assert min(gaps) > 0
-    assert max(gaps) <= 2 * 4000 / 39
-    assert len(curve.train_losses) == len(curve.steps)
+    assert 25 <= len(curve.steps) == len(curve.train_losses) <= 40
+    assert 0 < min(gaps) <= max(gaps) <= 2 * 4000 / 39
 
 
 def numbers(sessions: Sessions, job: Job) -> list[int]:
