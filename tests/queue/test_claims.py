@@ -69,19 +69,22 @@ def attempts(sessions: Sessions, job: Job) -> list[Attempt]:
 
 
 class TestClaim:
-    def test_it_takes_the_row_the_lease_the_attempt_and_an_event_at_once(
-        self, sessions: Sessions, queued: MakeJob
+    @pytest.mark.parametrize(
+        ("kind", "state", "phase", "trainings"),
+        [("train", "running", "loading", 1), ("validate", "validating_files", "validating", 0)],
+    )
+    def test_it_takes_the_row_the_lease_and_the_attempt_at_once(
+        self, sessions: Sessions, created: MakeJob, queued: MakeJob, kind: Kind, state: str, phase: str, trainings: int
     ) -> None:
-        job = queued()
-        claimed = claim(sessions)
+        job = queued() if kind == "train" else created()
+        claimed = claim(sessions, kind)
         assert claimed is not None
-        assert (claimed.id, claimed.state, claimed.phase, claimed.attempt) == (job.id, "running", "loading", 1)
-        assert (claimed.lease_owner, claimed.train_attempts) == ("me", 1)
+        assert (claimed.id, claimed.state, claimed.phase, claimed.attempt) == (job.id, state, phase, 1)
+        assert (claimed.lease_owner, claimed.train_attempts) == ("me", trainings)
         assert claimed.lease_expires_at is not None
-        assert claimed.started_at is not None
-        assert [(a.attempt, a.kind, a.worker, a.ended_at) for a in attempts(sessions, job)] == [
-            (1, "train", "me", None)
-        ]
+        assert (claimed.started_at is None) is (kind == "validate")
+        assert [(a.attempt, a.kind, a.worker, a.ended_at) for a in attempts(sessions, job)] == [(1, kind, "me", None)]
+        assert claim(sessions, kind, "another") is None
 
     def test_the_oldest_comes_first_unless_one_is_more_urgent(self, sessions: Sessions, queued: MakeJob) -> None:
         first, second, urgent = queued(), queued(), queued(priority=1)
@@ -109,15 +112,6 @@ class TestClaim:
         second = claim(sessions)
         assert second is not None
         assert (second.train_attempts, second.started_at) == (2, first.started_at)
-
-    def test_validation_is_claimed_with_the_same_lease_and_attempt(self, sessions: Sessions, created: MakeJob) -> None:
-        job = created()
-        claimed = claim(sessions, "validate")
-        assert claimed is not None
-        assert (claimed.state, claimed.phase, claimed.attempt) == ("validating_files", "validating", 1)
-        assert (claimed.train_attempts, claimed.started_at) == (0, None)
-        assert claim(sessions, "validate", "another") is None
-        assert attempts(sessions, job)[0].kind == "validate"
 
     def test_a_locked_row_blocks_no_claim(self, sessions: Sessions, queued: MakeJob) -> None:
         locked, free = queued(), queued()
