@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from app.db import migrate
 from app.db.engine import make_engine
-from app.db.jobs import reads
-from app.db.jobs.reads import JobFilter
+from app.db.fast_reads import job_reads
+from app.db.fast_reads.job_reads import JobFilter
 from benchmarks.table import machine
 from tests.stack import start_postgres
 
@@ -78,16 +78,16 @@ def measure(session: Session, title: str) -> None:
     print(f"\n{title}")
     for name in PAIRS:
         pair = {"run": "20000"} if name == "one" else {name: "yes" if name == "all" else "0"}
-        middle = reads.find_last(session, "p0", f"ftjob-{JOBS // 2}")
+        middle = job_reads.find_last(session, "p0", f"ftjob-{JOBS // 2}")
         for when, after in (("first page", None), ("in the middle", middle)):
             wanted = JobFilter("p0", metadata=pair)
-            tell(f"{name}, {when}", lambda wanted=wanted, after=after: reads.page(session, wanted, 21, after))
-    tell("null", lambda: reads.page(session, JobFilter("p0", without_metadata=True), 21))
+            tell(f"{name}, {when}", lambda wanted=wanted, after=after: job_reads.page(session, wanted, 21, after))
+    tell("null", lambda: job_reads.page(session, JobFilter("p0", without_metadata=True), 21))
     for project_id, whose in (("p0", "one project"), (None, "all projects")):
         failed = JobFilter(project_id, states=["failed"])
         hour = JobFilter(project_id, created_from=OLD, created_until=OLD + timedelta(hours=1))
-        tell(f"a rare state, {whose}", lambda wanted=failed: reads.page(session, wanted, 21))
-        tell(f"an old hour, {whose}", lambda wanted=hour: reads.page(session, wanted, 21))
+        tell(f"a rare state, {whose}", lambda wanted=failed: job_reads.page(session, wanted, 21))
+        tell(f"an old hour, {whose}", lambda wanted=hour: job_reads.page(session, wanted, 21))
 
 
 def tell(what: str, act: Callable[[], list[object]]) -> None:

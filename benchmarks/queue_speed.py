@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from app.db import migrate
 from app.db.engine import make_engine
-from app.db.jobs import claims, reads
+from app.db.fast_reads import job_reads
+from app.db.jobs import claims
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
@@ -109,7 +110,7 @@ def measure(session: Session) -> None:
 
     print_times("a claim and a whole round after it", round_after_a_claim, 5)
     session.commit()
-    print_times("one job read with its place", lambda: reads.get(session, waiting[0].job_id), CLAIMS)
+    print_times("one job read with its place", lambda: job_reads.get(session, waiting[0].job_id), CLAIMS)
     print_times("the queue listed", lambda: queue.view_queue(session, "p1", True, 100, HALF_LIFE_SECONDS), 10)
 
 

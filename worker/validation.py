@@ -38,53 +38,36 @@ from app.system.limited_rendering import UnreadableTokenizer, read_in_process
 from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
 from worker.jobs.base_and_adapter import unusable_base
 from worker.jobs.exit_classification import AttemptOutcome
-from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
+from worker.jobs.lease import JobAttempt, Runner
 from worker.jobs.prepare import Inputs, PreparationError, failure_outcome, load_inputs, lost_file_error
 from worker.jobs.sanitize import clean_text
-from worker.node.resources import Resources
 
 REASONS = {"training": Reason.INVALID_TRAINING_FILE, "validation": Reason.INVALID_VALIDATION_FILE}
 
 log = get_logger(__name__)
 
 
-class Validator:
+class Validator(Runner[Job, JobAttempt]):
     """Validates the files of jobs in the state `validating_files`, one job at a time."""
 
-    def __init__(self, resources: Resources, owner: str) -> None:
-        self.resources = resources
-        self.settings = resources.settings
-        self.owner = owner
-        self.claimer = Claimer(resources, Job, owner)
+    kind = "validate"
+    table = Job
+    attempt = JobAttempt
 
-    def run_next(self) -> bool:
-        """Validate one job, from its claim to `queued` or its end; False if none is due."""
-        ttl_seconds = self.settings.lease_ttl_seconds
-        claimed = self.claimer.claim_next(lambda session: claims.claim(session, "validate", self.owner, ttl_seconds))
-        if claimed is None:
-            return False
-        job, _, claimed_at = claimed
-        attempt = JobAttempt(self.resources, job, claimed_at)
-        with observed_attempt("validate", attempt, job), attempt:
-            try:
-                if (outcome := self._validate(attempt)) is not None:
-                    attempt.end(outcome)
-            except FencedError:
-                log.info("lease lost: the validation is dropped")
-        return True
+    def claim(self, session: Session) -> Job | None:
+        return claims.claim(session, "validate", self.owner, self.settings.lease_ttl_seconds)
 
-    def _validate(self, attempt: JobAttempt) -> AttemptOutcome | None:
-        """Read the files and accept them; the outcome if they cannot be accepted. Raises FencedError."""
+    def run(self, attempt: JobAttempt) -> None:
+        """Read the files; the job is `queued`, or the attempt ends with the reason why it is not."""
         try:
             inputs, reports = self._read(attempt)
             self._accept(attempt, reports, requirement_columns(attempt, inputs, reports))
             attempt.outcome = Reason.DONE
             log.info("files validated")
-            return None
         except FencedError:
             raise
         except Exception as error:
-            return failure_outcome(attempt, error)
+            attempt.end(failure_outcome(attempt, error))
 
     def _read(self, attempt: JobAttempt) -> tuple[Inputs, dict[str, DatasetReport]]:
         """Read both files. Raises PreparationError for the first one that cannot be used, AttemptFailed, FencedError,

@@ -10,7 +10,7 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.base_models import models
-from app.db.jobs import reads
+from app.db.fast_reads import job_reads
 from app.db.scheduling import fair_queue, workers
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Evaluation, Job, QueuePlace, Worker
@@ -30,7 +30,7 @@ ORDER BY attempt.started_at, job.seq
 """
 
 WAITING = (
-    reads.JOB.with_only_columns(*core_table(Job).c, *reads.PLACE)
+    job_reads.JOB.with_only_columns(*core_table(Job).c, *job_reads.PLACE)
     .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
     .order_by(QueuePlace.position.nulls_last(), Job.seq)
 )

@@ -69,19 +69,22 @@ def attempts(sessions: Sessions, job: Job) -> list[Attempt]:
 
 
 class TestClaim:
-    def test_it_takes_the_row_the_lease_the_attempt_and_an_event_at_once(
-        self, sessions: Sessions, queued: MakeJob
+    @pytest.mark.parametrize(
+        ("kind", "state", "phase", "trainings"),
+        [("train", "running", "loading", 1), ("validate", "validating_files", "validating", 0)],
+    )
+    def test_it_takes_the_row_the_lease_and_the_attempt_at_once(
+        self, sessions: Sessions, created: MakeJob, queued: MakeJob, kind: Kind, state: str, phase: str, trainings: int
     ) -> None:
-        job = queued()
-        claimed = claim(sessions)
+        job = queued() if kind == "train" else created()
+        claimed = claim(sessions, kind)
         assert claimed is not None
-        assert (claimed.id, claimed.state, claimed.phase, claimed.attempt) == (job.id, "running", "loading", 1)
-        assert (claimed.lease_owner, claimed.train_attempts) == ("me", 1)
+        assert (claimed.id, claimed.state, claimed.phase, claimed.attempt) == (job.id, state, phase, 1)
+        assert (claimed.lease_owner, claimed.train_attempts) == ("me", trainings)
         assert claimed.lease_expires_at is not None
-        assert claimed.started_at is not None
-        assert [(a.attempt, a.kind, a.worker, a.ended_at) for a in attempts(sessions, job)] == [
-            (1, "train", "me", None)
-        ]
+        assert (claimed.started_at is None) is (kind == "validate")
+        assert [(a.attempt, a.kind, a.worker, a.ended_at) for a in attempts(sessions, job)] == [(1, kind, "me", None)]
+        assert claim(sessions, kind, "another") is None
 
     def test_the_oldest_comes_first_unless_one_is_more_urgent(self, sessions: Sessions, queued: MakeJob) -> None:
         first, second, urgent = queued(), queued(), queued(priority=1)
@@ -110,15 +113,6 @@ class TestClaim:
         assert second is not None
         assert (second.train_attempts, second.started_at) == (2, first.started_at)
 
-    def test_validation_is_claimed_with_the_same_lease_and_attempt(self, sessions: Sessions, created: MakeJob) -> None:
-        job = created()
-        claimed = claim(sessions, "validate")
-        assert claimed is not None
-        assert (claimed.state, claimed.phase, claimed.attempt) == ("validating_files", "validating", 1)
-        assert (claimed.train_attempts, claimed.started_at) == (0, None)
-        assert claim(sessions, "validate", "another") is None
-        assert attempts(sessions, job)[0].kind == "validate"
-
     def test_a_locked_row_blocks_no_claim(self, sessions: Sessions, queued: MakeJob) -> None:
         locked, free = queued(), queued()
         with transaction(sessions) as session:
@@ -126,14 +120,6 @@ class TestClaim:
             claimed = claim(sessions)
             assert claimed is not None
             assert claimed.id == free.id
-
-    def test_a_job_is_claimable_in_the_state_of_its_kind(self, sessions: Sessions, queued: MakeJob) -> None:
-        with transaction(sessions) as session:
-            assert not claims.has_claimable_job(session, "train")
-        queued()
-        with transaction(sessions) as session:
-            assert claims.has_claimable_job(session, "train")
-            assert not claims.has_claimable_job(session, "validate")
 
 
 class TestEnds:
@@ -185,34 +171,23 @@ class TestEnds:
             self.end(sessions, reason)
         assert (read(sessions, job).state, read(sessions, job).crash_streak) == ("queued", 2)
 
-    def test_the_delay_doubles_with_the_streak(self, sessions: Sessions, queued: MakeJob) -> None:
-        job = queued()
-        delays = []
-        for _ in range(2):
-            self.end(sessions, Reason.TRAINER_CRASHED, delay_seconds=10)
-            with transaction(sessions) as session:
-                query = text("SELECT extract(epoch FROM run_after - clock_timestamp()) FROM jobs")
-                delays.append(float(session.scalar(query) or 0))
-                session.execute(update(Job).where(Job.id == job.id).values(run_after=text("clock_timestamp()")))
-        assert delays == [pytest.approx(10, abs=2), pytest.approx(20, abs=2)]
-
-    def test_an_attempt_that_dies_after_a_request_to_pause_is_paused(self, sessions: Sessions, queued: MakeJob) -> None:
+    @pytest.mark.parametrize(
+        ("desired", "reason", "state"),
+        [
+            pytest.param("pause", Reason.TRAINER_CRASHED, "paused", id="a crash after a request to pause"),
+            pytest.param("run", Reason.PAUSED, "queued", id="a pause whose job was resumed meanwhile"),
+        ],
+    )
+    def test_the_state_after_an_attempt_is_the_one_that_is_desired_by_then(
+        self, sessions: Sessions, queued: MakeJob, desired: str, reason: Reason, state: str
+    ) -> None:
         job = queued()
         claimed = claim(sessions)
         assert claimed is not None
         with transaction(sessions) as session:
-            session.execute(update(Job).where(Job.id == job.id).values(desired="pause"))
-            claims.finish_held_attempt(session, lease_of(claimed), Reason.TRAINER_CRASHED, "because")
-        assert read(sessions, job).state == "paused"
-
-    def test_a_validation_that_is_interrupted_waits_for_the_next(self, sessions: Sessions, created: MakeJob) -> None:
-        job = created()
-        claimed = claim(sessions, "validate")
-        assert claimed is not None
-        with transaction(sessions) as session:
-            claims.finish_held_attempt(session, lease_of(claimed), Reason.DRAINED, "because")
-        assert read(sessions, job).state == "validating_files"
-        assert claim(sessions, "validate") is not None
+            session.execute(update(Job).where(Job.id == job.id).values(desired=desired))
+            claims.finish_held_attempt(session, lease_of(claimed), reason, "because")
+        assert read(sessions, job).state == state
 
     def test_a_validated_job_starts_with_a_clean_slate(self, sessions: Sessions, created: MakeJob) -> None:
         job = created(crash_streak=2)
@@ -251,8 +226,8 @@ class TestEnds:
         assert sorted(results) in (["holder"], ["fenced", "reaper"])
         assert len([a for a in attempts(sessions, job) if a.ended_at is not None]) == 1
 
-    def end(self, sessions: Sessions, reason: Reason, delay_seconds: float = 0) -> None:
+    def end(self, sessions: Sessions, reason: Reason) -> None:
         with transaction(sessions) as session:
             running = start_job(session)
-            retries = leases.Retries(delay_seconds, 3)
+            retries = leases.Retries(0, 3)
             claims.finish_held_attempt(session, lease_of(running), reason, "because", retries=retries)

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from pathlib import Path
 
-import pytest
 from sqlalchemy import select, text
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, events
 from app.db.jobs.leases import lease_of
-from app.db.tables import Job, JobEvent, Project
+from app.db.tables import Job, JobEvent
 from app.domain.jobs.events import downsample
-from app.storage import LocalStorage
-from tests.factories import append_step_event, make_base_model, make_file, make_job, start_job, validate_job
-
-
-@pytest.fixture
-def running(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path) -> Job:
-    with transaction(sessions) as session:
-        make_base_model(session, tmp_path / "base")
-        make_job(session, project, make_file(session, storage, project))
-        validate_job(session)
-        return start_job(session)
-
+from tests.factories import append_step_event
 
 MANY_STEPS = """
 INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)
@@ -39,14 +26,16 @@ FROM jobs, generate_series(1, 4000) AS n WHERE id = :job_id
 """
 
 
-def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validation(
+def test_a_thinned_curve_has_its_ends_extremes_and_best_validation_and_one_in_a_list_evenly_spaced_steps(
     sessions: Sessions, running: Job
 ) -> None:
     """Of 3,000 steps, the last thousand of which were trained again; the first run of them had the highest loss
     and memory."""
     with transaction(sessions) as session:
         session.execute(text(MANY_STEPS), {"job_id": running.id})
+        session.execute(text("UPDATE jobs SET event_seq = event_seq + 4000 WHERE id = :id"), {"id": running.id})
         found = events.loss_points(session, running.id, 100)
+        curve = events.loss_curves(session, running.project_id, [running.id], 40)[running.id]
     assert found.total == 3000
     assert len(found.points) <= 6 * 100
     by_step = {point.step: point for point in found.points}
@@ -59,20 +48,10 @@ def test_the_points_of_a_thinned_curve_have_its_ends_extremes_and_best_validatio
     chosen = {point.step for point in downsample(found.points, 100, found.extremes)}
     assert {1, 777, 778, 901, 903, 907, 1350, 3000} <= chosen
 
-
-def test_a_curve_for_a_list_has_its_ends_evenly_spaced_steps_and_the_best_validation(
-    sessions: Sessions, running: Job
-) -> None:
-    with transaction(sessions) as session:
-        session.execute(text(MANY_STEPS), {"job_id": running.id})
-        session.execute(text("UPDATE jobs SET event_seq = event_seq + 4000 WHERE id = :id"), {"id": running.id})
-        curve = events.loss_curves(session, running.project_id, [running.id], 40)[running.id]
     assert (curve.steps[0], curve.steps[-1], curve.best_valid_loss) == (1, 3000, 1.0)
     gaps = [later - earlier for earlier, later in pairwise(curve.steps)]
-    assert 25 <= len(curve.steps) <= 40
-    assert min(gaps) > 0
-    assert max(gaps) <= 2 * 4000 / 39
-    assert len(curve.train_losses) == len(curve.steps)
+    assert 25 <= len(curve.steps) == len(curve.train_losses) <= 40
+    assert 0 < min(gaps) <= max(gaps) <= 2 * 4000 / 39
 
 
 def numbers(sessions: Sessions, job: Job) -> list[int]:

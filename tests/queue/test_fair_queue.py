@@ -176,27 +176,6 @@ class TestFit:
 
 
 class TestAtOnce:
-    def test_workers_that_claim_at_the_same_moment_never_exceed_a_limit(self, two: Sessions) -> None:
-        with transaction(two) as session:
-            make_project(session, "b").max_running_jobs = 3
-            make_project(session, "a").max_running_jobs = 2
-            for number in range(8):
-                add_job(session, f"b{number}", "b")
-                add_job(session, f"a{number}", "a")
-        barrier, taken = threading.Barrier(10), []
-
-        def work(owner: str) -> None:
-            barrier.wait()
-            taken.append(take(two, owner=owner))
-
-        threads = [threading.Thread(target=work, args=(f"w{number}",)) for number in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        running = sorted(name[0] for name in taken if name)
-        assert running == ["a", "a", "b", "b", "b"]
-
     def test_a_second_claim_waits_for_the_first_and_sees_what_it_took(self, two: Sessions) -> None:
         with transaction(two) as session:
             make_project(session, "b").max_running_jobs = 1

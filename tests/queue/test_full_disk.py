@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from sqlalchemy import func, update
 
@@ -11,19 +9,11 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
 from app.db.jobs.leases import lease_of
 from app.db.scheduling import fair_queue
-from app.db.tables import Job, Project
+from app.db.tables import Job
 from app.domain.jobs.states import Reason
-from app.storage import LocalStorage
-from tests.factories import make_base_model, make_file, make_job, start_job, validate_job
+from tests.factories import start_job, validate_job
 
 DAY = 86_400.0
-
-
-@pytest.fixture
-def job(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path) -> Job:
-    with transaction(sessions) as session:
-        make_base_model(session, tmp_path / "base")
-        return make_job(session, project, make_file(session, storage, project))
 
 
 def meet_full_disk(sessions: Sessions, limit_seconds: float = DAY) -> Job:
@@ -87,12 +77,16 @@ class TestTheWait:
             assert (resumed.state, resumed.storage_full_since) == ("queued", None)
         assert pause_of(sessions, job) == 0
 
-    def test_a_requested_pause_ends_the_wait_for_space(self, sessions: Sessions, job: Job) -> None:
+    @pytest.mark.parametrize("is_running", [True, False])
+    def test_a_requested_pause_ends_the_wait_for_space(self, sessions: Sessions, job: Job, is_running: bool) -> None:
         validate(sessions)
+        if not is_running:
+            meet_full_disk(sessions)
         with transaction(sessions) as session:
-            claimed = start_job(session)
-            jobs.pause(session, job.project_id, job.id)
-            paused = claims.finish_held_attempt(session, lease_of(claimed), Reason.STORAGE_FULL, "Full.")
+            claimed = start_job(session) if is_running else None
+            paused = jobs.pause(session, job.project_id, job.id)
+            if claimed:
+                paused = claims.finish_held_attempt(session, lease_of(claimed), Reason.STORAGE_FULL, "Full.")
         assert (paused.state, paused.phase, paused.storage_full_since) == ("paused", None, None)
 
     def test_a_validation_waits_for_space_without_end(self, sessions: Sessions, job: Job) -> None:
@@ -103,20 +97,3 @@ class TestTheWait:
                 session, lease_of(claimed), Reason.STORAGE_FULL, "Full.", storage_wait_seconds=0
             )
         assert (waiting.state, waiting.phase) == ("validating_files", "waiting_for_storage")
-
-
-class TestTheReconciler:
-    def test_the_reconciler_pauses_a_job_that_waited_too_long(self, sessions: Sessions, job: Job) -> None:
-        validate(sessions)
-        meet_full_disk(sessions)
-        with transaction(sessions) as session:
-            assert claims.pause_overdue(session, DAY) == []
-            (paused,) = claims.pause_overdue(session, 0.0)
-        assert (paused.id, paused.state, paused.storage_full_since) == (job.id, "paused", None)
-
-    def test_the_reconciler_keeps_a_job_that_waits_for_a_worker(self, sessions: Sessions, job: Job) -> None:
-        validate(sessions)
-        meet_full_disk(sessions)
-        shift(sessions, job, DAY)
-        with transaction(sessions) as session:
-            assert claims.pause_overdue(session, DAY) == []

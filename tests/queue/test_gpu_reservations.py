@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -116,22 +115,6 @@ class TestClaim:
         alone = replace(SLOT, slots_per_gpu=1)
         assert [take(card, "w0", alone), take(card, "w1", alone)] == ["a0", "a1"]
         assert attempt_of(card, "a0").budget_bytes is None
-
-    def test_two_claims_at_once_share_the_card(self, card: Sessions) -> None:
-        add(card, *(f"a{number}" for number in range(8)))
-        barrier, taken = threading.Barrier(6), []
-
-        def claim(owner: str) -> None:
-            barrier.wait(30)
-            taken.append(take(card, owner))
-
-        threads = [threading.Thread(target=claim, args=(f"w{number}",)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert sorted(job for job in taken if job) == ["a0", "a1"]
-        assert len(taken) == 6
 
 
 class TestEnd:

@@ -3,12 +3,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import evaluations, measurements
+from app.db.jobs import checkpoints, claims, evaluations
 from app.db.jobs.leases import lease_of
-from app.db.tables import Attempt, Checkpoint, Evaluation, Job, MeasurementRow, Project
+from app.db.scheduling import measurements
+from app.db.tables import Attempt, Evaluation, Job, MeasurementRow, Project
+from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
@@ -16,22 +19,12 @@ from app.domain.planning.execution_plan import ExecutionPlan
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_succeeded_job, start_job, validate_job
 
-pytestmark = pytest.mark.usefixtures("base_model")
-
 MODE = ExecutionPlan(row_tokens=2048)
 PLANNED = Planned(
     run_id="r", device_kind="cpu", device="cpu", memory_bytes=8_000, mode=MODE, largest_row_tokens=100, components={},
     loaded_bytes=1_000, working_bytes=500, peak_bytes=1_500, step_flop=3e9, seconds=9.0, basis="formula",
 )  # fmt: skip
 PROBED = Probed(run_id="r", row_tokens=100, seconds=1.0, loaded_bytes=1_100, peak_bytes=1_700)
-
-
-@pytest.fixture
-def running(sessions: Sessions, storage: LocalStorage, project: Project) -> Job:
-    with transaction(sessions) as session:
-        make_job(session, project, make_file(session, storage, project))
-        validate_job(session)
-        return start_job(session)
 
 
 def found(sessions: Sessions, job: Job, device: str = "EPYC") -> list[dict[str, object]]:
@@ -61,60 +54,53 @@ def test_a_job_counts_when_it_is_done(sessions: Sessions, running: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "seconds_beside", "share"), [("GPU-1", 100, 0.5), ("GPU-1", 25, 0.2), ("GPU-2", 100, 0.0)]
+    ("other", "gpu", "seconds_beside", "share"),
+    [
+        ("job", "GPU-1", 100, 0.5),
+        ("job", "GPU-1", 25, 0.2),
+        ("job", "GPU-2", 100, 0.0),
+        ("evaluation", "GPU-1", 50, 1 / 3),
+    ],
 )
-def test_a_job_beside_another_on_its_gpu_counts_less(
+def test_a_job_beside_another_or_an_evaluation_on_its_gpu_counts_less(
     sessions: Sessions,
     storage: LocalStorage,
     project: Project,
     running: Job,
+    other: str,
     gpu: str,
     seconds_beside: int,
     share: float,
 ) -> None:
     """The other slot has half of the GPU while it runs."""
+
+    def reserve(session: Session, row: Job | Evaluation, uuid: str, seconds: int) -> None:
+        started_at = datetime.now(UTC) - timedelta(seconds=seconds)
+        reservation = {"gpu_uuids": [uuid], "budget_bytes": 1, "started_at": started_at}
+        of_row = update(Evaluation).where(Evaluation.id == row.id)
+        if isinstance(row, Job):
+            of_row = update(Attempt).where(Attempt.job_id == row.id, Attempt.attempt == row.attempt)
+        session.execute(of_row.values(reservation))
+
     with transaction(sessions) as session:
-        make_job(session, project, make_file(session, storage, project))
-        validate_job(session)
-        other = start_job(session)
-        for job, uuid, seconds in ((running, "GPU-1", 100), (other, gpu, seconds_beside)):
-            started_at = datetime.now(UTC) - timedelta(seconds=seconds)
-            reservation = {"gpu_uuids": [uuid], "budget_bytes": 1, "started_at": started_at}
-            is_training = (Attempt.job_id == job.id) & (Attempt.attempt == job.attempt)
-            session.execute(update(Attempt).where(is_training).values(reservation))
+        if other == "job":
+            make_job(session, project, make_file(session, storage, project))
+            validate_job(session)
+            reserve(session, start_job(session), gpu, seconds_beside)
+        else:
+            evaluated, file = make_succeeded_job(session, storage, project), make_file(session, storage, project)
+            evaluations.insert(
+                session, evaluated, checkpoints.kept(session, evaluated.id)[0], file, EvaluationSettings()
+            )
+            evaluation = evaluations.claim(session, "w1", 60)
+            assert evaluation is not None
+            reserve(session, evaluation, gpu, seconds_beside)
+        reserve(session, running, "GPU-1", 100)
         measurements.add(session, running, "cuda", "EPYC", "sha", PLANNED, PROBED)
     with transaction(sessions) as session:
         measurements.finish(session, running, DONE.model_copy(update={"others_share": None}))
     (row,) = found(sessions, running)
     assert row["others_share"] == pytest.approx(share, abs=0.02)
-
-
-def test_a_job_beside_an_evaluation_on_its_gpu_counts_less(
-    sessions: Sessions, storage: LocalStorage, project: Project, running: Job
-) -> None:
-    with transaction(sessions) as session:
-        evaluated = make_succeeded_job(session, storage, project)
-        result = session.scalars(select(Checkpoint).where(Checkpoint.job_id == evaluated.id)).all()[-1]
-        session.add(
-            Evaluation(
-                id="fteval-1", project_id=project.id, job_id=evaluated.id, checkpoint_id=result.id,
-                file_id=evaluated.training_file_id, settings={}, model=result.name, base_model="m", step_number=1,
-                adapter_file_ids=[], plan={},
-            )
-        )  # fmt: skip
-        session.flush()
-        evaluation = evaluations.claim(session, "w1", 60)
-        assert evaluation is not None
-        began = datetime.now(UTC) - timedelta(seconds=100)
-        is_training = (Attempt.job_id == running.id) & (Attempt.attempt == running.attempt)
-        reservation = {"gpu_uuids": ["GPU-1"], "budget_bytes": 1, "started_at": began}
-        session.execute(update(Attempt).where(is_training).values(reservation))
-        session.execute(update(Evaluation).values(reservation | {"started_at": began + timedelta(seconds=50)}))
-        measurements.add(session, running, "cuda", "EPYC", "sha", PLANNED, PROBED)
-    with transaction(sessions) as session:
-        measurements.finish(session, running, DONE.model_copy(update={"others_share": None}))
-    (row,) = found(sessions, running)
-    assert row["others_share"] == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_a_peak_of_the_probe_stays_where_the_steps_took_less(sessions: Sessions, running: Job) -> None:
@@ -146,8 +132,6 @@ def test_a_run_in_another_mode_than_planned_is_not_used(sessions: Sessions, runn
 
 
 def test_attempts_that_the_kernel_killed_for_memory_are_counted(sessions: Sessions, running: Job) -> None:
-    from app.db.jobs import claims
-
     with transaction(sessions) as session:
         assert measurements.count_memory_kills(session, running.id) == 0
         claims.finish_held_attempt(session, lease_of(running), Reason.KILLED_FOR_MEMORY, "killed", "warn")

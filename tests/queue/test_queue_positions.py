@@ -33,14 +33,13 @@ def rows(sessions: Sessions) -> dict[str, QueuePlace]:
 
 
 class TestWrite:
-    def test_unchanged_positions_are_not_written(self, sessions: Sessions) -> None:
-        assert write(sessions, places(300)) == 300
-        assert write(sessions, places(300)) == 0
-
-    def test_moved_positions_are_written(self, sessions: Sessions) -> None:
-        write(sessions, places(3, shift=1))
+    def test_only_moved_positions_are_written_and_those_of_jobs_that_left_are_deleted(self, sessions: Sessions) -> None:
+        assert write(sessions, places(300, shift=1)) == 300
+        assert write(sessions, places(300, shift=1)) == 0
         assert write(sessions, places(3)) == 3
-        assert [rows(sessions)[f"j{number}"].position for number in (1, 2, 3)] == [1, 2, 3]
+        assert {job_id: row.position for job_id, row in rows(sessions).items()} == {"j1": 1, "j2": 2, "j3": 3}
+        write(sessions, [])
+        assert rows(sessions) == {}
 
     def test_a_start_is_a_whole_minute(self, sessions: Sessions) -> None:
         write(sessions, places(1))
@@ -55,13 +54,6 @@ class TestWrite:
         assert write(sessions, places(1, **change)) == 1
         assert write(sessions, places(1, **change)) == 0
         assert write(sessions, places(1)) == 1
-
-    def test_positions_of_jobs_that_left_the_queue_are_deleted(self, sessions: Sessions) -> None:
-        write(sessions, places(3))
-        write(sessions, places(2))
-        assert rows(sessions).keys() == {"j1", "j2"}
-        write(sessions, [])
-        assert rows(sessions) == {}
 
     def test_a_change_alone_notifies(self, sessions: Sessions, database_url: str) -> None:
         # No connection of a pool: nothing reads there, and a listener with a full socket stops every DROP DATABASE.

@@ -8,8 +8,8 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
-from app.db.jobs import reads
-from app.db.jobs.reads import JobFilter
+from app.db.fast_reads import job_reads
+from app.db.fast_reads.job_reads import JobFilter
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 FILL = """
@@ -46,7 +46,7 @@ def plan_of(session: Session, engine: Engine, wanted: JobFilter) -> tuple[str, l
         sent.append((statement, parameters))
 
     event.listen(engine, "before_cursor_execute", note)
-    found = [job.id for job in reads.page(session, wanted, 21)]
+    found = [job.id for job in job_reads.page(session, wanted, 21)]
     event.remove(engine, "before_cursor_execute", note)
     statement, parameters = sent[-1]
     cursor = session.connection().connection.cursor()

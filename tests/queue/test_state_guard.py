@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Attempt, Job, Project
 from app.domain.jobs.states import CRASHES, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
-from tests.factories import make_base_model, make_file, make_job
+from tests.factories import make_file
 
 ALLOWED = {
     ("validating_files", "queued"), ("validating_files", "failed"), ("validating_files", "cancelled"),
@@ -24,13 +23,6 @@ ALLOWED = {
     ("running", "cancelled"), ("paused", "queued"), ("paused", "cancelled"),
 }  # fmt: skip
 PAIRS = [(old, new) for old, new in product(JobState, JobState) if old != new]
-
-
-@pytest.fixture
-def job(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path) -> Job:
-    with transaction(sessions) as session:
-        make_base_model(session, tmp_path / "base")
-        return make_job(session, project, make_file(session, storage, project))
 
 
 def columns_of(state: JobState) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, Literal, TypeVar, get_args, overload
 
 import structlog
@@ -31,6 +32,7 @@ from worker.jobs.exit_classification import AttemptOutcome
 from worker.node.resources import Background, Resources
 
 Result = TypeVar("Result")
+Attempt = TypeVar("Attempt", bound="LeaseKeeper[Any]")
 LossCause = Literal["fenced", "database_unavailable", "self_fenced"]
 LEASE_LOST = "lease_lost"  # how an attempt ended whose end was not written by its holder
 RETRY_SECONDS = 0.5
@@ -75,6 +77,7 @@ class LeaseKeeper(Background, Generic[Row]):
         self._confirmed_at = claimed_at  # when the last renewal that PostgreSQL confirmed was *sent*
         self._fenced = threading.Event()
         self._is_finishing = False
+        self.lock = -1  # which the programs of the attempt hold; -1: none
 
     @property
     def fenced(self) -> bool:
@@ -231,38 +234,78 @@ class JobAttempt(LeaseKeeper[Job]):
         self.outcome = outcome.reason
 
 
-class Claimer(Generic[Row]):
-    """Claims the rows of one table for one slot, one at a time."""
+class Runner(ABC, Generic[Row, Attempt]):
+    """Runs the rows of one table for one slot, one at a time, each from its claim to its end."""
 
-    def __init__(self, resources: Resources, table: type[Row], owner: str) -> None:
-        self._resources = resources
-        self._table: type[Row] = table
-        self._owner = owner
+    kind: AttemptKind
+    table: type[Row]
+    attempt: type[Attempt]
+
+    def __init__(
+        self,
+        resources: Resources,
+        owner: str,
+        lock: Callable[[], AbstractContextManager[int | None]] = lambda: nullcontext(-1),
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`lock` is what the programs of an attempt hold; `alone` ends what else the slot does, while it lasts."""
+        self.resources = resources
+        self.settings = resources.settings
+        self.owner = owner
+        self._lock = lock
+        self._alone = alone
         self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed a row
 
-    def claim_next(self, claim: Callable[[Session], Row | None]) -> tuple[Row, Job | None, float] | None:
-        """The next row by `claim`, the job it belongs to, and when it was claimed; None if none is due.
+    @abstractmethod
+    def claim(self, session: Session) -> Row | None:
+        """Claim the next row; None if none is due."""
 
-        Raises DATABASE_UNAVAILABLE.
+    @abstractmethod
+    def run(self, attempt: Attempt) -> None:
+        """Run a claimed attempt to its end. Raises FencedError."""
+
+    def wait_idly(self, lock: int) -> None:
+        """Called when no row is due, with the lock."""
+
+    def run_next(self) -> bool:
+        """Run one row from its claim to its end; False if none is due, or an earlier program holds the lock.
+
+        The lock comes before the claim: while a program that cannot be killed holds it, nothing is claimed.
         """
-        claimed_at = boottime_seconds()
+        with self._lock() as lock:
+            if lock is None:
+                return False
+            claimed_at = boottime_seconds()
+            row, job = self.claim_next()
+            if row is None:
+                self.wait_idly(lock)
+                return False
+            attempt = self.attempt(self.resources, row, claimed_at)
+            attempt.lock = lock
+            with observed_attempt(self.kind, attempt, job), attempt, self._alone():
+                try:
+                    self.run(attempt)
+                except FencedError:
+                    log.info("lease lost: the result is dropped")
+                finally:
+                    workdir.remove_all_but_logs(attempt.directory)
+        return True
+
+    def claim_next(self) -> tuple[Row | None, Job | None]:
+        """The claimed row and the job that it belongs to. Raises DATABASE_UNAVAILABLE."""
         try:
-            with transaction(self._resources.sessions) as session:
-                row = self._recover_claim(session) or claim(session)
+            with transaction(self.resources.sessions) as session:
+                row = leases.find_held(session, self.table, self.owner) if self._commit_unknown else None
+                if row is not None:
+                    leases.renew(session, self.table, lease_of(row), self.settings.lease_ttl_seconds)
+                row = row or self.claim(session)
                 job_id = getattr(row, "job_id", None)
                 job = row if isinstance(row, Job) else job_id and session.get(Job, job_id)
         except DATABASE_UNAVAILABLE:
             self._commit_unknown = True
             raise
         self._commit_unknown = False
-        return None if row is None else (row, job, claimed_at)
-
-    def _recover_claim(self, session: Session) -> Row | None:
-        """The row that an unconfirmed claim did claim, with its lease renewed."""
-        row = leases.find_held(session, self._table, self._owner) if self._commit_unknown else None
-        if row is not None:
-            leases.renew(session, self._table, lease_of(row), self._resources.settings.lease_ttl_seconds)
-        return row
+        return row, job
 
 
 def owner_name(name: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.db import files
-from app.db.jobs import checkpoints, measurements
+from app.db.jobs import checkpoints
 from app.db.jobs.claims import NoLongerDesiredError
-from app.db.scheduling import gpu_reservations
+from app.db.scheduling import gpu_reservations, measurements
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.base_models.catalog import RefusedModel

@@ -1,7 +1,7 @@
 """One attempt of a program: an export, an evaluation or the registration of a base model, from its claim to its end.
 
-`ProgramRunner` claims a row, prepares a directory and ends the attempt; what its kind does in between are three
-functions of a subclass: claim, work, fail. Programs of the attempt have limits and run under a watchdog.
+What a kind does are three functions of its `ProgramRunner`: claim, work, fail. Programs of the attempt have limits and
+run under a watchdog.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Generic, TypeVar
@@ -32,12 +31,11 @@ from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.states import ExitCode, Reason, WorkState
 from app.log import get_logger
 from app.storage import StorageError
-from worker.jobs import stored_files, workdir
+from worker.jobs import stored_files
 from worker.jobs.base_and_adapter import AttemptFailed
 from worker.jobs.child_program import LOG_NAME, ChildProgram, Watchdog, launch
-from worker.jobs.lease import ID_NAMES, AttemptInterrupted, AttemptKind, Claimer, LeaseKeeper, observed_attempt
+from worker.jobs.lease import ID_NAMES, AttemptInterrupted, LeaseKeeper, Runner
 from worker.node.device import oom_kill_count
-from worker.node.resources import Resources
 
 RETRIED_EXIT_CODES = (ExitCode.DISK_FULL, ExitCode.STORAGE)
 Row = TypeVar("Row", bound=Evaluation | Export | BaseModelRegistration)
@@ -91,11 +89,7 @@ class ProgramEnd:
 
 
 class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
-    """One attempt, with the lock that its programs hold."""
-
-    def __init__(self, resources: Resources, row: Row, claimed_at: float, lock: int) -> None:
-        super().__init__(resources, row, claimed_at)
-        self._lock = lock
+    """One attempt, and what its work needs: programs, waits, and the publication of its result."""
 
     def wait(self, seconds: float) -> None:
         """Wait, and end the wait with an error after a cancel or at a shutdown."""
@@ -120,7 +114,7 @@ class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
         FencedError, OSError.
         """
         settings, is_late, kills_before = self.resources.settings, False, oom_kill_count()
-        process = launch(command, self.directory, self._lock, threads or settings.threads)
+        process = launch(command, self.directory, self.lock, threads or settings.threads)
         if limits is not None and sys.platform == "linux":
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 resource.prlimit(process.pid, resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
@@ -171,31 +165,11 @@ class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
             self.finish(write, has_succeeded)
 
 
-class ProgramRunner(ABC, Generic[Row]):
-    """Runs the rows of one table for one slot, one at a time."""
+class ProgramRunner(Runner[Row, ProgramAttempt[Row]], Generic[Row]):
+    """Runs exports, evaluations or registrations; what its kind does are three functions: claim, work, fail."""
 
-    kind: AttemptKind
-    table: type[Row]
+    attempt: type[ProgramAttempt[Row]] = ProgramAttempt
     is_retried = True  # after a failure that another attempt may not have
-
-    def __init__(
-        self,
-        resources: Resources,
-        owner: str,
-        lock: Callable[[], AbstractContextManager[int | None]] = lambda: nullcontext(-1),
-        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        """`lock` is what the programs of an attempt hold; `alone` ends what else the slot does, while it lasts."""
-        self.resources = resources
-        self.settings = resources.settings
-        self.owner = owner
-        self._lock = lock
-        self._alone = alone
-        self._claimer: Claimer[Row] = Claimer(resources, self.table, owner)
-
-    @abstractmethod
-    def claim(self, session: Session) -> Row | None:
-        """Claim the next row; None if none is due."""
 
     @abstractmethod
     def work(self, attempt: ProgramAttempt[Row]) -> None:
@@ -205,31 +179,16 @@ class ProgramRunner(ABC, Generic[Row]):
         """End a failed attempt of a locked row; without `retries` the failure is final."""
         return leases.end_attempt(session, row, error.code, error.message, retries)
 
-    def run_next(self) -> bool:
-        """Run one row from its claim to its end; False if none is due, or the lock is held by an earlier program."""
-        with self._lock() as lock:
-            claimed = self._claimer.claim_next(self.claim) if lock is not None else None
-            if lock is None or claimed is None:
-                return False
-            row, job, claimed_at = claimed
-            attempt = ProgramAttempt(self.resources, row, claimed_at, lock)
-            with observed_attempt(self.kind, attempt, job), attempt, self._alone():
-                log.info(f"{ID_NAMES[self.kind]} started")
-                try:
-                    self._run(attempt)
-                finally:
-                    workdir.remove_all_but_logs(attempt.directory)
-        return True
-
-    def _run(self, attempt: ProgramAttempt[Row]) -> None:
+    def run(self, attempt: ProgramAttempt[Row]) -> None:
         """End every attempt that `work` has not ended."""
         name = ID_NAMES[self.kind]
+        log.info(f"{name} started")
         try:
             self.work(attempt)
             attempt.outcome = Reason.DONE
             log.info(f"{name} succeeded")
         except FencedError:
-            log.info(f"lease lost: the {name} is dropped")
+            raise
         except AttemptInterrupted:
             self._end(attempt, Reason.DRAINED, leases.release)
         except AttemptFailed as error:
@@ -249,11 +208,8 @@ class ProgramRunner(ABC, Generic[Row]):
 
     def _end(self, attempt: ProgramAttempt[Row], outcome: str, work: Callable[[Session, Row], object]) -> None:
         """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
-        try:
-            attempt.finish(lambda session: work(session, leases.lock_held(session, self.table, attempt.lease)))
-            attempt.outcome = outcome
-        except FencedError:
-            log.info("lease lost: the row has ended already, or another worker has it")
+        attempt.finish(lambda session: work(session, leases.lock_held(session, self.table, attempt.lease)))
+        attempt.outcome = outcome
 
 
 def _storage_failure(error: OSError) -> AttemptFailed:

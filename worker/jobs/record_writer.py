@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.engine import DATABASE_UNAVAILABLE
-from app.db.jobs import claims, measurements
+from app.db.jobs import claims
+from app.db.scheduling import measurements
 from app.domain.jobs.events import (
     AnyRecord,
     CheckpointSaved,

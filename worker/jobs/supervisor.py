@@ -6,16 +6,16 @@ drops its results and writes no row any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
-from app.db.jobs import checkpoints, claims, measurements
+from app.db.jobs import checkpoints, claims
 from app.db.jobs.leases import FencedError
-from app.db.scheduling import gpu_reservations
+from app.db.scheduling import gpu_reservations, measurements
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.jobs.events import Done
@@ -30,7 +30,7 @@ from worker.jobs.exit_classification import (
     TrainerExit,
     classify_exit,
 )
-from worker.jobs.lease import Claimer, JobAttempt, observed_attempt
+from worker.jobs.lease import JobAttempt, Runner
 from worker.jobs.prepare import PreparationError, failure_outcome, prepare
 from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.trainer_log import LogPublisher
@@ -42,8 +42,12 @@ from worker.node.resources import Resources
 log = get_logger(__name__)
 
 
-class JobSupervisor:
+class JobSupervisor(Runner[Job, JobAttempt]):
     """Runs the jobs of one GPU slot, one at a time. `trainer` is a command; the work directory is its last argument."""
+
+    kind = "train"
+    table = Job
+    attempt = JobAttempt
 
     def __init__(
         self,
@@ -55,13 +59,8 @@ class JobSupervisor:
         alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """`alone` ends what else the idle slot does, while its block lasts."""
-        self.resources = resources
-        self.settings = resources.settings
-        self._alone = alone
-        self.owner = owner
+        super().__init__(resources, owner, self._hold_slot, alone)
         self.capacity = capacity
-        self.claimer = Claimer(resources, Job, owner)
-        self.trainer_lock = trainer_lock
         self.trainer = trainer
         is_enabled = (
             self.settings.spare_trainer and self.settings.gpus_per_job == 1
@@ -72,7 +71,6 @@ class JobSupervisor:
     def run_next(self) -> bool:
         """Run one job from its claim to its end; False when no job is due, or the GPU is not free.
 
-        The lock comes before the claim: while a trainer that cannot be killed holds the GPU, no job is claimed for it.
         Without its GPUs a worker claims nothing, because each of its attempts would count as a crash of a job.
         """
         if self._must_check_gpus:
@@ -82,48 +80,44 @@ class JobSupervisor:
             self._must_check_gpus = False
             if unused := unused_gpu_uuids(self.settings.gpus_per_job, self.settings.device):
                 log.warning("GPUs that train no job", gpus=unused, gpus_per_job=self.settings.gpus_per_job)
-        with self.warm_trainer.lock() as lock:
-            if lock is None:
-                log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))
-                return False
-            claimed = self.claimer.claim_next(self._claim)
-            if claimed is None:
-                self.warm_trainer.ensure(lock)
-                return False
-            job, _, claimed_at = claimed
-            attempt = JobAttempt(self.resources, job, claimed_at)
-            with observed_attempt("train", attempt, job), attempt, self._alone():
-                self._run_job(attempt, lock)
-        return True
+        return super().run_next()
 
-    def _claim(self, session: Session) -> Job | None:
+    def claim(self, session: Session) -> Job | None:
         ttl_seconds, half_life_seconds = self.settings.lease_ttl_seconds, self.settings.fair_share_half_life_seconds
         offer = self.capacity() if self.capacity else None
         return claims.claim(session, "train", self.owner, ttl_seconds, offer, half_life_seconds)
 
-    def _run_job(self, attempt: JobAttempt, lock: int) -> None:
+    def wait_idly(self, lock: int) -> None:
+        self.warm_trainer.ensure(lock)
+
+    def run(self, attempt: JobAttempt) -> None:
         log.info("job started", base_model=attempt.row.base_model)
         try:
-            outcome = self._attempt(attempt, lock)
+            outcome = self._attempt(attempt)
             if outcome.reason != Reason.DONE:  # a success ends the attempt in the transaction that publishes it
                 attempt.end(outcome)
             attempt.outcome = outcome.reason
             self._must_check_gpus = outcome.reason == Reason.DEVICE_LOST
             log.info("attempt ended", reason=outcome.reason.value)
-        except FencedError:
-            log.info("lease lost: the result is dropped")
         finally:
             self._clear(attempt)
-        self._drop_snapshots_if_ended(attempt.row)
+            self._drop_snapshots_if_ended(attempt.row)
 
-    def _attempt(self, attempt: JobAttempt, lock: int) -> AttemptOutcome:
+    @contextmanager
+    def _hold_slot(self) -> Iterator[int | None]:
+        with self.warm_trainer.lock() as lock:
+            if lock is None:
+                log.error("a trainer of an earlier attempt still holds this slot")
+            yield lock
+
+    def _attempt(self, attempt: JobAttempt) -> AttemptOutcome:
         """Prepare, train and publish; every error becomes an outcome. Raises FencedError."""
         needed: DiskSpace | None = None
         error: Exception | None = None
         try:
             workdir.create_empty(attempt.directory)
             needed = prepare(attempt)
-            outcome = self._stop_request(attempt) or self._train(attempt, lock)
+            outcome = self._stop_request(attempt) or self._train(attempt)
             if outcome.reason == Reason.OUT_OF_MEMORY:
                 return self._out_of_memory(attempt, outcome)
             if outcome.reason != Reason.STORAGE_FULL:
@@ -162,12 +156,12 @@ class JobSupervisor:
             return AttemptOutcome(Reason.PREEMPTED, text)
         return None
 
-    def _train(self, attempt: JobAttempt, lock: int) -> AttemptOutcome:
+    def _train(self, attempt: JobAttempt) -> AttemptOutcome:
         """Run the trainer and publish its result; store the last snapshot if the job will need it."""
         records = JobRecordWriter(attempt)
         is_published = False
         try:
-            ended = self._run_trainer(attempt, lock, records)
+            ended = self._run_trainer(attempt, records)
             attempt.check()
             outcome = classify_exit(ended)
             if outcome.reason == Reason.DONE:
@@ -183,11 +177,11 @@ class JobSupervisor:
             if not attempt.fenced and not is_published:
                 records.store_last_snapshot()
 
-    def _run_trainer(self, attempt: JobAttempt, lock: int, records: JobRecordWriter) -> TrainerExit:
+    def _run_trainer(self, attempt: JobAttempt, records: JobRecordWriter) -> TrainerExit:
         """Start the trainer from this thread (the parent-death signal follows the thread) and store its records until
         end of file."""
         kills_before = oom_kill_count()
-        trainer = self._start_trainer(attempt, lock)
+        trainer = self._start_trainer(attempt)
         with LogPublisher(self.resources, attempt.row, attempt.directory):
             try:
                 with Watchdog(trainer, attempt, self.resources.stop, self.settings) as watchdog:
@@ -212,11 +206,11 @@ class JobSupervisor:
             memory_kills=attempt.transact(lambda session: measurements.count_memory_kills(session, attempt.row.id)),
         )
 
-    def _start_trainer(self, attempt: JobAttempt, lock: int) -> TrainerProcess:
+    def _start_trainer(self, attempt: JobAttempt) -> TrainerProcess:
         directory, job_id = attempt.directory, attempt.row.id
         try:
             warm = self.warm_trainer.take(directory, job_id)
-            return warm or start_trainer(self.trainer, directory, job_id, lock, self.settings.threads)
+            return warm or start_trainer(self.trainer, directory, job_id, attempt.lock, self.settings.threads)
         except OSError as error:
             if is_disk_full(error):
                 raise

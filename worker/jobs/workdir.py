@@ -16,7 +16,7 @@ def attempt_directory(work_dir: Path, job_id: str, attempt: int) -> Path:
 
 
 def create_empty(directory: Path) -> None:
-    """It exists already only if this attempt was claimed without a confirmed COMMIT: see `Claimer`."""
+    """It exists already only if this attempt was claimed without a confirmed COMMIT: see `Runner`."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
 

@@ -93,7 +93,6 @@ class Reconciler:
                     status.report(session, "reconciler")
                 self.reap()
                 self.find_lost_workers()
-                self.pause_overdue()
                 self.send_hints()
                 self.scheduler.tick()
                 self._clean_up_if_due()
@@ -115,13 +114,6 @@ class Reconciler:
             metrics.LEASES_REAPED.labels(kind).inc()
             log.warning("lease reaped", **{kind: row.id}, attempt=row.attempt, owner=lost.lease.owner)
         return count
-
-    def pause_overdue(self) -> None:
-        """Pause jobs that have waited for storage for the longest allowed time."""
-        with transaction(self.resources.sessions) as session:
-            paused = claims.pause_overdue(session, self.settings.storage_full_wait_seconds)
-        for job in paused:
-            log.warning("job paused: the disk has been full for too long", job=job.id)
 
     def find_lost_workers(self) -> None:
         """Mark workers whose heartbeats have stopped without a shutdown, and announce them to the operator."""

@@ -34,8 +34,8 @@ from app.api.transport.json_body import (
 )
 from app.api.transport.pagination import PageDep, list_page
 from app.db.engine import transaction
-from app.db.jobs import reads
-from app.db.jobs.reads import JobColumn, JobFilter
+from app.db.fast_reads import job_reads
+from app.db.fast_reads.job_reads import JobColumn, JobFilter
 from app.db.tables import Project
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.create_job import MAX_METADATA_PAIRS, CreateJob
@@ -129,7 +129,7 @@ def job_page(
     """The response with a page of jobs, or a 304 if the client has this page already."""
     organization = app_state.settings.organization
     if "if-none-match" in request.headers:
-        etag = jobs_etag(organization, jobs.page(session, job_filter, page, reads.VERSION))
+        etag = jobs_etag(organization, jobs.page(session, job_filter, page, job_reads.VERSION))
         if matches_etag(request.headers, etag):
             return not_modified(etag)
     rows = jobs.page(session, job_filter, page)

@@ -22,8 +22,8 @@ from app.api.schemas.jobs import JobBody
 from app.api.transport.disconnect import close_on_disconnect
 from app.api.transport.etags import job_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
+from app.db.fast_reads.job_reads import JOB_BY_KEY, VERSION_BY_KEY
 from app.db.fast_reads.keys import fetch_with_key
-from app.db.jobs.reads import JOB_BY_KEY, VERSION_BY_KEY
 from app.domain.jobs.states import TERMINAL, JobState
 from app.services.jobs.jobs import job_not_found
 

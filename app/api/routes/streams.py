@@ -19,7 +19,7 @@ from app.api.openapi import responses
 from app.api.routes.polling import read_job_version
 from app.api.schemas.records import EventBody
 from app.db.fast_reads import keys
-from app.db.jobs.reads import seq_of_event
+from app.db.fast_reads.job_reads import seq_of_event
 from app.db.notifications import Subscription
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import TERMINAL

@@ -1,1 +1,1 @@
-"""Queries for jobs: claims and leases, events, checkpoints, exports, evaluations, logs, lists."""
+"""Queries for jobs and their work: claims and leases, events, logs, checkpoints, exports, evaluations."""

@@ -1,17 +1,15 @@
 """The claim of jobs for validation and training, and what their holder writes under the lease (`leases`).
 
-Two modules change a job's state: this one for the holder and after a day of full disks, app.db.jobs.jobs for the user
-(cancel, pause, resume). A trigger (migrations/initial_schema.sql) refuses transitions that
-app.domain.jobs.states does not allow. Never commits.
+Two modules change a job's state: this one for the holder, app.db.jobs.jobs for the user (cancel, pause, resume). A
+trigger (migrations/initial_schema.sql) refuses transitions that app.domain.jobs.states does not allow. Never commits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, cast, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Double, cast, func, literal, null, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -29,7 +27,6 @@ from app.domain.scheduling.worker_capacity import WorkerCapacity
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
 STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
 STORAGE_WAIT_SECONDS = 86_400.0
-MAX_PAUSED_PER_ROUND = 100
 AT_ONCE = Retries(0.0, 3)
 
 
@@ -158,31 +155,6 @@ def has_claimable_job(session: Session, kind: Kind) -> bool:
     return session.scalar(select(Job.id).where(*is_claimable).limit(1)) is not None
 
 
-def pause_overdue(session: Session, limit_seconds: float) -> list[Job]:
-    """Pause jobs that have waited for space for `limit_seconds`, each with an event.
-
-    A job whose delay is over is not paused here: it waits for a worker, and its next attempt decides.
-    """
-    overdue = (
-        select(Job.id)
-        .where(
-            Job.state == JobState.QUEUED,
-            Job.phase == WAITING_FOR_STORAGE,
-            Job.run_after > func.clock_timestamp(),
-            Job.storage_full_since + timedelta(seconds=limit_seconds) <= func.clock_timestamp(),
-        )
-        .limit(MAX_PAUSED_PER_ROUND)
-        .with_for_update(skip_locked=True)
-    )
-    values = {"state": JobState.PAUSED, "phase": null(), "storage_full_since": null(), **events.next_event_seq()}
-    paused = session.scalars(
-        update(Job).where(Job.id.in_(overdue)).values(values).returning(Job).execution_options(populate_existing=True)
-    ).all()
-    for job in paused:
-        events.append_event(session, job, _paused_text(limit_seconds), "warn", data={"reason": job.reason})
-    return list(paused)
-
-
 def finish_attempt(
     session: Session,
     job: Job,
@@ -242,7 +214,8 @@ def _state_on_full_disk(
     """
     waited_seconds, waiting = leases.wait_for_storage(session, job.storage_full_since)
     if state == JobState.QUEUED and waited_seconds >= limit_seconds:
-        return JobState.PAUSED, {"storage_full_since": null()}, _paused_text(limit_seconds)
+        text = f"The disk has been full for {duration_text(limit_seconds)}, so the job is paused. It keeps its last "
+        return JobState.PAUSED, {"storage_full_since": null()}, f"{text}snapshot: free space, then resume it."
     if state == JobState.PAUSED:
         return (
             state,
@@ -266,13 +239,6 @@ def _next_state(job: Job, reason: Reason) -> JobState:
     if state == JobState.PAUSED and job.desired == Desired.RUN:
         return JobState.QUEUED  # the user resumed the job while the trainer was stopping
     return state
-
-
-def _paused_text(limit_seconds: float) -> str:
-    return (
-        f"The disk has been full for {duration_text(limit_seconds)}, so the job is paused. It keeps its last snapshot: "
-        "free space, then resume it."
-    )
 
 
 def _started_columns(kind: Kind) -> dict[str, Any]:

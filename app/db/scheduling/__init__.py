@@ -1,1 +1,1 @@
-"""Queries for the fair queue, queue positions and workers."""
+"""Queries for the fair queue, queue positions, workers, and the measurements from which jobs are planned."""

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.jobs import measurements
+from app.db.scheduling import measurements
 from app.db.tables import Job, Worker
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Device, DeviceGroup

@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from app.db import files
-from app.db.jobs import checkpoints, measurements
+from app.db.jobs import checkpoints
+from app.db.scheduling import measurements
 from app.db.tables import Attempt, Job, JobEvent, MeasurementRow
 from app.domain.jobs.spec import JobSpec
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from app.db.fast_reads import job_reads
 from app.db.fast_reads.pool import AsyncConnections
-from app.db.jobs import reads
 from app.domain.jobs.states import TERMINAL
 
 MAX_KEPT_EVENTS = 1_000  # for followers that are a little behind; one that is further behind reads by itself
@@ -58,14 +58,14 @@ class JobEventBuffer:
         return await self._fetch(seq)
 
     async def _fetch(self, seq: int) -> EventBatch:
-        rows = await reads.events_after(self._connections, self._job_id, seq)
+        rows = await job_reads.events_after(self._connections, self._job_id, seq)
         events = [row for row in rows if row.id is not None]
         last_seq = events[-1].seq if events else seq
         is_over = bool(rows) and rows[-1].state in TERMINAL and last_seq >= rows[-1].event_seq
         return EventBatch(
             [self._render(row) for row in events],
             last_seq,
-            has_more=len(events) == reads.MAX_EVENTS,
+            has_more=len(events) == job_reads.MAX_EVENTS,
             final_state=rows[-1].state if is_over else None,
         )
 

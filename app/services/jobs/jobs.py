@@ -9,8 +9,9 @@ from sqlalchemy import Row, Select
 from sqlalchemy.orm import Session
 
 from app.db.access import audit
-from app.db.jobs import jobs, reads
-from app.db.jobs.reads import JobFilter
+from app.db.fast_reads import job_reads
+from app.db.fast_reads.job_reads import JobFilter
+from app.db.jobs import jobs
 from app.db.tables import Job
 from app.domain.error_text.json_text import unquoted
 from app.domain.jobs.states import Desired, JobState
@@ -23,7 +24,7 @@ from app.services.resources import Page
 from app.settings import Settings
 from app.telemetry.tracing import current_traceparent
 
-JobRow = Row[*tuple[Any, ...]]  # of app.db.jobs.reads.JOB
+JobRow = Row[*tuple[Any, ...]]  # of app.db.jobs.job_reads.JOB
 
 
 def create(
@@ -41,7 +42,7 @@ def create(
     job.request_id, job.traceparent = audit.request_id(), current_traceparent()
     jobs.insert(session, job)
     notifier.after_commit(session, "cpu")
-    row: JobRow = reads.of_new(job)
+    row: JobRow = job_reads.of_new(job)
     return row
 
 
@@ -53,13 +54,13 @@ def get(session: Session, project_id: str, job_id: str, param: str = "id") -> Jo
 
 
 def page(
-    session: Session, job_filter: JobFilter, page: Page, query: Select[*tuple[Any, ...]] = reads.JOB
+    session: Session, job_filter: JobFilter, page: Page, query: Select[*tuple[Any, ...]] = job_reads.JOB
 ) -> Sequence[JobRow]:
     """The rows of `query`, JOB or VERSION, of a page of jobs. Raises BadRequest for an unknown `page.after`."""
-    last = reads.find_last(session, job_filter.project_id, page.after) if page.after is not None else None
+    last = job_reads.find_last(session, job_filter.project_id, page.after) if page.after is not None else None
     if page.after is not None and last is None:
         raise resources.unknown_cursor_error("job", page.after)
-    return reads.page(session, job_filter, page.rows, last, query)
+    return job_reads.page(session, job_filter, page.rows, last, query)
 
 
 def cancel(session: Session, job: Job) -> JobRow:
@@ -68,7 +69,7 @@ def cancel(session: Session, job: Job) -> JobRow:
         session.refresh(job)
     if job.state != JobState.CANCELLED:
         raise _wrong_state(job, "cancelled", "a job that has not ended")
-    return reads.get(session, job.id)
+    return job_reads.get(session, job.id)
 
 
 def pause(session: Session, job: Job) -> JobRow:
@@ -80,7 +81,7 @@ def pause(session: Session, job: Job) -> JobRow:
     if not is_requested and jobs.pause(session, job.project_id, job.id) is None:
         session.refresh(job)
         raise _wrong_state(job, "paused", "a queued or running job")
-    return reads.get(session, job.id)
+    return job_reads.get(session, job.id)
 
 
 def resume(session: Session, notifier: WorkerNotifier, job: Job, default_max_queued_jobs: int) -> JobRow:
@@ -94,7 +95,7 @@ def resume(session: Session, notifier: WorkerNotifier, job: Job, default_max_que
         session.refresh(job)
         raise _wrong_state(job, "resumed", "a paused job")
     notifier.after_commit(session, "gpu")
-    return reads.get(session, job.id)
+    return job_reads.get(session, job.id)
 
 
 def change(session: Session, job: Job, given: Mapping[str, Any]) -> JobRow:
@@ -111,7 +112,7 @@ def change(session: Session, job: Job, given: Mapping[str, Any]) -> JobRow:
         session.refresh(job)  # it may have ended since it was read
     if job.state not in states:
         raise _wrong_state(job, "given another priority", "a job that has not ended")
-    return reads.get(session, job.id)
+    return job_reads.get(session, job.id)
 
 
 def job_not_found(job_id: str, param: str = "id") -> NotFound:

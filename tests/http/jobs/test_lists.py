@@ -13,8 +13,8 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
+from app.db.fast_reads.job_reads import JobColumn
 from app.db.jobs import jobs
-from app.db.jobs.reads import JobColumn
 from app.db.tables import ApiKey, Attempt, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage

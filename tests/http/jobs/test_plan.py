@@ -11,8 +11,7 @@ from starlette.testclient import TestClient
 
 from app.api.schemas.plans import PlanBody
 from app.db.engine import Sessions, transaction
-from app.db.jobs import measurements
-from app.db.scheduling import workers
+from app.db.scheduling import measurements, workers
 from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
 from app.services.jobs import plan

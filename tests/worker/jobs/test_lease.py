@@ -20,9 +20,10 @@ from app.domain.jobs.states import Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.host import boottime_seconds
 from tests.deadline import until
+from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.exit_classification import AttemptOutcome
-from worker.jobs.lease import Claimer, JobAttempt, LeaseKeeper, LeaseUncertain
+from worker.jobs.lease import JobAttempt, LeaseKeeper, LeaseUncertain
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)
@@ -132,11 +133,7 @@ def test_a_claim_whose_commit_was_not_confirmed_is_recovered(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = harness.create_queued_job()
-    claimer = Claimer(harness.resources, Job, OWNER)
-
-    def claim(session: Session) -> Job | None:
-        return claims.claim(session, "train", OWNER, 60)
-
+    runner = harness.supervisor(TrainerPlan())
     engine_commit = harness.resources.engine.dialect.do_commit
 
     def do_commit(connection: object) -> None:
@@ -145,13 +142,13 @@ def test_a_claim_whose_commit_was_not_confirmed_is_recovered(
 
     monkeypatch.setattr(harness.resources.engine.dialect, "do_commit", do_commit)
     with pytest.raises(OperationalError, match="closed the connection"):
-        claimer.claim_next(claim)
+        runner.claim_next()
     monkeypatch.undo()
     assert harness.job(job).state == "running"
-    taken = claimer.claim_next(claim)
+    taken, _ = runner.claim_next()
     assert taken is not None
-    assert (taken[0].id, taken[0].attempt, harness.job(job).attempt) == (job.id, 2, 2)
-    assert claimer.claim_next(claim) is None
+    assert (taken.id, taken.attempt, harness.job(job).attempt) == (job.id, 2, 2)
+    assert runner.claim_next() == (None, None)
 
 
 def ended(harness: WorkerHarness, job: Job, reason: Reason) -> Job:

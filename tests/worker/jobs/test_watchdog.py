@@ -121,16 +121,11 @@ def test_without_renewals_it_is_drained_then_killed_before_the_lease_expires(set
     assert SETTINGS.self_fence_kill_seconds < SETTINGS.lease_ttl_seconds
 
 
-def test_a_shutdown_drains_once(setup: WatchdogSetup) -> None:
+def test_a_shutdown_drains_once_and_kills_after_its_deadline(setup: WatchdogSetup) -> None:
     setup.stop.set()
     setup.check()
     assert setup.check() == ["drain"]
     assert not setup.watchdog.self_fenced
-
-
-def test_a_drain_has_a_deadline(setup: WatchdogSetup) -> None:
-    setup.stop.set()
-    setup.check()
     setup.watchdog.drain_requested_at = time.monotonic() - 101
     assert setup.check() == ["drain", "kill"]
 

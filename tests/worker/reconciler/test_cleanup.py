@@ -61,14 +61,10 @@ class TestUploads:
         assert left == {completing, pending}
         assert [is_stored(harness, key) for key in (over_key, completing_key, pending_key)] == [False, True, True]
 
-    def test_the_parts_of_cancelled_uploads_are_deleted(self, harness: WorkerHarness) -> None:
-        upload_id, key = stored_upload(harness)
-        with transaction(harness.sessions) as session:
-            session.get_one(Upload, upload_id).status = "cancelled"
-        cleanup.purge_upload_parts(harness.resources)
-        assert not is_stored(harness, key)
-
-    def test_the_parts_of_completed_uploads_are_deleted_and_the_file_is_kept(self, harness: WorkerHarness) -> None:
+    def test_the_parts_of_cancelled_and_completed_uploads_are_deleted_and_the_file_is_kept(
+        self, harness: WorkerHarness
+    ) -> None:
+        cancelled_id, cancelled_key = stored_upload(harness)
         upload_id, key = stored_upload(harness, b"content")
         harness.resources.storage.compose("files/file-composed", [key, key])
         with transaction(harness.sessions) as session:
@@ -77,8 +73,9 @@ class TestUploads:
             file = files.insert(session, row)
             upload = session.get_one(Upload, upload_id)
             upload.status, upload.file_id = "completed", file.id
+            session.get_one(Upload, cancelled_id).status = "cancelled"
         cleanup.purge_upload_parts(harness.resources)
-        assert not is_stored(harness, key)
+        assert [is_stored(harness, each) for each in (cancelled_key, key)] == [False, False]
         with harness.resources.storage.open("files/file-composed") as stored:
             assert stored.read() == b"contentcontent"
 
@@ -94,22 +91,17 @@ class TestOrphans:
         storage.compose("files/file-lost-too", orphans)
         with transaction(harness.sessions) as session:
             deleted = make_file(session, storage, harness.project, filename="deleted, and its bytes are still there")
-            files.delete(session, deleted)
+            purged = make_file(session, storage, harness.project)
+            for file in (deleted, purged):
+                files.delete(session, file)
+            files.mark_purged(session, purged)
             snapshot_keys = {"s": f"jobs/{job.id}/attempts/1/snapshots/s"}
             checkpoints.add_snapshot(session, session.get_one(Job, job.id), 1, "0" * 64, snapshot_keys)
         kept = [deleted.storage_key, harness.file(job.training_file_id).storage_key, part_key, *snapshot_keys.values()]
         assert cleanup.delete_orphans(harness.resources) == 0  # all of them are younger than a day
-        assert cleanup.delete_orphans(harness.resources, older_than_seconds=-60) == 4
-        assert [key for key in (*orphans, "files/file-lost-too") if is_stored(harness, key)] == []
+        assert cleanup.delete_orphans(harness.resources, older_than_seconds=-60) == 5
+        assert [key for key in (*orphans, "files/file-lost-too", purged.storage_key) if is_stored(harness, key)] == []
         assert [key for key in (*kept, "a-prefix/of/a/later/day") if not is_stored(harness, key)] == []
-
-    def test_the_object_of_a_purged_file_is_deleted(self, harness: WorkerHarness) -> None:
-        with transaction(harness.sessions) as session:
-            file = make_file(session, harness.resources.storage, harness.project)
-            files.delete(session, file)
-            files.mark_purged(session, file)
-        cleanup.delete_orphans(harness.resources, older_than_seconds=-60)
-        assert not is_stored(harness, file.storage_key)
 
     def test_they_are_deleted_without_the_right_to_list_uploads(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
@@ -134,29 +126,15 @@ class TestOrphans:
         assert naming == {File.__tablename__, "snapshots", UploadPart.__tablename__}
 
 
-@pytest.mark.parametrize("is_directory", [True, False])
-def test_staged_files_and_directories_of_killed_processes_are_deleted(
-    harness: WorkerHarness, is_directory: bool
-) -> None:
-    staged = harness.resources.storage.staging / "compose-of-a-killed-process"
-    if is_directory:
-        staged.mkdir()
-        (staged / ".000000").write_bytes(b"x")
-    else:
-        staged.write_bytes(b"x")
-    os.utime(staged, (time.time() - 3700, time.time() - 3700))
-    cleanup.delete_staged_files(harness.resources.storage.staging)
-    assert not staged.exists()
-
-
-def test_a_staged_file_that_the_disk_refuses_does_not_keep_the_others(
+def test_what_killed_processes_have_staged_is_deleted_and_what_the_disk_refuses_keeps_no_other(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging = harness.resources.storage.staging
-    names = ("a", "b", "c")
-    for name in names:
+    (staging / "compose").mkdir()
+    for name in ("compose/.000000", "a", "b", "c", "of a living process"):
         (staging / name).write_bytes(b"x")
-        os.utime(staging / name, (0, 0))
+    for name in ("compose", "a", "b", "c"):
+        os.utime(staging / name, (time.time() - 3700, time.time() - 3700))
     unlink = Path.unlink
 
     def fail(self: Path, missing_ok: bool = False) -> None:
@@ -166,7 +144,7 @@ def test_a_staged_file_that_the_disk_refuses_does_not_keep_the_others(
 
     monkeypatch.setattr(Path, "unlink", fail)
     cleanup.delete_staged_files(staging)
-    assert [path.name for path in staging.iterdir()] == ["b"]
+    assert sorted(path.name for path in staging.iterdir()) == ["b", "of a living process"]
 
 
 def test_retention_rules_are_applied_until_nothing_is_due(
