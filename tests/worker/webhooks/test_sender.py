@@ -12,7 +12,7 @@ import openai
 import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.access import idempotency
@@ -196,6 +196,22 @@ class TestDelivery:
         (attempt,) = log(sessions)
         assert (attempt.status_code, attempt.error, attempt.response) == (200, None, "ok\ufffd \ufffd")
         assert attempt.duration_ms >= 0
+
+    def test_a_delivery_does_not_read_the_attempts_before_it(
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        """Only the API shows them."""
+        read: list[str] = []
+
+        def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            read.extend([statement] if statement.startswith("SELECT") and "webhook_attempts" in statement else [])
+
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        event.listen(sender.resources.engine, "before_cursor_execute", note)
+        assert deliver_due(sender) == 1
+        event.remove(sender.resources.engine, "before_cursor_execute", note)
+        assert (outbox(sessions)[0].state, read) == ("delivered", [])
 
     def test_during_a_rotation_both_secrets_verify(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
