@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from sqlalchemy import update
@@ -21,6 +21,7 @@ from app.db.deliveries import credentials as encryption
 from app.db.deliveries import deliveries
 from app.db.tables import Checkpoint, Delivery, Job
 from tests.factories import NUMBERS, make_target
+from tests.loopback import Answer, Received, serving_loopback
 
 TO_ENGINES = {"delivery_allow_http": True, "delivery_allowed_networks": "127.0.0.0/8"}
 BASE = "served-base"
@@ -79,81 +80,58 @@ class AnsweringEngine:
             yield b"data: " + json.dumps(usage).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
+    def respond(self, request: Received) -> Answer:
+        if request.method == "GET":
+            models = [{"id": id, "root": "/models/base", "parent": None} for id in self.models]
+            models.append({"id": "a", "root": "/a", "parent": BASE})
+            return _as_json(200, {"object": "list", "data": models})
+        asked = Asked(request.path, request.headers, json.loads(request.body))
+        self.asked.append(asked)
+        if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
+            return _as_json(401, {"error": "Unauthorized"})
+        if self.fault is not None:
+            status, headers, content = self.fault
+            return status, {"Content-Type": "application/json"} | headers, content
+        if asked.body.get("stream"):
+            return lambda handler: self._stream(asked, handler)
+        return _as_json(200, self.answer(asked))
+
+    def _stream(self, asked: Asked, handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        try:
+            for number, event in enumerate(self.events(asked)):
+                if number == self.dies_after:
+                    handler.close_connection = True
+                    handler.connection.close()
+                    return
+                handler.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+                self.sent_events += 1
+                self.gate.wait()
+                if self.is_endless:
+                    time.sleep(MOMENT_SECONDS)  # the pace of an engine, not a wait of a test
+            handler.wfile.write(b"0\r\n\r\n")
+        except OSError:
+            self.client_gone.set()
+            handler.close_connection = True
+
+
+def _as_json(status: int, value: Any) -> Answer:
+    return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
 
 @contextmanager
 def answering(engine: AnsweringEngine | None = None) -> Iterator[AnsweringEngine]:
     engine = engine or AnsweringEngine()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            models = [{"id": id, "root": "/models/base", "parent": None} for id in engine.models]
-            models.append({"id": "a", "root": "/a", "parent": BASE})
-            self._send(200, {}, json.dumps({"object": "list", "data": models}).encode())
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
-            engine.asked.append(asked)
-            if engine.api_key and self.headers.get("authorization") != f"Bearer {engine.api_key}":
-                self._send(401, {}, b'{"error": "Unauthorized"}')
-            elif engine.fault is not None:
-                self._send(*engine.fault)
-            elif body.get("stream"):
-                self._stream(asked)
-            else:
-                self._send(200, {}, json.dumps(engine.answer(asked)).encode())
-
-        def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
-            self.send_response(status)
-            for name, value in (
-                {"Content-Type": "application/json", "Content-Length": str(len(content))} | headers
-            ).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def _stream(self, asked: Asked) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            try:
-                for number, event in enumerate(engine.events(asked)):
-                    if number == engine.dies_after:
-                        self.close_connection = True
-                        self.connection.close()
-                        return
-                    self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
-                    engine.sent_events += 1
-                    engine.gate.wait()
-                    if engine.is_endless:
-                        time.sleep(MOMENT_SECONDS)  # the pace of an engine, not a wait of a test
-                self.wfile.write(b"0\r\n\r\n")
-            except OSError:
-                engine.client_gone.set()
-                self.close_connection = True
-
-        def log_message(self, *_: Any) -> None: ...
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *_: Any) -> None: ...
-
     engine.gate.set()
-    server = Server(("127.0.0.1", engine.port), Handler)
-    server.daemon_threads = True
-    engine.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield engine
-    finally:
-        engine.is_endless = False
-        engine.gate.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving_loopback(engine.respond, engine.port, protocol="HTTP/1.1") as engine.port:
+        try:
+            yield engine
+        finally:
+            engine.is_endless = False
+            engine.gate.set()
 
 
 def deliver(

@@ -23,7 +23,7 @@ from tests.commands.stand_in_openai import KEY, StandInOpenAI, chat_lines, stand
 from tests.commands.trained import make_trained_job
 from tests.factories import make_base_model
 from tests.serving import LiveServer
-from tests.worker.evaluations.test_evaluator import fake, write_light_adapter
+from tests.worker.evaluations.conftest import fake
 from worker.evaluations.evaluator import Evaluator
 from worker.node.slot import try_lock
 
@@ -57,7 +57,7 @@ def job(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: P
     with transaction(sessions) as session:
         make_base_model(session, tmp_path / "base", name="tiny")
         make_base_model(session, tmp_path / "large", name=BASE)
-        return make_trained_job(session, storage, project, tmp_path / "made", write_light_adapter(tmp_path / "base"))
+        return make_trained_job(session, storage, project, tmp_path / "made")
 
 
 @pytest.fixture

@@ -63,7 +63,8 @@ def write_adapter(directory: Path, step: int = 4, base_sha256: str = "") -> Path
     directory.mkdir(parents=True)
     (directory / artifact_directory.ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 16, "step": step}))
     (directory / artifact_directory.ADAPTER_WEIGHTS).write_bytes(WEIGHTS)
-    entries = {"base_model": {"manifest_sha256": base_sha256}, "step": step}
+    lora = {"r": 16, "alpha": 32, "target_modules": ["q_proj", "v_proj"]}
+    entries = {"base_model": {"name": "tiny", "manifest_sha256": base_sha256}, "lora": lora, "step": step}
     artifact_directory.write_manifest(directory, entries)
     return directory
 

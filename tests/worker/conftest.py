@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.db.engine import transaction
-from app.db.tables import Project
+from app.db.tables import Job, Project
 from app.settings import Settings
+from tests.commands.trained import make_trained_job
 from tests.deadline import DEADLINE_SECONDS
 from tests.factories import make_base_model
 from tests.worker.worker_harness import StepLog, WorkerHarness
@@ -53,3 +54,10 @@ def harness(resources: Resources, project: Project, tmp_path: Path) -> Iterator[
 @pytest.fixture
 def step_log(tmp_path: Path) -> StepLog:
     return StepLog(tmp_path / "step_log")
+
+
+@pytest.fixture
+def trained(harness: WorkerHarness, tmp_path: Path) -> Job:
+    """A job with an adapter at steps 2 and 4, the latter its result; its weights are not real ones."""
+    with transaction(harness.sessions) as session:
+        return make_trained_job(session, harness.resources.storage, harness.project, tmp_path / "made")

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
 from app.domain.deliveries.served_check import ServedReference
+from tests.loopback import Answer, Received, serving_loopback
 
 BASE = "base"
 BASE_ROOT = "/models/base"
@@ -189,35 +189,13 @@ class EngineStandIn:
 
 @contextmanager
 def serving_engine(engine: EngineStandIn) -> Iterator[EngineStandIn]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer({})
+    def respond(request: Received) -> Answer:
+        if engine.fault is not None:
+            status, headers, text = engine.fault
+            return status, headers, text.encode()
+        body, key = json.loads(request.body or b"{}"), request.headers.get("authorization")
+        status, value = engine.respond(request.method, request.path, body, key)
+        return status, {}, (value if isinstance(value, str) else json.dumps(value)).encode()
 
-        def do_POST(self) -> None:
-            self._answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-
-        def _answer(self, body: dict[str, Any]) -> None:
-            status, headers, content = engine.fault or (200, {}, "")
-            if engine.fault is None:
-                status, value = engine.respond(self.command, self.path, body, self.headers.get("authorization"))
-                content = value if isinstance(value, str) else json.dumps(value)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content.encode())
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", engine.port), Handler)
-    server.daemon_threads = True
-    engine.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving_loopback(respond, engine.port) as engine.port:
         yield engine
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

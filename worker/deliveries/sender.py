@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from app.db import files
 from app.db.deliveries import credentials, deliveries
 from app.db.deliveries.credentials import NoSecretKey
-from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
+from app.db.engine import transaction
 from app.db.jobs import evaluations, leases
 from app.db.jobs.leases import FencedError
 from app.db.operations import status
@@ -58,7 +58,7 @@ from worker.deliveries.targets import (
 from worker.health import write_heartbeat
 from worker.jobs import workdir
 from worker.jobs.lease import LeaseKeeper, owner_name
-from worker.node.resources import Resources
+from worker.node.resources import Resources, errors_logged
 from worker.reconciler.cleanup import clean_work_directories
 
 SENDER_THREADS = 8
@@ -90,16 +90,12 @@ class DeliverySender:
         shutil.rmtree(self.settings.work_dir / "deliveries", ignore_errors=True)  # what earlier releases left there
         with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="delivery") as pool:
             while self._leases or not self.resources.stop.is_set():
-                try:
+                with errors_logged("round"):
                     write_heartbeat(self.settings, "deliveries")
                     self._report_if_due()
                     is_stopping = self.resources.stop.is_set()
                     for claimed in self.claim(0 if is_stopping else SENDER_THREADS - len(self._leases)):
                         pool.submit(self._attempt_and_release, claimed)
-                except DATABASE_UNAVAILABLE as error:
-                    log.warning("database unavailable", error=first_line(error))
-                except Exception:
-                    log.exception("round failed")
                 self._thread_freed.wait(self.settings.delivery_poll_seconds)
                 self._thread_freed.clear()
 

@@ -67,6 +67,8 @@ def errors_logged(what: str) -> Iterator[None]:
         yield
     except DATABASE_UNAVAILABLE as error:
         log.warning("database unavailable", during=what, error=first_line(error))
+    except OSError as error:  # of a disk that is full or not writable: its text has the path
+        log.error(f"{what} failed", error=str(error))
     except Exception:
         log.exception(f"{what} failed")
 

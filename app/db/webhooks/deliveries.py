@@ -68,11 +68,9 @@ def claim(
     if not claimed:
         return []
     is_valid = func.coalesce(WebhookEndpoint.previous_secret_expires_at > func.clock_timestamp(), false())
-    query = select(WebhookDelivery, WebhookEndpoint, is_valid).join(
-        WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id
-    )
-    rows = session.execute(query.where(WebhookDelivery.id.in_([each.id for each in claimed])))
-    return [ClaimedWebhook(*row) for row in rows]
+    deliveries = {each.endpoint_id: each for each in claimed}
+    rows = session.execute(select(WebhookEndpoint, is_valid).where(WebhookEndpoint.id.in_(deliveries)))
+    return [ClaimedWebhook(deliveries[endpoint.id], endpoint, is_signing) for endpoint, is_signing in rows]
 
 
 def record_outcome(session: Session, lease: Lease, outcome: DeliveryOutcome) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.server
 import json
 import logging
 import threading
@@ -22,9 +21,10 @@ from app.db.tables import Job, Project, TunedModel
 from app.services.access import keys
 from app.settings import Settings
 from app.storage import LocalStorage
-from app.system import artifact_directory, model_files
+from app.system import model_files
 from tests.commands.trained import WEIGHTS, make_trained_job
 from tests.factories import make_project
+from tests.loopback import Answer, Received, serving_loopback
 from tests.serving import LiveServer, free_port
 
 Resolve = Callable[..., Path | None]
@@ -36,19 +36,9 @@ def base(base_model: str, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def job(sessions: Sessions, storage: LocalStorage, project: Project, base: Path, tmp_path: Path) -> Job:
-    """A finished job whose adapters name their base model in the manifest, as a trainer's do."""
-
-    def write(directory: Path, step: int) -> Path:
-        directory.mkdir(parents=True)
-        (directory / artifact_directory.ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", "step": step}))
-        (directory / artifact_directory.ADAPTER_WEIGHTS).write_bytes(WEIGHTS)
-        about = {"base_model": {"name": "tiny", "manifest_sha256": model_files.hash_directory(base)[1]}, "step": step}
-        artifact_directory.write_manifest(directory, about)
-        return directory
-
+def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, tmp_path: Path) -> Job:
     with transaction(sessions) as session:
-        return make_trained_job(session, storage, project, tmp_path / "made", write)
+        return make_trained_job(session, storage, project, tmp_path / "made")
 
 
 @pytest.fixture
@@ -140,16 +130,21 @@ class TestKeys:
         assert key not in caplog.text
 
     def test_a_redirect_to_another_host_does_not_get_the_key(self, tmp_path: Path) -> None:
-        seen: list[str | None] = []
+        seen: list[Received] = []
+
+        def answer(request: Received) -> Answer:
+            seen.append(request)
+            return 200, {}, b"bytes"
+
         with (
-            listening(lambda request: answer(request, seen, b"bytes")) as other,
-            listening(lambda request: redirect(request, other.replace("127.0.0.1", "localhost"))) as tunery,
+            serving_loopback(answer) as other,
+            serving_loopback(lambda _: (307, {"Location": f"http://localhost:{other}/object"}, b"")) as tunery,
         ):
-            service = Service(tunery, "tnry_key", 5)
+            service = Service(f"http://127.0.0.1:{tunery}", "tnry_key", 5)
             archive = Archive("files/f/content", "0" * 64, 5)
             with pytest.raises(ServiceUnavailable, match="SHA-256"):
                 service.download(archive, tmp_path / "a.tar")
-        assert seen == [None]
+        assert ["authorization" in each.headers for each in seen] == [False]
 
 
 class TestAway:
@@ -165,8 +160,8 @@ class TestAway:
 
     def test_a_failing_server_counts_as_away(self, resolve: Resolve, job: Job) -> None:
         directory = resolve(job.fine_tuned_model)
-        with listening(lambda request: request.send_error(503)) as failing:
-            assert resolve(job.fine_tuned_model, url=failing) == directory
+        with serving_loopback(lambda _: (503, {}, b"")) as port:
+            assert resolve(job.fine_tuned_model, url=f"http://127.0.0.1:{port}") == directory
 
 
 class TestBase:
@@ -212,40 +207,3 @@ class TestDamage:
         for thread in threads:
             thread.join()
         assert (len(found), len(set(found)), None in found) == (4, 1, False)
-
-
-class listening:  # noqa: N801
-    """A server on a free loopback port that hands every GET to a function; its URL."""
-
-    def __init__(self, handle: Callable[[http.server.BaseHTTPRequestHandler], None]) -> None:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                handle(self)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-
-    def __enter__(self) -> str:
-        self._thread.start()
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def redirect(request: http.server.BaseHTTPRequestHandler, url: str) -> None:
-    request.send_response(307)
-    request.send_header("Location", f"{url}/object")
-    request.end_headers()
-
-
-def answer(request: http.server.BaseHTTPRequestHandler, seen: list[str | None], body: bytes) -> None:
-    seen.append(request.headers.get("Authorization"))
-    request.send_response(200)
-    request.send_header("Content-Length", str(len(body)))
-    request.end_headers()
-    request.wfile.write(body)

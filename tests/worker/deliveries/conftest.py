@@ -86,7 +86,7 @@ class DeliveryHarness:
     harness: WorkerHarness
     sender: DeliverySender
     shared: Path
-    claimed: list[str] = field(default_factory=list)
+    with_plugin: list[EngineStandIn] = field(default_factory=list)
 
     def target(self, destination: dict[str, Any], name: str = "production", **columns: Any) -> DeliveryTarget:
         secrets = columns.pop("secrets", None)
@@ -95,9 +95,10 @@ class DeliveryHarness:
             return make_target(session, self.harness.project.id, name, destination, **columns)
 
     def engine_destination(self, *engines: EngineStandIn, **changes: Any) -> dict[str, Any]:
-        """The engines as one target, with the shared directory."""
-        urls = [server.url for server in engines]
-        return {"kind": engines[0].kind, "urls": urls, "shared_path": str(self.shared)} | changes
+        """The engines as one target, with the shared directory, unless their plugin fetches adapters."""
+        destination = {"kind": engines[0].kind, "urls": [server.url for server in engines]}
+        self.with_plugin += [each for each in engines if each.known is not None and each not in self.with_plugin]
+        return destination | ({} if engines[0] in self.with_plugin else {"shared_path": str(self.shared)}) | changes
 
     def trained_job(self, *deliver_to: str) -> Job:
         """A job that a worker has run to its end, with a trainer that trains nothing."""
@@ -135,7 +136,18 @@ class DeliveryHarness:
             deliveries.create_for_result(session, job, result)
             if reference is not None:
                 deliveries.add_reference(session, result, reference.model_dump(mode="json"))
+        for number, engine in enumerate(self.with_plugin):  # each has a cache of its own
+            assert engine.known is not None
+            cached = engine.known[name] = self.shared.parent / f"cache-{number}" / "adapters" / f"digest-of-{job.id}"
+            cached.mkdir(parents=True)
+            (cached / "adapter_config.json").write_text(json.dumps({"r": 16}))
         return self.harness.job(job)
+
+    def record_compatibility(self, job: Job, entries: Mapping[str, Any]) -> None:
+        """As the trainer records in the manifest which engines serve the adapter."""
+        with transaction(self.harness.sessions) as session:
+            checkpoint = session.get_one(Checkpoint, self.delivery(job).checkpoint_id)
+            checkpoint.manifest = checkpoint.manifest | {"compatibility": dict(entries)}
 
     def deliver(self, destination: dict[str, Any], reference: ServedReference | None = None, **columns: Any) -> Job:
         """A finished job whose result was sent to a new target, `production`."""

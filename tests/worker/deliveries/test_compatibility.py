@@ -8,14 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.artifacts.engines import (
+    EARLIER_RULES,
     PEFT_RELEASE,
+    RELEASES,
+    RULES,
     VLLM_MAX_LORA_RANKS,
     Compatibility,
     Engine,
+    Feature,
+    LoadResult,
     class_features,
     compatibility,
+    earlier_incompatibilities,
     incompatibilities,
     job_compatibility,
+    vllm_max_lora_rank,
 )
 from app.domain.jobs.spec import LoraSpec
 
@@ -31,42 +38,59 @@ FEATURES = st.fixed_dictionaries(
     }
 )
 
+# What was measured or read, independently of the table in the code: kind -> the engines that compute what PEFT does.
+RIGHT: dict[str, set[str]] = {
+    "plain": {"vLLM", "llama.cpp", "SGLang"},
+    "rank 24": {"vLLM", "llama.cpp", "SGLang"},
+    "rsLoRA": {"vLLM"},
+    "rank_pattern": {"vLLM", "llama.cpp"},
+    "alpha_pattern": {"vLLM"},
+    "DoRA": set(),
+    "modules_to_save": set(),
+    "rank 600": {"llama.cpp"},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 16},
+    "rank 24": {"r": 24},
+    "rsLoRA": {"use_rslora": True},
+    "rank_pattern": {"rank_pattern": {"q_proj": 40}},
+    "alpha_pattern": {"alpha_pattern": {"q_proj": 3}},
+    "DoRA": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "rank 600": {"rank_pattern": {"q_proj": 600}},
+}
+
 
 def spec(**changes: Any) -> LoraSpec:
     return LoraSpec.model_validate({"r": 16, "alpha": 32, "target_modules": ["q_proj"]} | changes)
 
 
 @given(FEATURES)
-def test_the_compatibility_agrees_with_the_rules_of_the_model_card(features: dict[str, Any]) -> None:
-    found = compatibility(spec(**features), "ftjob-1")
-    for engine, key in KEYS.items():
-        entry = getattr(found, key)
-        problems = incompatibilities(engine, spec(**features))
-        assert (entry.ok, entry.reasons) == (not problems, [problem.rule.sentence for problem in problems])
-
-
-@given(FEATURES)
-def test_an_engine_that_cannot_serve_the_adapter_has_reasons_and_a_request_that_helps(features: dict[str, Any]) -> None:
+def test_the_compatibility_agrees_with_the_rules_of_the_model_card_and_has_a_request_that_helps(
+    features: dict[str, Any],
+) -> None:
     entries = dict(compatibility(spec(**features), "ftjob-1"))
-    assert set(entries) == set(Compatibility.model_fields)
-    for entry in entries.values():
-        assert bool(entry.reasons) == (entry.instead is not None) == (not entry.ok)
+    assert set(entries) == set(Compatibility.model_fields) == set(KEYS.values())
+    for engine, key in KEYS.items():
+        entry, problems = entries[key], incompatibilities(engine, spec(**features))
+        assert (entry.ok, entry.reasons) == (not problems, [problem.rule.sentence for problem in problems])
+        assert (entry.instead is None) == entry.ok
         if entry.instead:
-            assert entry.instead.path == "/v1/fine_tuning/jobs/ftjob-1/exports"
-            assert entry.flags == []
+            assert (entry.instead.path, entry.flags) == ("/v1/fine_tuning/jobs/ftjob-1/exports", [])
 
 
-@pytest.mark.parametrize(("r", "maximum"), [(1, 1), (2, 8), (12, 16), (24, 32), (48, 64), (96, 128), (200, 256)])
-def test_the_flags_of_vllm_admit_the_rank(r: int, maximum: int) -> None:
-    flags = compatibility(spec(r=r), "ftjob-1").vllm.flags
-    assert flags == ["--enable-lora", "--max-lora-rank", str(maximum)]
-    assert maximum in VLLM_MAX_LORA_RANKS
+def test_the_flags_of_vllm_admit_the_rank() -> None:
+    flags = compatibility(spec(r=24), "ftjob-1").vllm.flags
+    assert flags == ["--enable-lora", "--max-lora-rank", "32"]
 
 
-def test_patterns_are_right_in_this_vllm_and_a_note_names_the_earlier_one() -> None:
-    vllm = compatibility(spec(alpha_pattern={"q_proj": 4}), "ftjob-1").vllm
+def test_patterns_are_right_in_this_vllm_and_wrong_in_the_earlier_one_of_a_note() -> None:
+    lora = spec(alpha_pattern={"q_proj": 4})
+    vllm = compatibility(lora, "ftjob-1").vllm
     assert vllm.ok
     assert any("0.16.0" in note for note in vllm.notes)
+    assert [one.feature for one in earlier_incompatibilities(Engine.VLLM, lora)] == ["alpha_pattern"]
+    assert earlier_incompatibilities(Engine.VLLM, spec()) == earlier_incompatibilities(Engine.LLAMA_CPP, lora) == ()
 
 
 def test_a_base_model_of_another_class_is_not_known_to_work_where_its_own_class_is_served() -> None:
@@ -109,3 +133,42 @@ def test_a_job_has_that_of_its_spec() -> None:
 
 def test_the_release_of_peft_is_the_installed_one() -> None:
     assert version("peft").startswith(PEFT_RELEASE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_has_no_problem_exactly_where_an_engine_computes_what_peft_computes(kind: str) -> None:
+    lora = spec(**KINDS[kind])
+    assert {str(engine) for engine in Engine if not incompatibilities(engine, lora)} == RIGHT[kind]
+
+
+def test_a_wrong_scale_is_distinguished_from_a_refusal() -> None:
+    (problem,) = incompatibilities(Engine.LLAMA_CPP, spec(use_rslora=True))
+    assert (problem.feature, problem.rule.result) == (Feature.RSLORA, LoadResult.WRONG)
+    (problem,) = incompatibilities(Engine.VLLM, spec(use_dora=True))
+    assert (problem.feature, problem.rule.result) == (Feature.DORA, LoadResult.REFUSED)
+
+
+def test_every_problem_of_an_adapter_is_named_at_once() -> None:
+    lora = spec(use_rslora=True, use_dora=True, modules_to_save=["norm"])
+    assert [problem.feature for problem in incompatibilities(Engine.SGLANG, lora)] == [
+        Feature.RSLORA,
+        Feature.DORA,
+        Feature.MODULES_TO_SAVE,
+    ]
+
+
+def test_every_engine_has_rules_and_a_release_that_they_hold_for() -> None:
+    assert set(RULES) == set(RELEASES) == set(Engine)
+    for engine, rules in EARLIER_RULES.items():
+        assert not rules.keys() & RULES[engine].keys()  # else the present release is wrong, too
+
+
+@given(r=st.integers(1, 256), others=st.lists(st.integers(1, 700), max_size=4))
+def test_the_maximum_rank_admits_every_layer_and_is_the_smallest_that_does(r: int, others: list[int]) -> None:
+    found = vllm_max_lora_rank(spec(r=r, rank_pattern={f"layer{n}": rank for n, rank in enumerate(others)}))
+    largest = max([r, *others])
+    if found is None:
+        assert largest > 512
+    else:
+        assert found >= largest
+        assert not [rank for rank in VLLM_MAX_LORA_RANKS if largest <= rank < found]

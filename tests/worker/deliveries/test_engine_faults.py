@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,18 +10,18 @@ from sqlalchemy import select
 
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
-from app.db.tables import Checkpoint, Delivery
+from app.db.tables import Delivery
 from app.domain.artifacts.engines import compatibility
 from app.domain.deliveries.served_check import ServedPrompt, Verdict, judge
 from app.domain.jobs.spec import LoraSpec
 from tests.dripping import dripping
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import REFERENCE, DeliveryHarness
+from tests.worker.deliveries.test_engines import SGLANG_TOO
 from tests.worker.engine_stand_in import EngineStandIn, serving_engine
 from worker.deliveries.engines import Served, delivered
 
 OTHER_FORMS = ("{}", '{"data": null}', '{"data": [{"object": "model"}]}', "[]")
-SGLANG_TOO = ["vllm", pytest.param("sglang", marks=pytest.mark.extended("the same through SGLang's own calls"))]
 
 
 def fail_checks(server: EngineStandIn, status: int, body: Any) -> None:
@@ -105,15 +106,15 @@ class TestCheck:
             assert slow.loaded == restarted.loaded == before
 
 
-def test_a_rank_limit_that_is_too_low_names_the_option(delivery: DeliveryHarness, reviewed: Reviewed) -> None:
-    with serving_engine(EngineStandIn("vllm", REFERENCE, max_lora_rank=8)) as server:
+@pytest.mark.parametrize("known", [None, {}], ids=["directory", "plugin"])
+def test_a_rank_limit_that_is_too_low_names_the_option(
+    delivery: DeliveryHarness, known: dict[str, Path] | None, reviewed: Reviewed
+) -> None:
+    with serving_engine(EngineStandIn("vllm", REFERENCE, max_lora_rank=8, known=known)) as server:
         delivery.target(delivery.engine_destination(server))
         job = delivery.finished_job("production", reference=REFERENCE)
-        with transaction(delivery.harness.sessions) as session:
-            checkpoint = session.get_one(Checkpoint, delivery.delivery(job).checkpoint_id)
-            lora = LoraSpec.model_validate(job.spec["lora"])
-            entry = compatibility(lora, job.id).model_dump(mode="json")
-            checkpoint.manifest = checkpoint.manifest | {"compatibility": entry}
+        lora = LoraSpec.model_validate(job.spec["lora"])
+        delivery.record_compatibility(job, compatibility(lora, job.id).model_dump(mode="json"))
         delivery.attempt_due()
         reviewed(delivery.error(job))
 
@@ -177,5 +178,4 @@ class TestSlowAnswers:
             job = delivery.deliver({"kind": kind, "endpoint_url": url} | place, secrets=secrets)
         row = delivery.delivery(job)
         assert row.state == "pending"
-        assert "TUNERY_DELIVERY_ATTEMPT_SECONDS" in delivery.error(job)
         assert "TUNERY_DELIVERY_ATTEMPT_SECONDS" in delivery.error(job)

@@ -6,10 +6,8 @@ import base64
 import hashlib
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 
 from app.domain.access.outbound_networks import parse_networks
 from app.domain.deliveries.targets import HuggingFaceDestination
+from tests.loopback import Answer, Received, serving_loopback
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import DeliveryHarness, adapter, unsaved_delivery
 from worker.deliveries.huggingface import MAX_RESPONSE_BYTES, HuggingFaceTarget
@@ -90,56 +89,18 @@ class Hub:
 def hub() -> Iterator[Hub]:
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer()
+    def respond(request: Received) -> Answer:
+        if hub.redirect_to:
+            return 307, {"Location": hub.redirect_to}, b""
+        status, value = 401, {"error": "Invalid username or password."}
+        is_upload = request.path.startswith("/upload/")  # its address is signed
+        if is_upload or request.headers.get("authorization") == f"Bearer {TOKEN}":
+            status, value = hub.respond(request.method, request.path, request.body)
+        return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
-        def do_POST(self) -> None:
-            self._answer()
-
-        def do_PUT(self) -> None:
-            self._answer()
-
-        def _answer(self) -> None:
-            body = self._chunks() if "chunked" in self.headers.get("transfer-encoding", "") else self._body()
-            is_upload = self.path.startswith("/upload/")  # its address is signed
-            status, value = 401, {"error": "Invalid username or password."}
-            if is_upload or self.headers.get("authorization") == f"Bearer {TOKEN}":
-                status, value = hub.respond(self.command, self.path, body)
-            content = json.dumps(value).encode()
-            self.send_response(307 if hub.redirect_to else status)
-            if hub.redirect_to:
-                self.send_header("Location", hub.redirect_to)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def _body(self) -> bytes:
-            return self.rfile.read(int(self.headers.get("content-length") or 0))
-
-        def _chunks(self) -> bytes:
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        with guard_connections(parse_networks("127.0.0.0/8")):
-            yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving_loopback(respond) as port, guard_connections(parse_networks("127.0.0.0/8")):
+        hub.url = f"http://127.0.0.1:{port}"
+        yield hub
 
 
 def target(hub: Hub, token: str = TOKEN) -> HuggingFaceTarget:
@@ -202,28 +163,12 @@ def test_a_repository_that_was_deleted_has_nothing_to_withdraw(hub: Hub) -> None
     target(hub).withdraw(unsaved_delivery())
 
 
-class TestDeliveries:
-    def hub_target(self, delivery: DeliveryHarness, hub: Hub) -> None:
-        destination = {"kind": "huggingface", "repo_id": REPO, "endpoint_url": hub.url}
-        delivery.target(destination, secrets={"token": TOKEN})
-
-    def test_a_model_deleted_during_its_delivery_is_withdrawn(self, delivery: DeliveryHarness, hub: Hub) -> None:
-        self.hub_target(delivery, hub)
-        job = delivery.finished_job("production")
-        (claimed,) = delivery.sender.claim(10)
-        delivery.delete_model(job)
-        delivery.sender.attempt(claimed)
-        assert hub.files != {}
-        delivery.attempt_due()
-        assert (delivery.delivery(job).state, hub.files) == ("withdrawn", {})
-
-    def test_the_next_adapter_ends_the_delivery_before(self, delivery: DeliveryHarness, hub: Hub) -> None:
-        self.hub_target(delivery, hub)
-        first = delivery.deliver_next()
-        second = delivery.deliver_next()
-        row = delivery.delivery(first)
-        assert (row.state, row.error) == ("withdrawn", f"replaced by {second.fine_tuned_model}")
-        assert delivery.delivery(second).state == "delivered"
+def test_the_next_adapter_ends_the_delivery_before(delivery: DeliveryHarness, hub: Hub) -> None:
+    destination = {"kind": "huggingface", "repo_id": REPO, "endpoint_url": hub.url}
+    first, second = delivery.deliver(destination, secrets={"token": TOKEN}), delivery.deliver_next()
+    row = delivery.delivery(first)
+    assert (row.state, row.error) == ("withdrawn", f"replaced by {second.fine_tuned_model}")
+    assert delivery.delivery(second).state == "delivered"
 
 
 def test_a_refused_token_is_named_and_not_shown(hub: Hub, tmp_path: Path) -> None:

@@ -51,14 +51,20 @@ def target(url: str, **changes: str) -> S3Target:
     return S3Target(destination, KEYS | changes, 5.0)
 
 
-def test_a_delivery_has_the_layout_of_resolvers_and_is_withdrawn(bucket: tuple[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("base_name", "segments"), [(None, "tiny"), ("/models/base", "models/base")])
+def test_a_delivery_has_the_layout_of_resolvers_and_is_withdrawn(
+    bucket: tuple[str, Path], tmp_path: Path, base_name: str | None, segments: str
+) -> None:
+    """A base name that is a path makes no empty segment."""
     url, directory = bucket
-    delivered = target(url).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
-    placed = directory / "lora" / "tiny" / "ft:tiny:x"
-    assert json.loads((placed / "adapter_config.json").read_text()) == {"base_model_name_or_path": "tiny"}
-    assert delivered.location["keys"][-1] == "lora/tiny/ft:tiny:x/adapter_config.json"
-    assert target(url).deliver(unsaved_delivery(), adapter(tmp_path / "b")).location == delivered.location
-    target(url).withdraw(unsaved_delivery(**delivered.location))
+    destination = S3Destination(kind="s3", bucket=BUCKET, prefix="lora", endpoint_url=url, base_name=base_name)
+    to_bucket = S3Target(destination, KEYS, 5.0)
+    delivered = to_bucket.deliver(unsaved_delivery(), adapter(tmp_path / "a"))
+    config = directory / "lora" / segments / "ft:tiny:x" / "adapter_config.json"
+    assert json.loads(config.read_text()) == {"base_model_name_or_path": base_name or "tiny"}
+    assert delivered.location["keys"][-1] == f"lora/{segments}/ft:tiny:x/adapter_config.json"
+    assert to_bucket.deliver(unsaved_delivery(), adapter(tmp_path / "b")).location == delivered.location
+    to_bucket.withdraw(unsaved_delivery(**delivered.location))
     assert [path for path in directory.rglob("*") if path.is_file()] == []
 
 
@@ -113,14 +119,11 @@ def test_a_replacement_leaves_no_file_of_the_version_before(rclone: S3Server, tm
     assert changes[-1] == f"PUT {config}"
 
 
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [({"access_key_id": "wrong"}, "set the credentials"), ({"secret_access_key": "wrong"}, "set the credentials")],
-)
-def test_refused_keys_are_named(bucket: tuple[str, Path], tmp_path: Path, changes: dict[str, str], text: str) -> None:
+@pytest.mark.parametrize("changed", ["access_key_id", "secret_access_key"])
+def test_refused_keys_are_named(bucket: tuple[str, Path], tmp_path: Path, changed: str) -> None:
     with pytest.raises(DeliveryError, match=r"403|401") as refused:
-        target(bucket[0], **changes).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
-    assert "very-secret" not in str(refused.value)
+        target(bucket[0], **{changed: "wrong"}).deliver(unsaved_delivery(), adapter(tmp_path / "a"))
+    assert SECRET_ACCESS_KEY not in str(refused.value)
 
 
 def test_a_target_without_credentials_does_not_use_those_of_the_server(
@@ -165,17 +168,6 @@ def test_an_error_that_is_too_long_is_not_read_whole(tmp_path: Path, monkeypatch
         pytest.raises(DeliveryError, match=f"longer than {MAX_RESPONSE_BYTES:,} bytes"),
     ):
         target("http://127.0.0.1:1").deliver(unsaved_delivery(), adapter(tmp_path / "a"))
-
-
-def test_a_base_name_that_is_a_path_makes_no_empty_segment(bucket: tuple[str, Path], tmp_path: Path) -> None:
-    url, directory = bucket
-    destination = S3Destination(kind="s3", bucket=BUCKET, prefix="lora", endpoint_url=url, base_name="/models/base")
-    to_path = S3Target(destination, KEYS, 5.0)
-    delivered = to_path.deliver(unsaved_delivery(), adapter(tmp_path / "a"))
-    config = directory / "lora" / "models" / "base" / "ft:tiny:x" / "adapter_config.json"
-    assert json.loads(config.read_text()) == {"base_model_name_or_path": "/models/base"}
-    assert delivered.location["prefix"] == "lora/models/base/ft:tiny:x"
-    to_path.withdraw(unsaved_delivery(**delivered.location))
 
 
 def test_a_server_that_is_away_is_named(tmp_path: Path) -> None:
@@ -242,14 +234,3 @@ class TestFaultyBucket:
             proxy.fault = None
             delivery.attempt_due(again=True)
             assert (delivery.delivery(job).state, delivery.delivery(job).error) == ("delivered", None)
-
-    def test_a_bucket_that_becomes_full_has_no_adapter(self, delivery: DeliveryHarness, rclone: S3Server) -> None:
-        proxy = FaultyProxy(rclone)
-        proxy.fault = Fault(methods=("PUT",), status=507, code="XMinioStorageFull", skip=2)
-        destination = {"kind": "s3", "bucket": BUCKET, "prefix": "half", "endpoint_url": proxy.endpoint}
-        with proxy.running():
-            job = delivery.deliver(destination, secrets=KEYS)
-        keys = [path.rpartition("/")[2] for path in proxy.requests if path.startswith("PUT")]
-        assert keys[0] == ".tunery-owner"
-        assert "adapter_config.json" not in keys  # which a reader looks for
-        assert delivery.delivery(job).state == "pending"

@@ -55,21 +55,6 @@ def served() -> Iterator[EngineStandIn]:
         yield served
 
 
-def test_another_sender_ends_a_killed_attempt(delivery: DeliveryHarness, served: EngineStandIn, tmp_path: Path) -> None:
-    served.gate = threading.Event()
-    delivery.target(delivery.engine_destination(served), secrets={"api_key": API_KEY})
-    job = delivery.finished_job("production", reference=REFERENCE)
-    with sender_process(delivery, tmp_path / "log"):
-        until(lambda: "/v1/completions" in served.calls, "the engine is asked", START_SECONDS)
-    served.gate.set()
-    assert delivery.sender.claim(10) == []  # the lease of the killed one
-    delivery.reap()
-    delivery.attempt_due()
-    row = delivery.delivery(job)
-    assert (row.state, row.attempt, row.error) == ("delivered", 2, None)
-    assert list(served.loaded) == [job.fine_tuned_model]
-
-
 @pytest.mark.parametrize(
     ("difference", "state"),
     [(0.0, "delivered"), pytest.param(0.1, "failed", marks=pytest.mark.extended("kills a sender once more"))],
@@ -97,6 +82,7 @@ def test_a_served_name_that_a_killed_sender_has_unloaded_gets_the_adapter_before
         until(lambda: loads == [None], "the engine has unloaded the name", START_SECONDS)
     killed.set()
     assert "bot" not in served.loaded
+    assert delivery.sender.claim(10) == []  # the lease of the killed one
     delivery.reap()
     served.difference = difference
     (claimed,) = delivery.sender.claim(10)

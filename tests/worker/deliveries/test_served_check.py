@@ -71,15 +71,17 @@ def test_an_adapter_that_changes_less_than_rounding_cannot_be_checked() -> None:
     assert judge(of, served(of, effect=0.0)).verdict == Verdict.TOO_SMALL_TO_TELL
 
 
-def test_a_second_measured_adapter_is_the_same() -> None:
-    """Eight steps of the same model: a noise of 0.0137, and 6 of 636 most likely tokens differ in vLLM."""
-    of = reference(noise=0.0137, effect=1.503, top1_agreement=0.99686)
-    assert judge(of, served(of, 0.0170, wrong_tops=2)).verdict == Verdict.SAME
-
-
-def test_uncertain_text_is_judged_by_its_own_noise() -> None:
-    of = reference(noise=0.03, top1_agreement=0.978)
-    assert judge(of, served(of, 0.0359, wrong_tops=7)).verdict == Verdict.SAME
+@pytest.mark.parametrize(
+    ("of", "difference", "wrong_tops"),
+    [
+        # Eight steps of the same model: a noise of 0.0137, and 6 of 636 most likely tokens differ in vLLM.
+        (reference(noise=0.0137, effect=1.503, top1_agreement=0.99686), 0.0170, 2),
+        (reference(noise=0.03, top1_agreement=0.978), 0.0359, 7),
+    ],
+    ids=["another adapter", "uncertain text"],
+)
+def test_an_adapter_is_judged_by_its_own_noise(of: ServedReference, difference: float, wrong_tops: int) -> None:
+    assert judge(of, served(of, difference, wrong_tops=wrong_tops)).verdict == Verdict.SAME
 
 
 @pytest.mark.parametrize(("wrong_tops", "verdict"), [(1, Verdict.SAME), (2, Verdict.UNCLEAR)])
@@ -92,25 +94,18 @@ def test_one_disagreement_among_few_tokens_decides_nothing(wrong_tops: int, verd
     assert judge(of, [part]).verdict == verdict
 
 
-class TestAnswersOfTheBase:
+@pytest.mark.parametrize(
+    ("effect", "count", "verdict"),
+    [(0.02, 100, Verdict.UNCLEAR), (0.0, 100, Verdict.NO_EFFECT), (0.0, 15, Verdict.UNCLEAR)],
+    ids=["other log-probabilities", "the same", "a few tokens"],
+)
+def test_answers_of_the_base_model_have_no_effect_if_their_log_probabilities_are_the_same(
+    effect: float, count: int, verdict: Verdict
+) -> None:
     """Base model and adapter generate the same tokens, and each of them differs from the expected ones at once."""
-
-    OF = reference(effect=0.075)
-
-    def verdict(self, effect: float, count: int = 100) -> Verdict:
-        generated = ServedPrompt(
-            [], [], [-1], is_generated=True, is_answer_of_base=True, generated_effects=[effect] * count
-        )
-        return judge(self.OF, [generated]).verdict
-
-    def test_answers_with_other_log_probabilities_decide_nothing(self) -> None:
-        assert self.verdict(0.02) == Verdict.UNCLEAR
-
-    def test_answers_with_the_same_log_probabilities_have_no_effect(self) -> None:
-        assert self.verdict(0.0) == Verdict.NO_EFFECT
-
-    def test_answers_of_a_few_tokens_decide_nothing(self) -> None:
-        assert self.verdict(0.0, count=15) == Verdict.UNCLEAR
+    effects = [effect] * count
+    answers = ServedPrompt([], [], [-1], is_generated=True, is_answer_of_base=True, generated_effects=effects)
+    assert judge(reference(effect=0.075), [answers]).verdict == verdict
 
 
 @given(noise=st.floats(0, 0.1), effect=st.floats(0, 5), difference=st.floats(0, 5), engine_effect=st.floats(0, 5))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from app.domain.evaluations.graders import EvaluationSettings, Reference, ScoreModel
 from app.domain.evaluations.rows import EvaluationRow
 from app.settings import Endpoint
+from tests.loopback import Answer, Received, serving_loopback
 from tests.sentences import Reviewed
 from worker.evaluations.endpoints import (
     ATTEMPTS,
@@ -28,55 +29,42 @@ from worker.evaluations.endpoints import (
     recorded_answers,
 )
 
-Answer = tuple[int, dict[str, str], Any]  # status, headers, body
+SLOW_DOWN = {"error": {"message": "slow down"}}
 ROWS = [EvaluationRow(n, {"answer": str(n)}, prompt=f"say {n}") for n in range(8)]
 
 
+@dataclass
 class ChatServer:
-    """Answers each request by `respond(number, body)`; `requests` has the bodies and keys."""
+    """Answers each request by `responses(number, body)`; `requests` has the bodies and keys."""
 
-    def __init__(self, respond: Callable[[int, dict[str, Any]], Answer]) -> None:
-        self.requests: list[tuple[dict[str, Any], str]] = []
-        owner = self
+    responses: Callable[[int, dict[str, Any]], Answer]
+    requests: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    port: int = 0
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                owner.requests.append((body, self.headers.get("Authorization", "")))
-                status, headers, answer = respond(len(owner.requests), body)
-                if status:
-                    self.send_response_only(status)
-                if callable(answer):
-                    if status:
-                        self.end_headers()
-                    with suppress(OSError):
-                        answer(self.wfile.write)
-                    return
-                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                for name, value in ({"Content-Length": str(len(content))} | headers).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                with suppress(BrokenPipeError):  # the client has given up
-                    self.wfile.write(content)
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
 
-            def log_message(self, *_: Any) -> None:
-                pass
+    def respond(self, request: Received) -> Answer:
+        body = json.loads(request.body)
+        self.requests.append((body, request.headers.get("authorization", "")))
+        return self.responses(len(self.requests), body)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        Thread(target=partial(self._server.serve_forever, 0.02), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+@contextmanager
+def chatting(responses: Callable[[int, dict[str, Any]], Answer]) -> Iterator[ChatServer]:
+    server = ChatServer(responses)
+    with serving_loopback(server.respond) as server.port:
+        yield server
+
+
+def answer(status: int, value: Any, **headers: str) -> Answer:
+    return status, headers, json.dumps(value).encode()
 
 
 def said(text: Any) -> Answer:
-    return (
-        200,
-        {},
-        {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"completion_tokens": 2}},
+    return answer(
+        200, {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"completion_tokens": 2}}
     )
 
 
@@ -86,22 +74,19 @@ def settings_of(model: str, max_new_tokens: int) -> EvaluationSettings:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., tuple[ChatServer, ChatEndpoint]]]:
-    opened: list[Any] = []
+    with ExitStack() as stack:
 
-    def serve(
-        respond: Callable[[int, dict[str, Any]], Answer], wait: Callable[[float], None] | None = None, **options: Any
-    ) -> tuple[ChatServer, ChatEndpoint]:
-        server = ChatServer(respond)
-        options = {"concurrency": 1, "api_key": SecretStr("secret")} | options
-        pauses: list[float] = []
-        endpoint = ChatEndpoint("old", Endpoint(base_url=server.url, **options), wait or pauses.append)
-        endpoint.pauses = pauses  # type: ignore[attr-defined]
-        opened.extend((endpoint, server))
-        return server, endpoint
+        def serve(
+            responses: Callable[[int, dict[str, Any]], Answer], **options: Any
+        ) -> tuple[ChatServer, ChatEndpoint]:
+            server, pauses = stack.enter_context(chatting(responses)), list[float]()
+            options = {"concurrency": 1, "api_key": SecretStr("secret")} | options
+            endpoint = ChatEndpoint("old", Endpoint(base_url=server.url, **options), pauses.append)
+            endpoint.pauses = pauses  # type: ignore[attr-defined]
+            stack.callback(endpoint.close)
+            return server, endpoint
 
-    yield serve
-    for each in opened:
-        each.close()
+        yield serve
 
 
 class TestReference:
@@ -113,87 +98,70 @@ class TestReference:
         assert (body["model"], body["max_tokens"], body["temperature"]) == ("ft:old", 17, 0)
         assert key == "Bearer secret"
 
-    def test_a_rate_limit_is_respected(self, serve: Any) -> None:
-        def respond(number: int, _: dict[str, Any]) -> Answer:
-            return (429, {"Retry-After": "7"}, {"error": {"message": "slow down"}}) if number < 3 else said("ok")
-
-        server, endpoint = serve(respond)
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Retry-After": "7"},
+            {"Date": "Wed, 25 Nov 2020 12:00:00 GMT", "Retry-After": "Wed, 25 Nov 2020 12:00:07 GMT"},
+            {"Date": "Sun, 25 Nov 2040 12:00:00 GMT", "Retry-After": "Sun, 25 Nov 2040 12:00:07 GMT"},
+        ],
+        ids=["seconds", "a date, by a clock years behind", "a date, by a clock years ahead"],
+    )
+    def test_a_rate_limit_is_respected(self, serve: Any, headers: dict[str, str]) -> None:
+        server, endpoint = serve(lambda number, _: answer(429, SLOW_DOWN, **headers) if number < 3 else said("ok"))
         assert endpoint.answer("m", [])[0] == "ok"
         assert (len(server.requests), endpoint.pauses) == (3, [7.0, 7.0])
 
-    @pytest.mark.parametrize("year", [2020, 2040], ids=["a clock that is years ahead", "years behind"])
-    def test_a_rate_limit_until_a_date_counts_from_the_date_of_the_answer(self, serve: Any, year: int) -> None:
-        headers = {"Date": f"Tue, 25 Nov {year} 12:00:00 GMT", "Retry-After": f"Tue, 25 Nov {year} 12:00:07 GMT"}
-        limited = (429, headers, {"error": {"message": "slow down"}})
-        _, endpoint = serve(lambda number, _: limited if number < 2 else said("ok"))
-        assert endpoint.answer("m", [])[0] == "ok"
-        assert endpoint.pauses == [7.0]
-
     def test_a_limit_without_an_end_fails_the_row_with_the_reason(self, serve: Any, reviewed: Reviewed) -> None:
-        server, endpoint = serve(lambda *_: (429, {}, {"error": {"message": "slow down"}}))
-        (answer,) = ask_reference(endpoint, settings_of("m", 5), ROWS[:1])
-        assert answer.text is None
-        reviewed(str(answer.error))
+        server, endpoint = serve(lambda *_: answer(429, SLOW_DOWN))
+        (failed,) = ask_reference(endpoint, settings_of("m", 5), ROWS[:1])
+        assert failed.text is None
+        reviewed(str(failed.error))
         assert len(server.requests) == ATTEMPTS
 
     def test_a_restart_of_the_endpoint_costs_no_answer(self, serve: Any) -> None:
-        _, endpoint = serve(lambda number, _: (503, {}, {}) if number < ATTEMPTS else said("ok"))
+        _, endpoint = serve(lambda number, _: answer(503, {}) if number < ATTEMPTS else said("ok"))
         assert endpoint.answer("m", [])[0] == "ok"
         assert 60 < sum(endpoint.pauses) < 90
 
     def test_calls_without_a_text_are_no_empty_answer(self, serve: Any, reviewed: Reviewed) -> None:
         call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        server, endpoint = serve(lambda *_: (200, {}, {"choices": [{"message": message}]}))
+        server, endpoint = serve(lambda *_: answer(200, {"choices": [{"message": message}]}))
         answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == len(ROWS) > MAX_FAILURES  # it has not failed
         assert {each.text for each in answers} == {None}
         reviewed(str(answers[0].error))
 
-    @pytest.mark.parametrize("answer", [{"result": "x"}, b"<html>login</html>"], ids=["JSON", "a page"])
-    def test_an_answer_of_another_shape_is_quoted(self, serve: Any, answer: Any, reviewed: Reviewed) -> None:
-        _, endpoint = serve(lambda *_: (200, {}, answer))
+    @pytest.mark.parametrize("body", [b'{"result": "x"}', b"<html>login</html>"], ids=["JSON", "a page"])
+    def test_an_answer_of_another_shape_is_quoted(self, serve: Any, body: bytes, reviewed: Reviewed) -> None:
+        _, endpoint = serve(lambda *_: (200, {}, body))
         with pytest.raises(EndpointError) as raised:
             endpoint.answer("m", [])
         reviewed(str(raised.value))
 
-    @pytest.mark.parametrize("status", [200, 0], ids=["its answer", "its headers"])
-    def test_an_endpoint_that_never_ends_its_answer_times_out(self, serve: Any, status: int) -> None:
+    @pytest.mark.parametrize(
+        "start", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Name: "], ids=["its answer", "its headers"]
+    )
+    def test_an_endpoint_that_never_ends_its_answer_times_out(self, serve: Any, start: bytes) -> None:
         is_over = Event()
 
-        def drip(write: Callable[[bytes], Any]) -> None:
-            write(b"" if status else b"HTTP/1.1 200 OK\r\nX-Name: ")
+        def drip(handler: BaseHTTPRequestHandler) -> None:
+            handler.wfile.write(start)
             while not is_over.wait(0.01):
-                write(b" ")
+                handler.wfile.write(b" ")
 
-        _, endpoint = serve(lambda *_: (status, {}, drip), timeout_seconds=0.2)
+        _, endpoint = serve(lambda *_: drip, timeout_seconds=0.2)
         with pytest.raises(EndpointError, match="in time"):
             endpoint.answer("m", [])
         is_over.set()
 
     def test_a_refusal_is_not_repeated_and_ends_the_questions(self, serve: Any, reviewed: Reviewed) -> None:
-        server, endpoint = serve(lambda *_: (401, {}, {"error": {"message": "no such key"}}))
+        server, endpoint = serve(lambda *_: answer(401, {"error": {"message": "no such key"}}))
         answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
         assert len(server.requests) == MAX_FAILURES
         reviewed(str(answers[0].error))
         reviewed(str(answers[-1].error))
-
-    def test_a_cancel_ends_the_questions_of_an_endpoint_that_works(self, serve: Any) -> None:
-        cancelled = Event()
-
-        def respond(number: int, _: dict[str, Any]) -> Answer:
-            if number == 2:
-                cancelled.set()
-            return said("ok")
-
-        def wait(_: float) -> None:
-            if cancelled.is_set():
-                raise InterruptedError
-
-        server, endpoint = serve(respond, wait)
-        with pytest.raises(InterruptedError):
-            ask_reference(endpoint, settings_of("m", 5), ROWS)
-        assert len(server.requests) == 2
 
     def test_a_recorded_call_without_a_text_is_no_empty_answer(self, reviewed: Reviewed) -> None:
         call = EvaluationRow(1, {"old": "", "recorded_tool_calls": [{"id": "c"}]}, prompt="a")
@@ -202,14 +170,6 @@ class TestReference:
         assert of_call.text is None
         reviewed(str(of_call.error))
         assert of_empty.text == ""
-
-    def test_rows_that_worked_are_kept(self, serve: Any) -> None:
-        _, endpoint = serve(
-            lambda number, _: said("ok") if number != 3 else (400, {}, {"error": {"message": "too long"}})
-        )
-        answers = ask_reference(endpoint, settings_of("m", 5), ROWS)
-        assert [each.text for each in answers].count("ok") == 7
-        assert "too long" in str(answers[2].error)
 
 
 class TestScoreModel:
@@ -247,11 +207,6 @@ class TestScoreModel:
         assert (long.value, short.value) == (None, 1)
         assert "1,000,000 bytes" in str(long.error)
         assert len(server.requests) == 1
-
-    def test_a_row_without_an_answer_is_not_sent(self, serve: Any) -> None:
-        server, endpoint = serve(lambda *_: said("1"))
-        (scored,) = ask_scores(endpoint, self.GRADER, [(ROWS[0], None)])
-        assert (scored.value, server.requests) == (None, [])
 
     @pytest.mark.parametrize(
         ("text", "value"),

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,127 +13,32 @@ from app.db import files
 from app.db.engine import transaction
 from app.db.jobs import evaluations
 from app.db.tables import Evaluation, Job
-from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
-from app.services.jobs import evaluations as service
-from app.system import artifact_directory, model_files
 from tests.commands.trained import make_trained_job
-from tests.deadline import until
-from tests.factories import make_file
 from tests.fork_server import forked
 from tests.sentences import Reviewed
+from tests.worker.evaluations.conftest import GENERATE, Ask, Evaluate, evaluator, fake, lines, read
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
-from tests.worker.worker_harness import WorkerHarness
-from worker.evaluations.evaluator import GENERATE_COMMAND, Evaluator
-from worker.node.slot import try_lock
+from tests.worker.worker_harness import OWNER, WorkerHarness
+from worker.evaluations.evaluator import GENERATE_COMMAND
 from worker.reconciler import cleanup
 
-OWNER = "gpu0@test#1"
 GENERATION = GENERATE_COMMAND[-1]
-EXACT = {
-    "type": "string_check",
-    "name": "exact",
-    "input": "{{ sample.output_text }}",
-    "reference": "{{ item.reference_answer }}",
-    "operation": "eq",
-}
-# A generation in a tenth of a second: the adapter is right on every row, the base on each third one.
-GENERATE = """
-prompts = [json.loads(line) for line in open(directory / 'prompts.jsonl')]
-with open(directory / 'answers.jsonl', 'w') as out:
-    print(json.dumps({'device': 'cpu', 'compute_dtype': 'bfloat16'}), file=out)
-    for p in prompts:
-        for model in ('base', 'adapter'):
-            right = model == 'adapter' or p['row'] % 3 == 0
-            text = f"it is {p['row']}" if right else 'no'
-            print(json.dumps({'row': p['row'], 'model': model, 'text': text, 'tokens': 3, 'is_cut': False}), file=out)
-"""
-
-
-def fake(tmp_path: Path, code: str = GENERATE) -> tuple[str, ...]:
-    """A generation program that runs `code`; `directory` is its work directory."""
-    program = tmp_path / "fake_generation.py"
-    start = "import json, os, signal, sys, time\nfrom pathlib import Path\ndirectory = Path(sys.argv[1])\n"
-    program.write_text(start + code)
-    return sys.executable, str(program)
-
-
-def lines(count: int = 12, **extra: Any) -> bytes:
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"say {n}"},
-                {"role": "assistant", "content": f"it is {n}"},
-            ]
-        }
-        | {key: value(n) if callable(value) else value for key, value in extra.items()}
-        for n in range(count)
-    ]
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def write_light_adapter(base: Path) -> Callable[[Path, int], Path]:
-    """The files that an evaluation reads; only the real generation needs the weights."""
-
-    def write(directory: Path, step: int) -> Path:
-        directory.mkdir(parents=True)
-        (directory / "adapter_model.safetensors").write_bytes(bytes(8))
-        about = {
-            "base_model": {"name": "tiny", "manifest_sha256": model_files.hash_directory(base)[1]},
-            "lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]},
-            "step": step,
-        }
-        artifact_directory.write_manifest(directory, about)
-        return directory
-
-    return write
-
-
-@pytest.fixture
-def trained(harness: WorkerHarness, tmp_path: Path, request: pytest.FixtureRequest) -> Job:
-    """A job with an adapter for the registered base model; a real one for the tests of the real generation."""
-    is_real = request.cls is TestRealGeneration
-    write = (write_real_adapter if is_real else write_light_adapter)(tmp_path / "base")
-    with transaction(harness.sessions) as session:
-        return make_trained_job(session, harness.resources.storage, harness.project, tmp_path / "made", write)
-
-
-Ask = Callable[..., Evaluation]
-
-
-@pytest.fixture
-def ask(harness: WorkerHarness, trained: Job) -> Ask:
-    def ask(content: bytes | None = None, **settings: Any) -> Evaluation:
-        with transaction(harness.sessions) as session:
-            file = make_file(
-                session, harness.resources.storage, harness.project, content or lines(), "evals", "heldout.jsonl"
-            )
-            request = CreateEvaluation.model_validate({"file": file.id, "graders": [EXACT]} | settings)
-            endpoints = harness.resources.settings.endpoints
-            return service.create(session, harness.resources.hints, trained, request, endpoints)
-
-    return ask
-
-
-def evaluator(harness: WorkerHarness, tmp_path: Path, *command: str, owner: str = OWNER) -> Evaluator:
-    lock = partial(try_lock, tmp_path / "trainer.lock")
-    return Evaluator(harness.resources, owner, lock, None, command or fake(tmp_path))
-
-
-def read(harness: WorkerHarness, evaluation: Evaluation) -> Evaluation:
-    with transaction(harness.sessions) as session:
-        return session.get_one(Evaluation, evaluation.id)
 
 
 class TestRealGeneration:
+    @pytest.fixture
+    def trained(self, harness: WorkerHarness, tmp_path: Path) -> Job:
+        with transaction(harness.sessions) as session:
+            write, storage = write_real_adapter(tmp_path / "base"), harness.resources.storage
+            return make_trained_job(session, storage, harness.project, tmp_path / "made", write)
+
     def test_base_and_adapter_answer_every_row_on_one_loaded_base(
-        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path, reviewed: Reviewed
+        self, harness: WorkerHarness, evaluate: Evaluate, trained: Job, reviewed: Reviewed
     ) -> None:
-        evaluation = ask(lines(5), max_new_tokens=6)
-        assert evaluator(harness, tmp_path, *forked(GENERATION)).run_next()
-        done = read(harness, evaluation)
+        done = evaluate(lines(5), program=forked(GENERATION), max_new_tokens=6)
         assert (done.state, done.error_message) == ("succeeded", None)
         assert done.summary is not None
         reviewed(done.precision)
@@ -147,16 +48,14 @@ class TestRealGeneration:
         assert [row["question"] for row in rows] == [f"say {n}" for n in range(5)]
         assert any(row["answers"]["base"]["text"] != row["answers"]["adapter"]["text"] for row in rows)
         assert "4 bits" in harness.content(str(done.report_file_id)).decode()
-        reviewed(harness.messages(trained)[-1].replace(evaluation.id, "ID"))
+        reviewed(harness.messages(trained)[-1].replace(done.id, "ID"))
         assert list(harness.resources.settings.work_dir.rglob("*.safetensors")) == []
 
     def test_the_answers_are_those_of_transformers_and_peft(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, reviewed: Reviewed
+        self, harness: WorkerHarness, evaluate: Evaluate, tmp_path: Path, reviewed: Reviewed
     ) -> None:
         """In 16 bits, row by row, without padding."""
-        evaluation = ask(lines(4), max_new_tokens=8, base_precision="16-bit")
-        assert evaluator(harness, tmp_path, *forked(GENERATION)).run_next()
-        done = read(harness, evaluation)
+        done = evaluate(lines(4), program=forked(GENERATION), max_new_tokens=8, base_precision="16-bit")
         reviewed(done.precision)
         rows = [json.loads(line) for line in harness.content(str(done.results_file_id)).splitlines()]
         prompts = [[{"role": "user", "content": f"say {n}"}] for n in range(4)]
@@ -188,12 +87,9 @@ class TestSummary:
         report = harness.content(str(done.report_file_id)).decode()
         assert "0.333 | 1.000 | +0.667" in report
 
-    def test_empty_expected_answers_and_cut_answers_are_warnings(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, reviewed: Reviewed
-    ) -> None:
-        evaluation = ask(lines(3) + b'{"prompt": "x", "completion": ""}\n')
-        evaluator(harness, tmp_path, *fake(tmp_path, GENERATE.replace("'is_cut': False", "'is_cut': True"))).run_next()
-        done = read(harness, evaluation)
+    def test_empty_expected_answers_and_cut_answers_are_warnings(self, evaluate: Evaluate, reviewed: Reviewed) -> None:
+        cut_code = GENERATE.replace("'is_cut': False", "'is_cut': True")
+        done = evaluate(lines(3) + b'{"prompt": "x", "completion": ""}\n', cut_code)
         assert done.summary is not None
         first, *cut = done.summary["warnings"]
         reviewed(first)
@@ -208,30 +104,16 @@ class TestBadInput:
             (b'{"prompt": "a", "completion": "b"}\n', {"graders": [{"type": "json_fields", "name": "json"}]}),
             (b'{"prompt": "' + b"long " * 200 + b'", "completion": "b"}\n', {}),
             (lines(1, tools=[{"type": "function", "function": {"name": "look_up"}}]), {}),
+            (b'{"x": 1}\n' * 50, {}),
         ],
-        ids=["other shape", "no JSON answer", "too long", "tools"],
+        ids=["other shape", "no JSON answer", "too long", "tools", "fifty problems"],
     )
     def test_a_bad_file_fails_the_evaluation_before_anything_is_generated(
-        self,
-        harness: WorkerHarness,
-        ask: Ask,
-        tmp_path: Path,
-        reviewed: Reviewed,
-        content: bytes,
-        options: dict[str, Any],
+        self, evaluate: Evaluate, reviewed: Reviewed, content: bytes, options: dict[str, Any]
     ) -> None:
-        evaluation = ask(content, **options)
-        assert evaluator(harness, tmp_path, *fake(tmp_path, "raise SystemExit('not expected')")).run_next()
-        done = read(harness, evaluation)
+        done = evaluate(content, "raise SystemExit('not expected')", **options)
         assert (done.state, done.error_code) == ("failed", "invalid_evaluation_file")
         reviewed(str(done.error_message))
-
-    def test_a_bad_file_names_its_first_problems(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path, reviewed: Reviewed
-    ) -> None:
-        evaluation = ask(b'{"x": 1}\n' * 50)
-        evaluator(harness, tmp_path).run_next()
-        reviewed(str(read(harness, evaluation).error_message))
 
 
 class TestFailures:
@@ -248,41 +130,12 @@ class TestFailures:
         with transaction(harness.sessions) as session:
             assert evaluations.verdict_on_delivery(session, harness.job(trained)).is_allowed is True  # no promote_if
 
-    def test_a_refusal_of_the_program_is_final(self, harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
-        evaluation = ask()
-        evaluator(
-            harness, tmp_path, *fake(tmp_path, "print('no such model', file=sys.stderr); sys.exit(64)")
-        ).run_next()
-        done = read(harness, evaluation)
+    def test_a_refusal_of_the_program_is_final(self, evaluate: Evaluate) -> None:
+        done = evaluate(code="print('no such model', file=sys.stderr); sys.exit(64)")
         assert (done.error_code, done.error_message) == (EvaluationErrorCode.MODEL_UNAVAILABLE, "no such model")
 
-    def test_a_program_that_leaves_out_rows_gives_no_result(
-        self, harness: WorkerHarness, ask: Ask, tmp_path: Path
-    ) -> None:
-        evaluation = ask()
-        runner = evaluator(harness, tmp_path, *fake(tmp_path, GENERATE.replace("in prompts:", "in prompts[1:]:")))
-        assert runner.run_next()
-        assert read(harness, evaluation).state == "queued"
-
-    def test_a_cancel_kills_the_generation_and_stores_nothing(
-        self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path
-    ) -> None:
-        evaluation = ask()
-        started = tmp_path / "started"
-        slow = f"Path({str(started)!r}).touch(); time.sleep(60)"
-        thread = threading.Thread(target=evaluator(harness, tmp_path, *fake(tmp_path, slow)).run_next)
-        thread.start()
-        until(started.exists, "the generation")
-        with transaction(harness.sessions) as session:
-            service.cancel(session, session.get_one(Evaluation, evaluation.id))
-        thread.join(20)
-        assert not thread.is_alive()
-        done = read(harness, evaluation)
-        assert (done.state, done.results_file_id) == ("cancelled", None)
-        job = harness.job(trained)
-        assert job.evaluation is not None
-        assert job.evaluation["status"] == "cancelled"
-        assert list(harness.resources.settings.work_dir.rglob("prompts.jsonl")) == []
+    def test_a_program_that_leaves_out_rows_gives_no_result(self, evaluate: Evaluate) -> None:
+        assert evaluate(code=GENERATE.replace("in prompts:", "in prompts[1:]:")).state == "queued"
 
 
 class TestLeases:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,22 +20,10 @@ from app.services.jobs import evaluations as service
 from app.system.host import PARENT_PID_VARIABLE
 from tests.deadline import until
 from tests.processes import is_alive
-from tests.worker.evaluations.test_evaluator import (
-    EXACT,
-    GENERATE,
-    OWNER,
-    Ask,
-    ask,
-    fake,
-    lines,
-    read,
-    trained,
-)
+from tests.worker.evaluations.conftest import GENERATE, Ask, Evaluate, evaluator, lines, read
 from tests.worker.worker_harness import WorkerHarness
-from worker.evaluations.evaluator import GRADE_COMMAND, Evaluator
-from worker.node.slot import try_lock
+from worker.evaluations.evaluator import GRADE_COMMAND
 
-__all__ = ["ask", "trained"]  # fixtures
 # A program that hangs, with a child process, and notes both ids.
 HANG = """
 import os, pathlib, subprocess, time
@@ -46,12 +33,6 @@ pathlib.Path("written").rename("pids")
 time.sleep(600)
 """
 SIMILAR = {"type": "text_similarity", "name": "similar", "input": "{{ item.a }}", "reference": "{{ item.b }}"}
-
-
-def evaluator(harness: WorkerHarness, tmp_path: Path, *grade: str, generate: str = GENERATE) -> Evaluator:
-    lock = partial(try_lock, tmp_path / "trainer.lock")
-    command = fake(tmp_path, generate)
-    return Evaluator(harness.resources, OWNER, lock, None, command, grade_command=grade or GRADE_COMMAND)
 
 
 def cancel(harness: WorkerHarness, _job: Job, evaluation: Evaluation) -> None:
@@ -82,7 +63,7 @@ def test_a_cancel_a_shutdown_and_a_lost_lease_end_a_grading_at_once(
     state: str,
 ) -> None:
     evaluation = ask()
-    thread = threading.Thread(target=evaluator(harness, tmp_path, sys.executable, "-c", HANG).run_next)
+    thread = threading.Thread(target=evaluator(harness, tmp_path, grade=(sys.executable, "-c", HANG)).run_next)
     thread.start()
     work = harness.resources.settings.work_dir
     until(lambda: list(work.rglob("pids")), "the grading")
@@ -92,58 +73,41 @@ def test_a_cancel_a_shutdown_and_a_lost_lease_end_a_grading_at_once(
     assert not thread.is_alive()
     until(lambda: not any(map(is_alive, pids)), "the end of the program and of its child")
     done = read(harness, evaluation)
-    assert (done.state, done.results_file_id) == (state, None)
+    assert (done.state, done.results_file_id, done.crash_streak) == (state, None, 0)
+    assert state != "cancelled" or (harness.job(trained).evaluation or {})["status"] == state
+    assert list(work.rglob("prompts.jsonl")) == []
 
 
-def test_the_time_of_a_grading_is_limited_by_its_rows(
-    harness: WorkerHarness, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_of_a_grading_is_limited_by_its_rows(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.evaluations.evaluator, "GRADING_SECONDS", 0.1)
     monkeypatch.setattr(worker.evaluations.evaluator, "GRADING_SECONDS_PER_ROW", 0.01)
-    evaluation = ask()
-    assert evaluator(harness, tmp_path, sys.executable, "-c", HANG).run_next()
-    done = read(harness, evaluation)
+    done = evaluate(grade=(sys.executable, "-c", HANG))
     assert (done.state, done.error_code, done.attempt) == ("failed", "server_error", 1)
     assert "limit of time" in str(done.error_message)
 
 
-def test_the_memory_of_a_grading_is_limited(
-    harness: WorkerHarness, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_memory_of_a_grading_is_limited(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.evaluations.evaluator, "GRADING_MEMORY_BYTES", 96 << 20)
-    evaluation = ask(lines(3, unused=[{}] * 300_000))  # 25 MB each in memory
-    assert evaluator(harness, tmp_path).run_next()
-    done = read(harness, evaluation)
+    done = evaluate(lines(3, unused=[{}] * 300_000))  # 25 MB each in memory
     assert (done.state, done.error_code, done.attempt) == ("failed", "out_of_memory", 1)
     assert "100,663,296 bytes" in str(done.error_message)
 
 
-def test_the_kernel_limits_programs_that_limit_nothing_themselves(
-    harness: WorkerHarness, ask: Ask, tmp_path: Path
-) -> None:
+def test_the_kernel_limits_programs_that_limit_nothing_themselves(evaluate: Evaluate) -> None:
     greedy = f"import sys\ntry: bytearray(3 << 30)\nexcept MemoryError: sys.exit({ExitCode.OUT_OF_MEMORY})"
-    evaluation = ask()
-    assert evaluator(harness, tmp_path, sys.executable, "-c", greedy).run_next()
-    assert read(harness, evaluation).error_code == "out_of_memory"
+    assert evaluate(grade=(sys.executable, "-c", greedy)).error_code == "out_of_memory"
 
 
-def test_the_longest_texts_are_graded(harness: WorkerHarness, ask: Ask, tmp_path: Path) -> None:
+def test_the_longest_texts_are_graded(evaluate: Evaluate) -> None:
     row = lines(1, a="a " * 40_000, b="b " * 40_000)
-    evaluation = ask(row, graders=[SIMILAR | {"evaluation_metric": "rouge_l"}])
-    assert evaluator(harness, tmp_path).run_next()
-    done = read(harness, evaluation)
+    done = evaluate(row, graders=[SIMILAR | {"evaluation_metric": "rouge_l"}])
     assert (done.state, done.error_message) == ("succeeded", None)
 
 
-def test_an_answer_that_is_too_long_costs_no_other_row_its_score(
-    harness: WorkerHarness, ask: Ask, tmp_path: Path
-) -> None:
-    evaluation = ask(lines(3), graders=[EXACT])
-    long = GENERATE.replace(
-        "print(json.dumps({'row'", "text += 'x' * 100_000 * (p['row'] == 1)\n            print(json.dumps({'row'"
-    )
-    assert evaluator(harness, tmp_path, generate=long).run_next()
-    done = read(harness, evaluation)
+def test_an_answer_that_is_too_long_costs_no_other_row_its_score(evaluate: Evaluate) -> None:
+    printed = "print(json.dumps({'row'"
+    long = GENERATE.replace(printed, f"text += 'x' * 100_000 * (p['row'] == 1)\n            {printed}")
+    done = evaluate(lines(3), long)
     assert done.state == "succeeded"
     assert done.summary is not None
     (exact,) = done.summary["graders"]

@@ -8,36 +8,25 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
 
 from app.db.access import usage
 from app.db.engine import transaction
 from app.db.jobs import evaluations, leases
 from app.db.scheduling import fair_queue
 from app.db.tables import Evaluation, EvaluationAttempt, Job, Project
-from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.services import queue
-from app.services.jobs import evaluations as service
-from tests.commands.trained import make_trained_job
-from tests.factories import make_file, make_project
-from tests.worker.evaluations.test_evaluator import OWNER, evaluator, fake, lines, write_light_adapter
-from tests.worker.worker_harness import WorkerHarness
+from tests.factories import make_project
+from tests.worker.evaluations.conftest import Ask, evaluator, fake
+from tests.worker.worker_harness import OWNER, WorkerHarness
 
 MINUTE = 60
 
 
 @pytest.fixture
-def evaluation(harness: WorkerHarness, tmp_path: Path) -> Evaluation:
+def evaluation(ask: Ask) -> Evaluation:
     """A queued evaluation of a finished job."""
-    storage = harness.resources.storage
-    with transaction(harness.sessions) as session:
-        job = make_trained_job(
-            session, storage, harness.project, tmp_path / "made", write_light_adapter(tmp_path / "base")
-        )
-        file = make_file(session, storage, harness.project, lines(), "evals", "heldout.jsonl")
-        request = CreateEvaluation.model_validate({"file": file.id})
-        return service.create(session, harness.resources.hints, job, request, [])
+    return ask()
 
 
 def claim(harness: WorkerHarness, gpus: int = 1) -> Evaluation:
@@ -63,36 +52,29 @@ def used_seconds(harness: WorkerHarness) -> tuple[float, float]:
 
 class TestOrder:
     def test_the_project_that_used_less_comes_first_and_its_oldest_evaluation(
-        self, harness: WorkerHarness, evaluation: Evaluation
+        self, harness: WorkerHarness, ask: Ask, evaluation: Evaluation
     ) -> None:
         """`default` has trained a job, and its two evaluations are older than that of the other project."""
-        with transaction(harness.sessions) as session:
-            second = queue_again(harness, session, evaluation)
-            other = make_project(session, "other")
-            third = queue_again(harness, session, evaluation)
-            session.execute(update(Evaluation).where(Evaluation.id == third).values(project_id=other.id))
+        second, third = ask().id, ask().id
+        of_other_project(harness, third)
         assert [claim(harness).id for _ in range(3)] == [third, evaluation.id, second]
 
     def test_a_project_of_a_larger_weight_may_have_used_more(
-        self, harness: WorkerHarness, evaluation: Evaluation
+        self, harness: WorkerHarness, ask: Ask, evaluation: Evaluation
     ) -> None:
+        second, third, fourth = ask().id, ask().id, ask().id
+        of_other_project(harness, third, fourth)
         with transaction(harness.sessions) as session:
-            second = queue_again(harness, session, evaluation)
-            other = make_project(session, "other")
-            third, fourth = queue_again(harness, session, evaluation), queue_again(harness, session, evaluation)
-            of_other = Evaluation.id.in_([third, fourth])
-            session.execute(update(Evaluation).where(of_other).values(project_id=other.id))
             session.execute(update(Project).where(Project.id == harness.project.id).values(share_weight=1000.0))
         assert claim(harness).id == third
         began_a_minute_ago(harness)
         assert [claim(harness).id for _ in range(3)] == [evaluation.id, second, fourth]
 
 
-def queue_again(harness: WorkerHarness, session: Session, evaluation: Evaluation) -> str:
-    """Another evaluation of the same checkpoint and file."""
-    request = CreateEvaluation.model_validate({"file": evaluation.file_id})
-    job = session.get_one(Job, evaluation.job_id)
-    return service.create(session, harness.resources.hints, job, request, []).id
+def of_other_project(harness: WorkerHarness, *ids: str) -> None:
+    with transaction(harness.sessions) as session:
+        other = make_project(session, "other")
+        session.execute(update(Evaluation).where(Evaluation.id.in_(ids)).values(project_id=other.id))
 
 
 class TestUsage:

@@ -35,19 +35,19 @@ class TestRows:
         assert made.messages == (USER, ANSWER, USER)
         assert (made.item["reference_answer"], made.item["label"]) == ("hello", 3)
 
-    def test_a_field_of_the_row_has_precedence_over_the_last_answer(self) -> None:
-        assert row({"messages": [USER, ANSWER], "reference_answer": "x"}).item["reference_answer"] == "x"
-
-    def test_white_space_around_the_expected_answer_is_left_out_as_around_generated_ones(self) -> None:
-        answer = {"role": "assistant", "content": " positive\n"}
-        assert row({"messages": [USER, answer]}).item["reference_answer"] == "positive"
-
-    def test_a_prompt_may_have_a_completion(self) -> None:
-        assert row({"prompt": "a", "completion": " b"}).item["reference_answer"] == "b"
-        assert "reference_answer" not in row({"prompt": "a"}).item
-
-    def test_the_lines_of_openais_evals_are_accepted(self) -> None:
-        assert row({"item": {"messages": [USER], "label": "x"}}).item["label"] == "x"
+    @pytest.mark.parametrize(
+        ("line", "expected"),
+        [
+            ({"messages": [USER, ANSWER], "reference_answer": "x"}, "x"),  # a field of the row comes first
+            ({"messages": [USER, {"role": "assistant", "content": " positive\n"}]}, "positive"),
+            ({"prompt": "a", "completion": " b"}, "b"),
+            ({"prompt": "a"}, None),
+            ({"item": {"messages": [USER, ANSWER]}}, "hello"),  # as OpenAI's evals
+        ],
+    )
+    def test_the_expected_answer_has_no_white_space_around_it(self, line: dict[str, Any], expected: str | None) -> None:
+        """As generated ones."""
+        assert row(line).item.get("reference_answer") == expected
 
     def test_a_conversation_without_a_question_is_a_finding(self, reviewed: Reviewed) -> None:
         (finding,) = read({"messages": [ANSWER]})

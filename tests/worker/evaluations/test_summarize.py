@@ -6,7 +6,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -27,6 +26,11 @@ MAX_LINE_BYTES = 1 << 20
 LABELS = ("refund", "card lost", "other")
 GRADER = {"type": "label_accuracy", "name": "label", "reference": "{{ item.label }}"}
 answers = st.sampled_from([*LABELS, "  refund\n", "Refund", "", "refund, I think"])  # only white space is ignored
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    return load_renderer(make_tiny_base(tmp_path_factory.mktemp("base") / "base"))
 
 
 def settings_of(**options: object) -> EvaluationSettings:
@@ -71,23 +75,20 @@ def test_accuracy_and_confusion_are_those_of_a_count_by_hand(rows: list[tuple[st
             assert counts[-1] == others
 
 
-def test_a_file_of_10_000_rows_is_checked_whole_and_sampled(tmp_path: Path) -> None:
-    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+def test_a_file_of_10_000_rows_is_checked_whole_and_sampled(renderer: Renderer) -> None:
     content = lines([LABELS[number % 3] for number in range(10_000)])
     settings = settings_of(max_new_tokens=8)
     inputs = read(renderer, settings, content)
     assert (len(inputs.rows), len(inputs.prompts), inputs.rows_in_file) == (500, 500, 10_000)
 
 
-def test_a_line_that_is_not_selected_is_checked_too(tmp_path: Path) -> None:
-    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+def test_a_line_that_is_not_selected_is_checked_too(renderer: Renderer) -> None:
     content = lines(["other"] * 50) + b'{"messages": []}\n'
     with pytest.raises(InvalidEvaluationFile, match="Line 51: "):
         read(renderer, settings_of(max_rows=1), content)
 
 
-def test_the_selected_rows_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+def test_the_selected_rows_fit_into_memory(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     content = lines(["other"] * 50)
     monkeypatch.setattr(worker.evaluations.prepare, "MAX_ROWS_BYTES", len(content) // 2)
     settings = settings_of(max_new_tokens=8)
@@ -95,8 +96,7 @@ def test_the_selected_rows_fit_into_memory(tmp_path: Path, monkeypatch: pytest.M
         read(renderer, settings, content)
 
 
-def test_the_summary_names_at_most_100_fields(tmp_path: Path) -> None:
-    renderer = load_renderer(make_tiny_base(tmp_path / "base"))
+def test_the_summary_names_at_most_100_fields(renderer: Renderer) -> None:
     content = lines([json.dumps({f"{number}": 0, f"b{number}": 0}) for number in range(51)])
     grader = {"type": "json_fields", "name": "json", "reference": "{{ item.label }}"}
     settings = settings_of(max_new_tokens=8, graders=[grader])

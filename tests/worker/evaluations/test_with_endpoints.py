@@ -10,15 +10,11 @@ from typing import Any
 
 import pytest
 
-from app.db.engine import transaction
 from app.db.tables import Evaluation
-from app.domain.evaluations.graders import CreateEvaluation
-from app.services.jobs import evaluations as service
 from app.settings import Endpoint, Settings
-from tests.commands.trained import make_trained_job
-from tests.factories import make_file
-from tests.worker.evaluations.test_endpoints import Answer, ChatServer, said
-from tests.worker.evaluations.test_evaluator import EXACT, evaluator, lines, read, write_light_adapter
+from tests.loopback import Answer
+from tests.worker.evaluations.conftest import EXACT, Ask, evaluator, lines, read
+from tests.worker.evaluations.test_endpoints import ChatServer, answer, chatting, said
 from tests.worker.worker_harness import WorkerHarness
 
 ROWS = 6
@@ -46,7 +42,7 @@ class OldModel:
             self.has_two.set()
             self.go_on.wait(30)
         if text == "say 1":
-            return 400, {}, {"error": {"message": "flagged"}}
+            return answer(400, {"error": {"message": "flagged"}})
         return said(f"it is {text.removeprefix('say ')}")
 
 
@@ -57,10 +53,9 @@ def old_model() -> OldModel:
 
 @pytest.fixture
 def chat_server(old_model: OldModel) -> Iterator[ChatServer]:
-    server = ChatServer(old_model.respond)
-    yield server
-    old_model.go_on.set()
-    server.close()
+    with chatting(old_model.respond) as server:
+        yield server
+        old_model.go_on.set()
 
 
 @pytest.fixture
@@ -69,16 +64,8 @@ def settings(settings: Settings, chat_server: ChatServer) -> Settings:
 
 
 @pytest.fixture
-def evaluation(harness: WorkerHarness, tmp_path: Path) -> Evaluation:
-    resources, project = harness.resources, harness.project
-    with transaction(harness.sessions) as session:
-        write = write_light_adapter(tmp_path / "base")
-        job = make_trained_job(session, resources.storage, project, tmp_path / "made", write)
-        file = make_file(session, resources.storage, project, lines(ROWS), "evals", "heldout.jsonl")
-        request = CreateEvaluation.model_validate(
-            {"file": file.id, "graders": [EXACT, JUDGE], "reference": {"model": "ft:old"}}
-        )
-        return service.create(session, resources.hints, job, request, resources.settings.endpoints)
+def evaluation(ask: Ask) -> Evaluation:
+    return ask(lines(ROWS), graders=[EXACT, JUDGE], reference={"model": "ft:old"})
 
 
 def test_the_summary_has_the_reference_and_the_scores_of_the_model(

@@ -84,13 +84,6 @@ def base(harness: WorkerHarness, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trained(harness: WorkerHarness, tmp_path: Path) -> Job:
-    """A job with an adapter at steps 2 and 4, the latter its result; it cannot be merged for real."""
-    with transaction(harness.sessions) as session:
-        return make_trained_job(session, harness.resources.storage, harness.project, tmp_path / "made")
-
-
-@pytest.fixture
 def really_trained(harness: WorkerHarness, base: Path, tmp_path: Path) -> Job:
     with transaction(harness.sessions) as session:
         return make_trained_job(
@@ -236,25 +229,21 @@ class TestFailures:
         with pytest.raises(FileNotFoundError):
             harness.resources.storage.stat(harness.file(export.adapter_file_ids[0]).storage_key)
 
-    def test_a_missing_adapter_file_fails_the_export_with_a_message(
-        self, harness: WorkerHarness, trained: Job, tmp_path: Path
+    @pytest.mark.parametrize("missing", ["adapter", "base model"])
+    def test_a_missing_file_or_base_model_fails_the_export(
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path, missing: str
     ) -> None:
         export = ask(harness, trained)
-        harness.resources.storage.delete(harness.file(export.adapter_file_ids[0]).storage_key)
+        if missing == "adapter":
+            harness.resources.storage.delete(harness.file(export.adapter_file_ids[0]).storage_key)
+        else:
+            with transaction(harness.sessions) as session:
+                session.delete(session.get_one(BaseModelRow, "tiny"))
         exporter(harness, tmp_path).run_next()
         failed = read(harness, export)
-        assert (failed.state, failed.error_code) == ("failed", "adapter_deleted")
-        assert export.adapter_file_ids[0] in str(failed.error_message)
-
-    def test_an_unregistered_base_model_fails_the_export_with_a_message(
-        self, harness: WorkerHarness, trained: Job, tmp_path: Path
-    ) -> None:
-        export = ask(harness, trained)
-        with transaction(harness.sessions) as session:
-            session.delete(session.get_one(BaseModelRow, "tiny"))
-        exporter(harness, tmp_path).run_next()
-        failed = read(harness, export)
-        assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
+        code = "adapter_deleted" if missing == "adapter" else "model_unavailable"
+        assert (failed.state, failed.error_code) == ("failed", code)
+        assert missing != "adapter" or export.adapter_file_ids[0] in str(failed.error_message)
 
     def test_a_changed_base_model_fails_the_export_with_the_message_of_a_job(
         self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
@@ -308,20 +297,6 @@ class TestRetries:
         assert [
             p for p in (harness.resources.settings.storage_dir / "objects").glob("exports/**/*") if p.is_file()
         ] == []
-
-    def test_a_worker_shutdown_requeues_the_export_without_counting_a_crash(
-        self, harness: WorkerHarness, trained: Job, tmp_path: Path
-    ) -> None:
-        export = ask(harness, trained)
-        command = fake(tmp_path, f"Path({str(tmp_path)!r}, 'pid').write_text('x')\ntime.sleep(60)")
-        thread = threading.Thread(target=exporter(harness, tmp_path, *command).run_next)
-        thread.start()
-        until((tmp_path / "pid").exists, "the merge")
-        harness.resources.stop.set()
-        thread.join(20)
-        requeued = read(harness, export)
-        assert (requeued.state, requeued.crash_streak, requeued.lease_owner) == ("queued", 0, None)
-        harness.resources.stop.clear()
 
 
 class TestHints:

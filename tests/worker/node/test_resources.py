@@ -6,10 +6,11 @@ import errno
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.storage import StorageError
 from worker.node import resources
-from worker.node.resources import StorageOutage
+from worker.node.resources import StorageOutage, errors_logged
 
 
 class Bucket:
@@ -83,3 +84,11 @@ def test_a_lost_lease_ends_the_wait() -> None:
     with pytest.raises(InterruptedError):
         StorageOutage(threading.Event(), 600).retry(bucket.put, bucket.messages.append, check)
     assert bucket.calls == 1
+
+
+@pytest.mark.parametrize(("error", "has_traceback"), [(PermissionError(errno.EACCES, "no"), False), (KeyError(), True)])
+def test_a_loop_goes_on_after_an_error_and_only_a_bug_has_a_traceback(error: Exception, has_traceback: bool) -> None:
+    with capture_logs() as lines, errors_logged("cleanup"):
+        raise error
+    (line,) = lines
+    assert (line["event"], line["log_level"], "exc_info" in line) == ("cleanup failed", "error", has_traceback)

@@ -50,18 +50,15 @@ def warnings_of(harness: WorkerHarness, job: Job) -> list[str]:
 
 class TestGoodFiles:
     def test_the_job_is_queued_and_an_event_has_the_counts(self, harness: WorkerHarness) -> None:
-        job = harness.create_job(chat_lines(12))
+        job = harness.create_job(chat_lines(12), validation=chat_lines(3))
         queued = validate(harness, job)
         assert (queued.state, queued.lease_owner, queued.attempt, queued.train_attempts) == ("queued", None, 1, 0)
         event = harness.events(job)[-1]
         # One token a byte: 1 + 10 + 1 + 1 for a question, 1 + 10 + 7 + 1 + 1 for an answer, 2 more with 10 and with 11;
         # trained are the answer's text and its end token.
-        assert event.data == {"examples": 12, "tokens": 400, "labelled_tokens": 98, "cut": 0, "empty": 0}
-
-    def test_the_validation_file_is_counted_separately(self, harness: WorkerHarness) -> None:
-        job = harness.create_job(chat_lines(12), validation=chat_lines(3))
-        assert validate(harness, job).state == "queued"
-        assert harness.events(job)[-1].data["validation"]["examples"] == 3
+        counts = {"examples": 12, "tokens": 400, "labelled_tokens": 98, "cut": 0, "empty": 0}
+        assert event.data == counts | {"validation": event.data["validation"]}
+        assert event.data["validation"]["examples"] == 3
 
     def test_a_hint_for_the_gpu_queue_leaves_after_the_commit(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch

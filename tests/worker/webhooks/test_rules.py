@@ -38,20 +38,6 @@ class TestSignatures:
         with pytest.raises(openai.InvalidWebhookSignatureError):
             official.webhooks.verify_signature(content + b" ", headers, secret=secret)
 
-    def test_signatures_of_two_secrets_satisfy_the_holder_of_either(self, official: openai.OpenAI) -> None:
-        old, new, other = (webhooks.new_secret() for _ in range(3))
-        headers = webhooks.delivery_headers("evt_1", int(time.time()), b"{}", [new, old])
-        for secret in (old, new):
-            official.webhooks.verify_signature("{}", headers, secret=secret)
-        with pytest.raises(openai.InvalidWebhookSignatureError):
-            official.webhooks.verify_signature("{}", headers, secret=other)
-
-    def test_the_signature_of_the_known_example_is_made(self) -> None:
-        """The test vector of Standard Webhooks."""
-        secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-        signed = webhooks.sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
-        assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-
     def test_a_secret_is_32_random_bytes_and_its_hint_shows_four_characters(self) -> None:
         secret = webhooks.new_secret()
         assert len(secret) == len("whsec_") + 44
@@ -132,30 +118,21 @@ def refused(url: str, allow_http: bool = False, networks: str = "") -> str:
 
 class TestUrls:
     @pytest.mark.parametrize(
-        "url",
-        [
-            "https://hooks.example.com/tunery",
-            "https://hooks.example.com:8443/a?b=c",
-            "https://xn--bcher-kva.example/",
-            "https://8.8.8.8/",
-            "https://[2606:4700:4700::1111]/hook",
-            "https://hooks.example.com./A?B=C",
-            "https://hooks.example.com:/",
-        ],
-    )
-    def test_urls_of_the_public_internet_are_taken(self, url: str) -> None:
-        assert webhooks.check_url(url, False, ()) == url
-
-    @pytest.mark.parametrize(
         ("url", "stored"),
         [
+            *((url, url) for url in (
+                "https://hooks.example.com:8443/a?b=c", "https://xn--bcher-kva.example/", "https://8.8.8.8/",
+                "https://[2606:4700:4700::1111]/hook", "https://hooks.example.com./A?B=C", "https://hooks.example.com:/",
+            )),
             ("HTTPS://EXAMPLE.COM/", "https://example.com/"),
             ("Https://Hooks.Example.COM.:8443/Path?Query=A", "https://hooks.example.com.:8443/Path?Query=A"),
             ("https://EXAMPLE.COM?A", "https://example.com?A"),
             ("https://[2606:4700:4700::ABCD]/X", "https://[2606:4700:4700::abcd]/X"),
         ],
-    )
-    def test_a_url_has_its_scheme_and_host_in_lower_case_and_nothing_else(self, url: str, stored: str) -> None:
+    )  # fmt: skip
+    def test_a_url_of_the_public_internet_is_taken_with_its_scheme_and_host_in_lower_case(
+        self, url: str, stored: str
+    ) -> None:
         assert webhooks.check_url(url, False, ()) == stored
 
     @pytest.mark.parametrize(
@@ -220,8 +197,3 @@ class TestEventTypes:
     def test_event_types_are_kept_once_each(self) -> None:
         name = webhooks.EVENT_TYPES[0]
         assert webhooks.check_event_types([name, name]) == [name]
-
-    @pytest.mark.parametrize("types", [[], ["batch.completed"], ["fine_tuning.job.succeeded", "*"]])
-    def test_unknown_event_types_are_refused_with_those_there_are(self, types: list[str]) -> None:
-        with pytest.raises(BadRequest, match=r"fine_tuning\.job\.paused"):
-            webhooks.check_event_types(types)

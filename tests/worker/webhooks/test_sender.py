@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -12,7 +14,7 @@ import openai
 import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.access import idempotency
@@ -28,6 +30,7 @@ from app.settings import Settings
 from tests.deadline import until
 from tests.factories import expire_leases, make_project, make_webhook_endpoint, reap_expired
 from tests.receiver import Receiver, receiving
+from tests.sending import TO_LOOPBACK
 from tests.sentences import Reviewed
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
@@ -43,175 +46,152 @@ DISABLED_BY_OWNER = {"enabled": False, "disabled_at": func.now(), "disabled_reas
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    allowed = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
-    return settings.model_copy(update=allowed | {"webhook_timeout_seconds": 5.0})
+    return settings.model_copy(update=TO_LOOPBACK | {"webhook_timeout_seconds": 5.0})
+
+
+@dataclass
+class Hooks:
+    """A project, a receiver of its events, and a sender that delivers them in the test's thread."""
+
+    sender: WebhookSender
+    receiver: Receiver
+    sessions: Sessions
+    project: Project
+
+    def endpoint(self, *types: str, url: str = "", **columns: Any) -> WebhookEndpoint:
+        url, types = url or self.receiver.url, types or EVENT_TYPES
+        with transaction(self.sessions) as session:
+            return make_webhook_endpoint(session, self.project.id, url, list(types), **columns)
+
+    def read(self, endpoint: WebhookEndpoint) -> WebhookEndpoint:
+        with transaction(self.sessions) as session:
+            return session.get_one(WebhookEndpoint, endpoint.id)
+
+    def enable(self, session: Session, endpoint: WebhookEndpoint) -> None:
+        webhooks.change(session, EndpointRules(False, ()), self.project.id, endpoint.id, {"enabled": True})
+
+    def announce(self, event_type: str = CANCELLED, job_id: str = "ftjob-1") -> None:
+        with transaction(self.sessions) as session:
+            endpoints.announce(session, self.project.id, event_type, json.dumps({"id": job_id}))
+
+    def claim(self) -> list[ClaimedWebhook]:
+        with transaction(self.sessions) as session:
+            return deliveries.claim(session, 10, "webhooks#1", 60)
+
+    def deliver_due(self) -> int:
+        """Deliver everything that is due. Returns the number of deliveries."""
+        done = 0
+        while claimed := self.claim():
+            for each in claimed:
+                self.sender.deliver(each)
+            done += len(claimed)
+        return done
+
+    def send(self) -> int:
+        """Announce an event, and deliver what is due."""
+        self.announce()
+        return self.deliver_due()
+
+    def outbox(self) -> Sequence[WebhookDelivery]:
+        with transaction(self.sessions) as session:
+            return session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.seq)).all()
+
+    def log(self) -> Sequence[WebhookAttempt]:
+        with transaction(self.sessions) as session:
+            return session.scalars(select(WebhookAttempt).order_by(WebhookAttempt.attempt)).all()
+
+    def reap(self) -> None:
+        """End the leases of senders that were killed, as the reconciler does once they have expired."""
+        with transaction(self.sessions) as session:
+            expire_leases(session)
+            reap_expired(session)
+
+    def make_due(self) -> None:
+        with transaction(self.sessions) as session:
+            pending = update(WebhookDelivery).where(WebhookDelivery.state == "pending")
+            session.execute(pending.values(next_attempt_at=func.clock_timestamp(), **leases.RELEASED))
+
+    def seconds_until_next(self) -> float:
+        with transaction(self.sessions) as session:
+            wait = select(func.extract("epoch", WebhookDelivery.next_attempt_at - func.clock_timestamp()))
+            return float(session.scalar(wait) or -1)
 
 
 @pytest.fixture
-def sender(resources: Resources) -> WebhookSender:
-    return WebhookSender(resources)
-
-
-def make_endpoint(
-    sessions: Sessions, project: Project, url: str, types: list[str] | None = None, **columns: Any
-) -> WebhookEndpoint:
-    with transaction(sessions) as session:
-        return make_webhook_endpoint(session, project.id, url, types or EVENT_TYPES, **columns)
-
-
-def enable(session: Session, endpoint: WebhookEndpoint) -> None:
-    assert endpoint.project_id is not None
-    webhooks.change(session, EndpointRules(False, ()), endpoint.project_id, endpoint.id, {"enabled": True})
-
-
-def announce(sessions: Sessions, project: Project, event_type: str = CANCELLED, job_id: str = "ftjob-1") -> None:
-    with transaction(sessions) as session:
-        endpoints.announce(session, project.id, event_type, json.dumps({"id": job_id}))
-
-
-def outbox(sessions: Sessions) -> list[WebhookDelivery]:
-    with transaction(sessions) as session:
-        return list(session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.seq)))
-
-
-def log(sessions: Sessions) -> list[WebhookAttempt]:
-    with transaction(sessions) as session:
-        return list(session.scalars(select(WebhookAttempt).order_by(WebhookAttempt.attempt)))
-
-
-def endpoint_now(sessions: Sessions, endpoint: WebhookEndpoint) -> WebhookEndpoint:
-    with transaction(sessions) as session:
-        return session.get_one(WebhookEndpoint, endpoint.id)
-
-
-def claim(
-    sessions: Sessions, limit: int = 10, lease_seconds: float = 60, busy: tuple[str, ...] = ()
-) -> list[ClaimedWebhook]:
-    with transaction(sessions) as session:
-        return deliveries.claim(session, limit, "webhooks#1", lease_seconds, busy)
-
-
-def deliver_due(sender: WebhookSender) -> int:
-    """Deliver everything that is due, in this thread. Returns the number of deliveries."""
-    done = 0
-    while claimed := claim(sender.resources.sessions):
-        for each in claimed:
-            sender.deliver(each)
-        done += len(claimed)
-    return done
-
-
-def reap(sessions: Sessions) -> None:
-    """End the leases of senders that were killed, as the reconciler does once they have expired."""
-    with transaction(sessions) as session:
-        expire_leases(session)
-        reap_expired(session)
-
-
-def make_due(sessions: Sessions) -> None:
-    with transaction(sessions) as session:
-        pending = update(WebhookDelivery).where(WebhookDelivery.state == "pending")
-        session.execute(pending.values(next_attempt_at=func.clock_timestamp(), **leases.RELEASED))
-
-
-def seconds_until_next(sessions: Sessions) -> float:
-    with transaction(sessions) as session:
-        wait = select(func.extract("epoch", WebhookDelivery.next_attempt_at - func.clock_timestamp()))
-        return float(session.scalar(wait) or -1)
+def hooks(resources: Resources, receiver: Receiver, sessions: Sessions, project: Project) -> Hooks:
+    return Hooks(WebhookSender(resources), receiver, sessions, project)
 
 
 class TestOutbox:
-    def test_the_outbox_has_every_state_change_of_a_job_in_order(self, harness: WorkerHarness) -> None:
-        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
+    def test_the_outbox_has_the_state_changes_of_a_job_that_the_enabled_endpoints_of_its_project_ask_for(
+        self, harness: WorkerHarness, hooks: Hooks
+    ) -> None:
+        with transaction(hooks.sessions) as session:
+            make_webhook_endpoint(session, make_project(session, "other").id, "https://hooks.example.com/", EVENT_TYPES)
+        hooks.endpoint(**DISABLED_BY_OWNER)
+        every, success = hooks.endpoint(), hooks.endpoint(SUCCEEDED)
         job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=2))
-        rows = outbox(harness.sessions)
-        assert [row.event_type.rpartition(".")[2] for row in rows] == ["queued", "running", "succeeded"]
+        harness.run_next_job(TrainerPlan(steps=1))
+        rows = hooks.outbox()
+        asked = [row.event_type.rpartition(".")[2] for row in rows if row.endpoint_id == every.id]
+        assert asked == ["queued", "running", "succeeded"]
+        assert [row.event_type for row in rows if row.endpoint_id == success.id] == [SUCCEEDED]
         assert all(row.data == {"id": job.id} for row in rows)
-        assert len({row.event_id for row in rows}) == 3
+        assert (len(rows), len({row.event_id for row in rows})) == (4, 3)  # one id for both of the success
 
-    def test_the_outbox_has_only_event_types_of_an_endpoint(self, harness: WorkerHarness) -> None:
-        endpoint = make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [SUCCEEDED])
-        harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=1))
-        assert [(row.event_type, row.endpoint_id) for row in outbox(harness.sessions)] == [(SUCCEEDED, endpoint.id)]
-
-    def test_the_outbox_is_empty_without_an_endpoint(self, harness: WorkerHarness) -> None:
-        with transaction(harness.sessions) as session:
-            other = make_project(session, "other")
-        make_endpoint(harness.sessions, other, "https://hooks.example.com/")
-        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", **DISABLED_BY_OWNER)
-        harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=1))
-        assert outbox(harness.sessions) == []
-
-    def test_the_outbox_has_nothing_of_a_rolled_back_transaction(self, harness: WorkerHarness) -> None:
-        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [CANCELLED])
+    def test_the_outbox_has_nothing_of_a_rolled_back_transaction(self, harness: WorkerHarness, hooks: Hooks) -> None:
+        hooks.endpoint(CANCELLED)
         job = harness.create_queued_job()
         with harness.sessions() as session:
             assert jobs.cancel(session, harness.project.id, job.id) is not None
             session.rollback()
-        assert outbox(harness.sessions) == []
+        assert hooks.outbox() == []
 
-    def test_a_write_without_a_state_change_adds_nothing(self, harness: WorkerHarness) -> None:
-        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
+    def test_a_write_without_a_state_change_adds_nothing(self, harness: WorkerHarness, hooks: Hooks) -> None:
+        hooks.endpoint()
         job = harness.create_queued_job()
-        before = len(outbox(harness.sessions))
+        before = len(hooks.outbox())
         with transaction(harness.sessions) as session:
             session.execute(update(Job).where(Job.id == job.id).values(phase="waiting", state=Job.state))
-        assert len(outbox(harness.sessions)) == before
-
-    def test_each_endpoint_gets_the_same_event_id(self, harness: WorkerHarness) -> None:
-        for _ in range(2):
-            make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [CANCELLED])
-        announce(harness.sessions, harness.project)
-        first, second = outbox(harness.sessions)
-        assert first.event_id == second.event_id
-        assert first.id != second.id
+        assert len(hooks.outbox()) == before
 
 
 class TestDelivery:
-    def test_the_official_client_unwraps_the_delivery(
-        self, harness: WorkerHarness, sender: WebhookSender, receiver: Receiver
-    ) -> None:
-        endpoint = make_endpoint(harness.sessions, harness.project, receiver.url, [SUCCEEDED])
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=1))
-        assert deliver_due(sender) == 1
-        (got,) = receiver.received
-        with openai.OpenAI(api_key="unused", webhook_secret=endpoint.secret) as client:
-            event = client.webhooks.unwrap(got.body, got.headers)
-        assert (event.type, event.object, event.data.id) == (SUCCEEDED, "event", job.id)  # type: ignore[union-attr]
-        assert event.id == got.headers["webhook-id"] == outbox(harness.sessions)[0].event_id
-
-    def test_a_delivery_is_logged(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        receiver.answers = [(200, {}, b"ok\x00 \xff")]
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        deliver_due(sender)
-        (row,) = outbox(sessions)
+    def test_a_delivery_is_logged(self, hooks: Hooks) -> None:
+        hooks.receiver.answers = [(200, {}, b"ok\x00 \xff")]
+        hooks.endpoint()
+        hooks.send()
+        (row,) = hooks.outbox()
         assert (row.state, row.attempt, row.next_attempt_at) == ("delivered", 1, None)
-        (attempt,) = log(sessions)
+        (attempt,) = hooks.log()
         assert (attempt.status_code, attempt.error, attempt.response) == (200, None, "ok\ufffd \ufffd")
         assert attempt.duration_ms >= 0
 
-    def test_during_a_rotation_both_secrets_verify(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        endpoint = make_endpoint(sessions, project, receiver.url)
-        with transaction(sessions) as session:
-            rotated = webhooks.rotate_secret(session, EndpointRules(False, ()), project.id, endpoint.id, True)
+    def test_a_delivery_does_not_read_the_attempts_before_it(self, hooks: Hooks) -> None:
+        """Only the API shows them."""
+        read: list[str] = []
+
+        def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            read.extend([statement] if statement.startswith("SELECT") and "webhook_attempts" in statement else [])
+
+        hooks.endpoint()
+        hooks.announce()
+        event.listen(hooks.sender.resources.engine, "before_cursor_execute", note)
+        assert hooks.deliver_due() == 1
+        event.remove(hooks.sender.resources.engine, "before_cursor_execute", note)
+        assert (hooks.outbox()[0].state, read) == ("delivered", [])
+
+    def test_during_a_rotation_both_secrets_verify(self, hooks: Hooks) -> None:
+        endpoint = hooks.endpoint()
+        with transaction(hooks.sessions) as session:
+            rotated = webhooks.rotate_secret(session, EndpointRules(False, ()), hooks.project.id, endpoint.id, True)
             new = str(rotated.signing_secret)
-        announce(sessions, project)
-        deliver_due(sender)
-        with transaction(sessions) as session:
+        hooks.send()
+        with transaction(hooks.sessions) as session:
             past = func.clock_timestamp() - timedelta(seconds=1)
             session.execute(update(WebhookEndpoint).values(previous_secret_expires_at=past))
-        announce(sessions, project)
-        deliver_due(sender)
-        during, after = receiver.received
+        hooks.send()
+        during, after = hooks.receiver.received
         with openai.OpenAI(api_key="unused") as client:
             for secret in (endpoint.secret, new):
                 client.webhooks.verify_signature(during.body, during.headers, secret=secret)
@@ -221,158 +201,134 @@ class TestDelivery:
 
 
 class TestRetries:
-    def test_retries_follow_the_schedule_with_one_id_until_delivery(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        receiver.answers = [500, 302, 404]
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
+    def test_retries_follow_the_schedule_with_one_id_until_delivery(self, hooks: Hooks) -> None:
+        hooks.receiver.answers = [500, 302, 404]
+        hooks.endpoint()
+        hooks.announce()
         waits = []
         for _ in range(4):
-            make_due(sessions)
-            assert deliver_due(sender) == 1
-            waits.append(seconds_until_next(sessions))
-        assert [attempt.status_code for attempt in log(sessions)] == [500, 302, 404, 204]
-        assert "redirect" in str(log(sessions)[1].error)
+            hooks.make_due()
+            assert hooks.deliver_due() == 1
+            waits.append(hooks.seconds_until_next())
+        assert [attempt.status_code for attempt in hooks.log()] == [500, 302, 404, 204]
+        assert "redirect" in str(hooks.log()[1].error)
         assert 4 < waits[0] <= 6
         assert 299 < waits[1] <= 360
         assert 1799 < waits[2] <= 2160
-        assert outbox(sessions)[0].state == "delivered"
-        assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
-        assert len({got.body for got in receiver.received}) == 1
+        assert hooks.outbox()[0].state == "delivered"
+        assert len({got.headers["webhook-id"] for got in hooks.receiver.received}) == 1
+        assert len({got.body for got in hooks.receiver.received}) == 1
 
-    def test_retry_after_is_obeyed(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        receiver.answers = [(429, {"Retry-After": "3600"}, b"")]
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        deliver_due(sender)
-        assert 3590 < seconds_until_next(sessions) <= 3600
+    def test_retry_after_is_obeyed(self, hooks: Hooks) -> None:
+        hooks.receiver.answers = [(429, {"Retry-After": "3600"}, b"")]
+        hooks.endpoint()
+        hooks.send()
+        assert 3590 < hooks.seconds_until_next() <= 3600
 
-    def test_the_tenth_try_is_the_last(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        receiver.answers = [500] * 11
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
+    def test_the_tenth_try_is_the_last(self, hooks: Hooks) -> None:
+        hooks.receiver.answers = [500] * 11
+        hooks.endpoint()
+        hooks.announce()
         for _ in range(11):
-            make_due(sessions)
-            deliver_due(sender)
-        assert (outbox(sessions)[0].state, len(receiver.received)) == ("failed", 10)
+            hooks.make_due()
+            hooks.deliver_due()
+        assert (hooks.outbox()[0].state, len(hooks.receiver.received)) == ("failed", 10)
 
-    def test_a_requested_retry_restarts_the_schedule_and_keeps_the_log(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        deliver_due(sender)
-        with transaction(sessions) as session:
-            deliveries.redeliver(session, session.get_one(WebhookDelivery, outbox(sessions)[0].id))
-        receiver.answers = [500]
-        deliver_due(sender)
-        assert 4 < seconds_until_next(sessions) <= 6
-        assert [attempt.attempt for attempt in log(sessions)] == [1, 2]
-        assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
+    def test_a_requested_retry_restarts_the_schedule_and_keeps_the_log(self, hooks: Hooks) -> None:
+        hooks.endpoint()
+        hooks.send()
+        with transaction(hooks.sessions) as session:
+            deliveries.redeliver(session, session.get_one(WebhookDelivery, hooks.outbox()[0].id))
+        hooks.receiver.answers = [500]
+        hooks.deliver_due()
+        assert 4 < hooks.seconds_until_next() <= 6
+        assert [attempt.attempt for attempt in hooks.log()] == [1, 2]
+        assert len({got.headers["webhook-id"] for got in hooks.receiver.received}) == 1
 
-    def test_an_address_that_became_private_is_logged_and_retried(
-        self, resources: Resources, sessions: Sessions, project: Project
-    ) -> None:
-        make_endpoint(sessions, project, "https://hooks.example.com/")
-        announce(sessions, project)
-        deliver_due(WebhookSender(resources, lambda _host, _port: ["10.0.0.1"]))
-        (attempt,) = log(sessions)
+    def test_an_address_that_became_private_is_logged_and_retried(self, hooks: Hooks) -> None:
+        hooks.endpoint(url="https://hooks.example.com/")
+        hooks.announce()
+        hooks.sender._resolve = lambda _host, _port: ["10.0.0.1"]
+        hooks.deliver_due()
+        (attempt,) = hooks.log()
         assert attempt.status_code is None
         assert "resolves to 10.0.0.1" in str(attempt.error)
-        assert outbox(sessions)[0].state == "pending"
+        assert hooks.outbox()[0].state == "pending"
 
 
 class TestDisabledEndpoints:
-    def test_410_disables_the_endpoint_and_is_announced_to_the_others(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project, reviewed: Reviewed
-    ) -> None:
-        receiver.answers = [410]
-        disabled = make_endpoint(sessions, project, receiver.url, [CANCELLED])
-        make_endpoint(sessions, project, receiver.url, [DISABLED])
-        announce(sessions, project)
-        deliver_due(sender)
-        now = endpoint_now(sessions, disabled)
+    def test_410_disables_the_endpoint_and_is_announced_to_the_others(self, hooks: Hooks, reviewed: Reviewed) -> None:
+        hooks.receiver.answers = [410]
+        disabled = hooks.endpoint(CANCELLED)
+        hooks.endpoint(DISABLED)
+        hooks.send()
+        now = hooks.read(disabled)
         assert not now.enabled
         reviewed(now.disabled_reason)
-        assert json.loads(receiver.received[1].body)["data"] == {"id": disabled.id, "reason": now.disabled_reason}
-        announce(sessions, project)
-        assert deliver_due(sender) == 0
+        assert json.loads(hooks.receiver.received[1].body)["data"] == {"id": disabled.id, "reason": now.disabled_reason}
+        assert hooks.send() == 0
 
     def test_five_days_of_failures_disable_the_endpoint_and_a_success_resets_them(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project, reviewed: Reviewed
+        self, hooks: Hooks, reviewed: Reviewed
     ) -> None:
-        endpoint = make_endpoint(sessions, project, receiver.url)
-        receiver.answers = [500, 204, 500, 500]
-        self._fail(sender, sessions, project)
-        assert endpoint_now(sessions, endpoint).failing_since is not None
-        self._fail(sender, sessions, project, days=6)  # this delivery succeeds
-        assert endpoint_now(sessions, endpoint).failing_since is None
-        self._fail(sender, sessions, project)
-        assert endpoint_now(sessions, endpoint).enabled
-        self._fail(sender, sessions, project, days=5)
-        now = endpoint_now(sessions, endpoint)
+        endpoint = hooks.endpoint()
+        hooks.receiver.answers = [500, 204, 500, 500]
+        self._fail(hooks)
+        assert hooks.read(endpoint).failing_since is not None
+        self._fail(hooks, days=6)  # this delivery succeeds
+        assert hooks.read(endpoint).failing_since is None
+        self._fail(hooks)
+        assert hooks.read(endpoint).enabled
+        self._fail(hooks, days=5)
+        now = hooks.read(endpoint)
         assert not now.enabled
         reviewed(now.disabled_reason)
 
-    def test_queued_deliveries_are_sent_after_the_endpoint_is_enabled(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        endpoint = make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        with transaction(sessions) as session:
+    def test_queued_deliveries_are_sent_after_the_endpoint_is_enabled(self, hooks: Hooks) -> None:
+        endpoint = hooks.endpoint()
+        hooks.announce()
+        with transaction(hooks.sessions) as session:
             endpoints.disable(session, endpoint.id, "by request")
-        assert deliver_due(sender) == 0
-        with transaction(sessions) as session:
-            enable(session, endpoint)
-        assert deliver_due(sender) == 1
+        assert hooks.deliver_due() == 0
+        with transaction(hooks.sessions) as session:
+            hooks.enable(session, endpoint)
+        assert hooks.deliver_due() == 1
 
     @staticmethod
-    def _fail(sender: WebhookSender, sessions: Sessions, project: Project, days: int = 0) -> None:
+    def _fail(hooks: Hooks, days: int = 0) -> None:
         if days:
-            with transaction(sessions) as session:
+            with transaction(hooks.sessions) as session:
                 since = func.clock_timestamp() - timedelta(days=days)
                 session.execute(update(WebhookEndpoint).values(failing_since=since))
-        announce(sessions, project)
-        deliver_due(sender)
+        hooks.send()
 
 
 class TestCrashes:
-    def test_a_sender_that_dies_after_sending_causes_a_second_delivery_with_the_same_id(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        (dead,) = claim(sessions)
-        sender._send(dead, sender._signing_secrets(dead))  # it dies before it records the outcome
-        assert deliver_due(sender) == 0
-        reap(sessions)
-        assert deliver_due(sender) == 1
-        first, second = receiver.received
+    def test_a_sender_that_dies_after_sending_causes_a_second_delivery_with_the_same_id(self, hooks: Hooks) -> None:
+        hooks.endpoint()
+        hooks.announce()
+        (dead,) = hooks.claim()
+        hooks.sender._send(dead, hooks.sender._signing_secrets(dead))  # it dies before it records the outcome
+        assert hooks.deliver_due() == 0
+        hooks.reap()
+        assert hooks.deliver_due() == 1
+        first, second = hooks.receiver.received
         assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)
-        sender.deliver(dead)  # it was only suspended: its outcome is not recorded any more
-        assert [attempt.attempt for attempt in log(sessions)] == [2]
+        hooks.sender.deliver(dead)  # it was only suspended: its outcome is not recorded any more
+        assert [attempt.attempt for attempt in hooks.log()] == [2]
 
-    def test_deleting_an_endpoint_during_a_delivery_deletes_its_deliveries(
-        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        endpoint = make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        (held,) = claim(sessions)
-        with transaction(sessions) as session:
+    def test_deleting_an_endpoint_during_a_delivery_deletes_its_deliveries(self, hooks: Hooks) -> None:
+        endpoint = hooks.endpoint()
+        hooks.announce()
+        (held,) = hooks.claim()
+        with transaction(hooks.sessions) as session:
             session.delete(session.get_one(WebhookEndpoint, endpoint.id))
-        sender.deliver(held)
-        assert (outbox(sessions), log(sessions)) == ([], [])
+        hooks.sender.deliver(held)
+        assert (hooks.outbox(), hooks.log()) == ([], [])
 
 
 class TestSeveralSenders:
-    def test_a_slow_endpoint_does_not_delay_others(
-        self, resources: Resources, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
+    def test_a_slow_endpoint_does_not_delay_others(self, hooks: Hooks) -> None:
         over = threading.Event()
 
         def sleep(handler: BaseHTTPRequestHandler) -> None:
@@ -382,48 +338,43 @@ class TestSeveralSenders:
 
         with receiving() as slow:
             slow.answers = [sleep] * 100
-            make_endpoint(sessions, project, slow.url, [CANCELLED])
+            hooks.endpoint(CANCELLED, url=slow.url)
             for n in range(60):
-                announce(sessions, project, job_id=f"ftjob-{n}")
-            make_endpoint(sessions, project, receiver.url, [SUCCEEDED])
-            announce(sessions, project, SUCCEEDED)
-            thread = threading.Thread(target=WebhookSender(resources).run)
+                hooks.announce(job_id=f"ftjob-{n}")
+            hooks.endpoint(SUCCEEDED)
+            hooks.announce(SUCCEEDED)
+            thread = threading.Thread(target=hooks.sender.run)
             thread.start()
             try:
-                until(lambda: receiver.received and slow.received, "the prompt one is served beside the slow one")
+                until(lambda: hooks.receiver.received and slow.received, "the prompt one is served beside the slow one")
                 assert len(slow.received) <= 4
             finally:
-                resources.stop.set()
+                hooks.sender.resources.stop.set()
                 over.set()
                 thread.join(20)
         assert not thread.is_alive()
 
 
 class TestRetention:
-    def test_deliveries_and_their_log_are_deleted_after_a_month(
-        self, resources: Resources, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
-    ) -> None:
-        make_endpoint(sessions, project, receiver.url)
-        announce(sessions, project)
-        deliver_due(sender)
-        clean_up(resources)
-        assert len(outbox(sessions)) == 1
-        with transaction(sessions) as session:
+    def test_deliveries_and_their_log_are_deleted_after_a_month(self, hooks: Hooks) -> None:
+        hooks.endpoint()
+        hooks.send()
+        clean_up(hooks.sender.resources)
+        assert len(hooks.outbox()) == 1
+        with transaction(hooks.sessions) as session:
             past = func.clock_timestamp() - timedelta(days=31)
             session.execute(update(WebhookDelivery).values(created_at=past))
-        clean_up(resources)
-        assert (outbox(sessions), log(sessions)) == ([], [])
+        clean_up(hooks.sender.resources)
+        assert (hooks.outbox(), hooks.log()) == ([], [])
 
-    def test_the_cleanup_deletes_expired_idempotency_keys(
-        self, resources: Resources, sessions: Sessions, project: Project
-    ) -> None:
-        request: Any = idempotency.KeyedRequest(project.id, "k", "POST", "/v1/files", "f")
-        with transaction(sessions) as session:
+    def test_the_cleanup_deletes_expired_idempotency_keys(self, hooks: Hooks) -> None:
+        request: Any = idempotency.KeyedRequest(hooks.project.id, "k", "POST", "/v1/files", "f")
+        with transaction(hooks.sessions) as session:
             idempotency.reserve_key(session, request)
             idempotency.store_response(session, request, 200, "{}")
             session.execute(update(idempotency.IdempotencyKey).values(created_at=func.now() - timedelta(hours=25)))
-        clean_up(resources)
-        with transaction(sessions) as session:
+        clean_up(hooks.sender.resources)
+        with transaction(hooks.sessions) as session:
             assert session.scalar(select(func.count()).select_from(idempotency.IdempotencyKey)) == 0
 
 
@@ -434,56 +385,48 @@ class TestEncryptedSecrets:
     def settings(self, settings: Settings) -> Settings:
         return settings.model_copy(update={"secret_keys": SecretStr(self.KEY)})
 
-    def endpoint(self, sessions: Sessions, project: Project, url: str, secret: str, key: str) -> WebhookEndpoint:
-        with transaction(sessions) as session:
-            return make_webhook_endpoint(session, project.id, url, [CANCELLED], secret, [key])
-
-    def test_an_encrypted_secret_signs_as_it_was_given(
-        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver
-    ) -> None:
+    def test_an_encrypted_secret_signs_as_it_was_given(self, hooks: Hooks) -> None:
         secret = new_secret()
-        assert secret not in self.endpoint(sessions, project, receiver.url, secret, self.KEY).secret
-        announce(sessions, project)
-        deliver_due(sender)
-        [message] = receiver.received
+        assert secret not in hooks.endpoint(CANCELLED, secret=secret, encryption_keys=[self.KEY]).secret
+        hooks.send()
+        [message] = hooks.receiver.received
         openai.OpenAI(api_key="x", webhook_secret=secret).webhooks.verify_signature(message.body, message.headers)
 
     def test_a_lost_key_disables_its_endpoint_with_the_reason_and_no_other(
-        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver, reviewed: Reviewed
+        self, hooks: Hooks, reviewed: Reviewed
     ) -> None:
-        lost = self.endpoint(sessions, project, receiver.url, new_secret(), Fernet.generate_key().decode())
-        kept = self.endpoint(sessions, project, receiver.url, new_secret(), self.KEY)
-        announce(sessions, project)
-        deliver_due(sender)
-        assert len(receiver.received) == 1
-        with transaction(sessions) as session:
+        lost = hooks.endpoint(CANCELLED, secret=new_secret(), encryption_keys=[Fernet.generate_key().decode()])
+        kept = hooks.endpoint(CANCELLED, secret=new_secret(), encryption_keys=[self.KEY])
+        hooks.send()
+        assert len(hooks.receiver.received) == 1
+        with transaction(hooks.sessions) as session:
             assert session.get_one(WebhookEndpoint, kept.id).enabled
             row = session.get_one(WebhookEndpoint, lost.id)
             assert not row.enabled
             reviewed(row.disabled_reason or "")
-            webhooks.rotate_secret(session, EndpointRules(False, (), [self.KEY]), project.id, lost.id, keep_old=False)
-            enable(session, lost)
-        assert {each.state for each in outbox(sessions)} == {"pending", "delivered"}
-        make_due(sessions)
-        deliver_due(sender)
-        assert len(receiver.received) == 2
+            webhooks.rotate_secret(
+                session, EndpointRules(False, (), [self.KEY]), hooks.project.id, lost.id, keep_old=False
+            )
+            hooks.enable(session, lost)
+        assert {each.state for each in hooks.outbox()} == {"pending", "delivered"}
+        hooks.make_due()
+        hooks.deliver_due()
+        assert len(hooks.receiver.received) == 2
 
     @pytest.mark.parametrize("keys", ["", Fernet.generate_key().decode()], ids=["no key", "another key"])
-    def test_without_the_key_a_delivery_is_never_given_up(
-        self, sender: WebhookSender, sessions: Sessions, project: Project, receiver: Receiver, keys: str
-    ) -> None:
-        endpoint = self.endpoint(sessions, project, receiver.url, new_secret(), self.KEY)
-        announce(sessions, project)
-        with transaction(sessions) as session:
+    def test_without_the_key_a_delivery_is_never_given_up(self, hooks: Hooks, keys: str) -> None:
+        endpoint = hooks.endpoint(CANCELLED, secret=new_secret(), encryption_keys=[self.KEY])
+        hooks.announce()
+        with transaction(hooks.sessions) as session:
             session.execute(update(WebhookDelivery).values(attempt=100, tries=100))  # the next try is the last
-        configured = sender.settings
-        sender.settings = configured.model_copy(update={"secret_keys": SecretStr(keys)})
-        deliver_due(sender)
-        assert not endpoint_now(sessions, endpoint).enabled
-        [delivery] = outbox(sessions)
+        configured = hooks.sender.settings
+        hooks.sender.settings = configured.model_copy(update={"secret_keys": SecretStr(keys)})
+        hooks.deliver_due()
+        assert not hooks.read(endpoint).enabled
+        [delivery] = hooks.outbox()
         assert (delivery.state, delivery.tries) == ("pending", 100)
-        sender.settings = configured
-        with transaction(sessions) as session:
-            enable(session, endpoint)
-        deliver_due(sender)
-        assert len(receiver.received) == 1
+        hooks.sender.settings = configured
+        with transaction(hooks.sessions) as session:
+            hooks.enable(session, endpoint)
+        hooks.deliver_due()
+        assert len(hooks.receiver.received) == 1

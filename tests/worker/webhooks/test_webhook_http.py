@@ -63,18 +63,7 @@ class TestRequest:
 
 
 class TestAllowedAddresses:
-    @pytest.mark.parametrize(
-        "addresses",
-        [
-            ["127.0.0.1"],
-            ["10.0.0.1"],
-            ["169.254.169.254"],
-            ["::1"],
-            ["::ffff:127.0.0.1"],
-            ["93.184.216.34", "10.0.0.1"],
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["::ffff:127.0.0.1"], ["93.184.216.34", "10.0.0.1"]], ids=str)
     def test_a_name_with_a_private_address_is_refused_before_a_connection(
         self, receiver: Receiver, addresses: list[str]
     ) -> None:
@@ -121,11 +110,7 @@ class TestAllowedAddresses:
 
 
 class TestLimits:
-    def test_only_the_prefix_of_a_long_response_is_read(self, receiver: Receiver) -> None:
-        receiver.answers = [(200, {}, b"x" * 5_000_000)]
-        assert send(receiver.url)[0].content == b"x" * MAX_RESPONSE_BYTES
-
-    def test_an_endless_response_is_truncated(self, receiver: Receiver) -> None:
+    def test_only_the_prefix_of_an_endless_response_is_read(self, receiver: Receiver) -> None:
         def pour(handler: BaseHTTPRequestHandler) -> None:
             handler.send_response(200)
             handler.end_headers()
