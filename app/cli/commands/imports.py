@@ -14,6 +14,7 @@ from app.cli.openai_import.recreate import original_model, recreate
 from app.cli.openai_import.source import OPENAI_URL, OpenAISource, Refused
 from app.cli.options import AsJson, parse_pairs, with_client
 from app.cli.output.console import print_line, print_note
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
@@ -78,7 +79,7 @@ def import_openai(
         for each in jobs:  # everything, before the first request to Tunery
             record.save_job(source, each)
         saved = sum("filename" in facts for facts in record.facts.values())
-        print_note(f"Saved in {directory}: {saved} files, {len(jobs)} jobs.")
+        print_note(f"Saved in {directory}: {counted(saved, 'file')}, {counted(len(jobs), 'job')}.")
         aliases = {each["id"] for each in client.get("models")["data"] if each.get("alias_of")}
         failed = 0
         for each in jobs:
@@ -92,14 +93,16 @@ def import_openai(
                 made.print(as_json)
             failed += not made.is_possible
     if failed:
-        raise CliError(f"{failed} jobs cannot be recreated now; the lines above say why. Everything else is done.")
+        raise CliError(
+            f"Jobs that cannot be recreated now: {failed}; the lines above say why. Everything else is done."
+        )
 
 
 def _jobs(source: OpenAISource, wanted: Sequence[str]) -> list["Json"]:
     """All jobs or those that were named, oldest first."""
     found = source.jobs()
     if unknown := sorted(set(wanted) - {each["id"] for each in found}):
-        raise UsageError(f"OpenAI has no fine-tuning job {', '.join(unknown)}; it has {len(found)} jobs.")
+        raise UsageError(f"OpenAI has no fine-tuning job {', '.join(unknown)}; it has {counted(len(found), 'job')}.")
     return [each for each in reversed(found) if not wanted or each["id"] in wanted]
 
 
@@ -120,7 +123,7 @@ def _record_answers(source: OpenAISource, record: ImportRecord, model: str, gold
     for text in refused:
         print_line(f"refused: {text}")
     if refused:
-        count_text = f"OpenAI refused {len(refused)} prompts; the lines above say why."
+        count_text = f"OpenAI refused {counted(len(refused), 'prompt')}; the lines above say why."
         raise CliError(f"{count_text} The answers to the others are in {golden}.")
 
 

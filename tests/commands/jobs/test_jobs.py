@@ -152,7 +152,7 @@ class TestRead:
 
         assert listed() == listed("--limit", 3) == [waiting, cancelled, failed]
         done = tunery("jobs", "list", "--limit", 1)
-        assert (waiting in done.out, cancelled in done.out, "newest 1 jobs" in done.err) == (True, False, True)
+        assert (waiting in done.out, cancelled in done.out, "newest 1 job;" in done.err) == (True, False, True)
         assert tunery("jobs", "list", "--limit", 3).err == ""
         assert listed("--status", "failed", "--status", "cancelled") == [cancelled, failed]
         assert listed("--created-after", "2026-01-01", "--status", "failed,cancelled") == [cancelled, failed]
