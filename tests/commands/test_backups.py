@@ -67,16 +67,6 @@ def test_a_backup_inside_the_data_directory_is_refused(operator: Tunery, setting
     assert done.exit_code == 2
 
 
-def test_a_restore_over_a_used_data_directory_is_refused(
-    operator: Tunery, stored_key: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    operator("backup", tmp_path / "backups")
-    monkeypatch.delenv("DATABASE_URL")
-    done = operator("restore", tmp_path / "backups")
-    assert done.exit_code == 1
-    assert f"{settings.data_dir} is not empty" in done.err
-
-
 def test_a_backup_reads_the_storage_of_the_running_service(
     bare_tunery: Tunery,
     stored_key: str,
