@@ -126,7 +126,7 @@ class MissingScope(NotPermitted):
             "insufficient_permissions",
             "The key is valid, but lacks the scope that this call requires.",
             "The message names the scope; an admin can add it to the key, or create another key.",
-            'Permission denied: POST /v1/fine_tuning/jobs requires the scope "…"; this API key has …. An admin can '
+            'Permission denied: POST /v1/fine_tuning/jobs requires the scope "…"; this API key has "…". An admin can '
             "give it another scope.",
         ),
     )

@@ -122,8 +122,9 @@ def invalid_key_error() -> InvalidApiKey:
 
 def _check_scope(key_scopes: Sequence[str], scope: str | None, call: str) -> None:
     if not scopes.allows(key_scopes, scope):
+        has = ", ".join(map(as_json, key_scopes))
         raise MissingScope(
-            f"Permission denied: {call} requires the scope {as_json(scope)}; this API key has {', '.join(key_scopes)}. "
+            f"Permission denied: {call} requires the scope {as_json(scope)}; this API key has {has}. "
             "An admin can give it another scope."
         )
 

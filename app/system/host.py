@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from app.domain.artifacts.full_disk import size_text
 from app.domain.planning.duration import DEFAULT_CORE_FLOPS
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -39,6 +41,12 @@ def cpu_name() -> str:
 def usable_cores() -> int:
     """The number of logical processors that this process may run on, which a container or taskset can limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_space(directory: Path, low_percent: float) -> tuple[str, bool]:
+    """What is free on the disk of a directory, in words, and whether that is too little. Raises OSError."""
+    usage = shutil.disk_usage(directory)
+    return f"{size_text(usage.free)} of {size_text(usage.total)} are free", usage.free < usage.total * low_percent / 100
 
 
 def cpu_flags() -> frozenset[str]:

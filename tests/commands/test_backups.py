@@ -50,7 +50,7 @@ def test_a_damaged_file_is_found_and_restored_from_the_backup(
     broken = operator("fsck")
     assert broken.exit_code == 1
     assert f"{stored_key}: missing" in broken.out
-    assert "1 problems remain" in broken.err
+    assert "Problems that remain: 1" in broken.err
     copy = tmp_path / "backups" / "objects" / stored_key
     content = copy.read_bytes()
     copy.write_bytes(b"damaged")
@@ -65,16 +65,6 @@ def test_a_damaged_file_is_found_and_restored_from_the_backup(
 def test_a_backup_inside_the_data_directory_is_refused(operator: Tunery, settings: Settings, inside: str) -> None:
     done = operator("backup", settings.data_dir / inside)
     assert done.exit_code == 2
-
-
-def test_a_restore_over_a_used_data_directory_is_refused(
-    operator: Tunery, stored_key: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    operator("backup", tmp_path / "backups")
-    monkeypatch.delenv("DATABASE_URL")
-    done = operator("restore", tmp_path / "backups")
-    assert done.exit_code == 1
-    assert f"{settings.data_dir} is not empty" in done.err
 
 
 def test_a_backup_reads_the_storage_of_the_running_service(

@@ -34,7 +34,7 @@ def settings(settings: Settings) -> Settings:
 
 
 def test_the_commands_of_the_page_run_in_their_order(
-    tunery: Tunery, trained_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tunery: Tunery, trained_job: Job, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("credentials.json").write_text(json.dumps(CREDENTIALS))
@@ -50,15 +50,8 @@ def test_the_commands_of_the_page_run_in_their_order(
     assert json.loads(tunery("targets", "show", "production").out)["served_model"] == "support-bot"
     (delivery,) = tunery("jobs", "deliveries", trained_job.id, "--json").json
     assert (delivery["target"], delivery["status"]) == ("archive", "pending")
-    assert "is being withdrawn" in tunery("jobs", "withdraw", trained_job.id, delivery["id"]).out
-
-
-def test_the_reason_why_nothing_was_checked_is_shown(
-    tunery: Tunery, trained_job: Job, sessions: Sessions, tmp_path: Path
-) -> None:
-    tunery("targets", "create", "archive", "--kind", "directory", "--set", "path=/srv/adapters")
-    tunery("jobs", "deliver", trained_job.id, "--to", "archive", "--detach")
     with transaction(sessions) as session:
         check = unchecked("no record").model_dump(mode="json")
         session.execute(update(Delivery).values(served_check=check, state="delivered", next_attempt_at=None))
     assert "(no record)" in " ".join(tunery("jobs", "deliveries", trained_job.id).out.split())
+    assert "is being withdrawn" in tunery("jobs", "withdraw", trained_job.id, delivery["id"]).out

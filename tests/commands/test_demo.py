@@ -17,12 +17,6 @@ from tests.sentences import Reviewed
 
 
 class TestHeldOut:
-    def test_the_last_message_is_the_expected_answer(self, tmp_path: Path) -> None:
-        messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
-        path = tmp_path / "heldout.jsonl"
-        path.write_text((json.dumps({"messages": messages}) + "\n") * 3)
-        assert read_examples(path, 2) == [HeldOutExample(messages[:1], "4")] * 2
-
     def test_the_shipped_ones_are_not_trained_on(self) -> None:
         directory = demo._example_directory()
         trained = (directory / "train.jsonl").read_text()

@@ -11,7 +11,6 @@ from sqlalchemy import select
 
 from app.cli.client.http import Client
 from app.cli.errors import ServiceUnreachable
-from app.db import files
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project, Upload
 from app.storage import LocalStorage
@@ -26,12 +25,6 @@ class TestOneFile:
     @pytest.fixture
     def file_id(self, tunery: Tunery, dataset: Path) -> str:
         return tunery("files", "upload", dataset).out.strip()
-
-    def test_a_file_is_shown(self, tunery: Tunery, file_id: str, dataset: Path) -> None:
-        shown = tunery("files", "get", file_id).out
-        assert "train.jsonl" in shown
-        assert hashlib.sha256(dataset.read_bytes()).hexdigest() in shown
-        assert tunery("files", "get", file_id, "--json").json["id"] == file_id
 
     def test_a_file_is_downloaded_under_its_name_and_overwrites_nothing(
         self, tunery: Tunery, file_id: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -58,26 +51,8 @@ class TestOneFile:
         assert "SHA-256" in tunery("files", "download", file_id, "-o", to).err
         assert not to.exists()
 
-    def test_files_are_deleted_together(self, tunery: Tunery, file_id: str, dataset: Path) -> None:
-        other = tunery("files", "upload", dataset).out.strip()
-        assert tunery("files", "delete", file_id, other).out == f"{file_id} deleted\n{other} deleted\n"
-        assert tunery("files", "list", "--json").json == []
-        assert tunery("files", "delete", file_id).exit_code == 3
-
 
 class TestUpload:
-    def test_the_id_is_all_that_standard_output_has(
-        self, tunery: Tunery, dataset: Path, sessions: Sessions, project: Project, storage: LocalStorage
-    ) -> None:
-        done = tunery("files", "upload", dataset)
-        assert done.exit_code == 0, done.err
-        with transaction(sessions) as session:
-            file = files.get(session, project.id, done.out.strip())
-        assert file is not None
-        assert (file.filename, file.purpose, file.bytes) == ("train.jsonl", "fine-tune", dataset.stat().st_size)
-        with storage.open(file.storage_key) as stored:
-            assert stored.read() == dataset.read_bytes()
-
     def test_a_name_that_is_not_ascii_arrives(self, tunery: Tunery, dataset: Path) -> None:
         other = dataset.rename(dataset.with_name("données «1».jsonl"))
         assert tunery("files", "upload", other, "--json").json["filename"] == other.name

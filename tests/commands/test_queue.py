@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from app.db.engine import Sessions, transaction
 from app.db.scheduling import workers
 from app.db.tables import Project
@@ -39,14 +37,3 @@ def test_the_queue_and_the_workers_are_shown(
     assert "NVIDIA L4, 24.0" in listed.out
     assert "host7" not in listed.out
     assert tunery("workers", "--json").json[0]["labels"] == ["fast"]
-
-
-def test_a_job_is_created_with_what_it_asks_of_the_queue(
-    tunery: Tunery, base_model: str, tmp_path: Path, sessions: Sessions, storage: LocalStorage, project: Project
-) -> None:
-    with transaction(sessions) as session:
-        file = make_file(session, storage, project)
-    asked = ["jobs", "create", "--model", base_model, "--training-file", file.id, "--json"]
-    job = tunery(*asked, "--priority", "7", "--worker-label", "fast", "--worker-label", "site=berlin").json
-    assert (job["priority"], job["worker_labels"], job["urgent"]) == (7, ["fast", "site=berlin"], False)
-    assert "allow-urgent" in tunery(*asked, "--urgent").err

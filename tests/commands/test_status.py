@@ -57,11 +57,16 @@ def test_without_postgresql_it_names_what_fails_with_a_remedy(
     assert "-> Start PostgreSQL" in shown.err
 
 
-def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
+def test_failed_jobs_deliveries_and_endpoints_are_shown_with_reason_and_remedy(
     tunery: Tunery, base_model: str, sessions: Sessions, project: Project, storage: LocalStorage
 ) -> None:
     with transaction(sessions) as session:
         job = make_failed_job(session, storage, project)
+        delivered = make_succeeded_job(session, storage, project)
+        make_delivery(session, delivered)
+        session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
+        endpoint = make_webhook_endpoint(session, project.id)
+        endpoints.disable(session, endpoint.id, "410 Gone")
     shown = tunery("status")
     assert shown.exit_code == 1
     assert "problem  no_reconciler" in shown.out
@@ -69,18 +74,6 @@ def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
     assert "Line 3: message" in shown.out
     assert "-> Correct the" in shown.out
     assert "1 x invalid_training_file" in shown.out
-
-
-def test_what_is_tried_again_is_shown_with_its_reason_and_endpoints_that_fail_with_theirs(
-    tunery: Tunery, base_model: str, sessions: Sessions, project: Project, storage: LocalStorage
-) -> None:
-    with transaction(sessions) as session:
-        job = make_succeeded_job(session, storage, project)
-        make_delivery(session, job)
-        session.execute(update(Delivery).values(error="the bucket is full", tries=1, attempt=1))
-        endpoint = make_webhook_endpoint(session, project.id)
-        endpoints.disable(session, endpoint.id, "410 Gone")
-    shown = tunery("status").out
-    assert f"{job.id}  default  production" in shown
-    assert "is full\n    -> " in shown
-    assert f"  {endpoint.id}  default  ci  disabled: " in shown
+    assert f"{delivered.id}  default  production" in shown.out
+    assert "is full\n    -> " in shown.out
+    assert f"  {endpoint.id}  default  ci  disabled: " in shown.out

@@ -114,9 +114,18 @@ def test_a_repeated_copy_sends_no_object_again(
     assert {request.split()[0] for request in proxy.requests} == {"HEAD"}  # verified objects are only looked up
 
 
-def test_objects_that_differ_from_their_rows_are_named_and_others_copied(
-    operator: Tunery, storage: LocalStorage, bucket: S3Storage, contents: dict[str, bytes]
-) -> None:
+def test_objects_that_differ_or_cannot_be_read_are_named_and_others_copied(
+    operator: Tunery, storage: LocalStorage, bucket: S3Storage, contents: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    read, unreadable = LocalStorage.open, "files/whole"
+
+    def fail(self: LocalStorage, key: str) -> BinaryIO:
+        if key == unreadable:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, key)
+
+    monkeypatch.setattr(LocalStorage, "open", fail)
     altered = next(key for key in contents if key.startswith("files/file-"))
     missing = next(key for key in contents if key.endswith("state.safetensors"))
     (storage.objects / altered).write_bytes(contents[altered].upper())
@@ -125,29 +134,8 @@ def test_objects_that_differ_from_their_rows_are_named_and_others_copied(
     assert done.exit_code == 1
     assert f"{altered} differs" in done.err
     assert f"{missing} is missing" in done.err
-    assert set(stored(bucket)) == set(contents) - {altered, missing}
-
-
-def test_unreadable_objects_are_named_and_others_copied(
-    operator: Tunery,
-    storage: LocalStorage,
-    bucket: S3Storage,
-    contents: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    unreadable = next(iter(contents))
-    read = LocalStorage.open
-
-    def fail(self: LocalStorage, key: str) -> BinaryIO:
-        if key == unreadable:
-            raise OSError(errno.EIO, "Input/output error")
-        return read(self, key)
-
-    monkeypatch.setattr(LocalStorage, "open", fail)
-    done = operator("storage", "copy", storage.root)
-    assert done.exit_code == 1
     assert f"{unreadable} was not" in done.err
-    assert set(stored(bucket)) == set(contents) - {unreadable}
+    assert set(stored(bucket)) == set(contents) - {altered, missing, unreadable}
 
 
 def test_a_disk_that_is_read_only_is_copied(

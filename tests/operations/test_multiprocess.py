@@ -28,14 +28,10 @@ def test_the_number_of_processes_is_that_of_uvicorn(
     assert worker_count(arguments, environment) == count
 
 
-def test_several_processes_share_a_directory_that_is_deleted_at_the_end() -> None:
+def test_several_processes_share_a_directory_that_is_deleted_at_the_end_and_one_has_none() -> None:
     with shared_metrics(2):
         directory = Path(os.environ[MULTIPROCESS_VARIABLE])
         assert directory.is_dir()
     assert not directory.exists()
-    assert MULTIPROCESS_VARIABLE not in os.environ
-
-
-def test_one_process_needs_no_directory() -> None:
     with shared_metrics(1):
         assert MULTIPROCESS_VARIABLE not in os.environ

@@ -186,11 +186,6 @@ class TestKilledServer:
             with storage.open("k") as file:
                 assert file.read() == LARGE
 
-    def test_a_wrong_secret_is_refused(self, server: S3Server, tmp_path: Path) -> None:
-        location = server.location.__class__(**{**vars(server.location), "secret_access_key": "another"})
-        with pytest.raises(StorageError, match="SignatureDoesNotMatch"):
-            S3Storage(location, tmp_path / "staging").check()
-
     def test_the_check_reports_a_killed_server_quickly(self, server: S3Server, tmp_path: Path) -> None:
         storage = S3Storage(server.location, tmp_path / "staging")
         server.kill()

@@ -105,14 +105,6 @@ class TestCompose:
         with storage.open("files/f") as file:
             assert file.read() == b"thirdfirst,second,"
 
-    @pytest.mark.parametrize(("count", "content"), [(0, b""), (1, b"first,")])
-    def test_an_object_of_one_part_or_none_is_read(
-        self, storage: Storage, parts: list[str], count: int, content: bytes
-    ) -> None:
-        storage.compose("files/f", parts[:count])
-        with storage.open("files/f") as file:
-            assert file.read() == content
-
     def test_a_missing_part_is_named_and_leaves_nothing(self, storage: Storage, parts: list[str]) -> None:
         for keys in ([parts[0], "uploads/u/gone"], ["uploads/u/gone"]):
             with pytest.raises(FileNotFoundError, match="uploads/u/gone"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from app.domain.datasets.warnings import LineCount
 from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import EvaluationSettings, Grader, LabelAccuracy
 from app.domain.evaluations.rows import REFERENCE_ANSWER, EvaluationRow, label_of
@@ -35,7 +36,6 @@ SEED = 0
 MIN_ROWS = 2
 BASE, ADAPTER, REFERENCE = "base", "adapter", "reference"
 ENDED_AT_LIMIT = "ended at max_new_tokens"
-MAX_LISTED_LINES = 10
 
 
 def paired_difference(left: Sequence[float], right: Sequence[float]) -> Difference:
@@ -247,9 +247,12 @@ def _promotion(settings: EvaluationSettings, graders: Sequence[GraderSummary]) -
 
 def _warnings(outcome: Outcome) -> list[str]:
     warnings = []
-    if empty := [row.line for row in outcome.rows if row.has_empty_reference]:
-        lines = ", ".join(map(str, empty[:MAX_LISTED_LINES])) + (", ..." if len(empty) > MAX_LISTED_LINES else "")
-        warnings.append(f"{len(empty)} rows have an empty expected answer (lines {lines}).")
+    empty = LineCount()
+    for row in outcome.rows:
+        if row.has_empty_reference:
+            empty.add(row.line)
+    if empty.count:
+        warnings.append(f"Rows with an empty expected answer: {empty}.")
     if len(outcome.rows) < (rows_in_file := outcome.evaluation.rows_in_file):
         text = f"{len(outcome.rows):,} of {rows_in_file:,} rows were selected at random, always the same ones"
         warnings.append(f"{text}; a larger max_rows evaluates more.")
@@ -260,10 +263,10 @@ def _warnings(outcome: Outcome) -> list[str]:
             warnings.append(f"{cut} of {model} {ENDED_AT_LIMIT}; a larger one may change scores.")
         if counts.failed:
             reason = next(answer.error for answer in answers if answer.text is None)
-            warnings.append(f"{counts.failed} rows have no answer of {model}; the first reason: {reason}")
+            warnings.append(f"Rows without an answer of {model}: {counts.failed}; the first reason: {reason}")
     for grader, by_model in outcome.scores.items():
         failures = [each.error for scored in by_model.values() for each in scored if each.value is None]
         unexplained = [why for why in failures if why and why != NO_ANSWER]
         if unexplained:
-            warnings.append(f"{len(unexplained)} scores of {grader} are missing; the first reason: {unexplained[0]}")
+            warnings.append(f"Missing scores of {grader}: {len(unexplained)}; the first reason: {unexplained[0]}")
     return warnings

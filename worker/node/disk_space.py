@@ -23,6 +23,7 @@ from app.domain.jobs.states import Reason
 from app.log import get_logger
 from app.storage import StorageError
 from app.system import model_files
+from app.system.host import free_space
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import JobAttempt
 from worker.node.resources import Resources
@@ -56,12 +57,10 @@ class Disk:
 def describe_data_disk(directory: Path, low_percent: float) -> dict[str, Any]:
     """The disk of this host's data directory, for the workers' row."""
     try:
-        usage = shutil.disk_usage(directory)
+        space, is_low = free_space(directory, low_percent)
     except OSError as error:
         return {"directory": str(directory), "problem": f"it cannot be read: {error.strerror}"}
-    is_low = usage.free < usage.total * low_percent / 100
-    problem = f"only {size_text(usage.free)} of {size_text(usage.total)} are free" if is_low else None
-    return {"directory": str(directory), "problem": problem}
+    return {"directory": str(directory), "problem": f"only {space}" if is_low else None}
 
 
 def disks(resources: Resources, directory: Path) -> list[Disk]:

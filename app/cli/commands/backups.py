@@ -16,6 +16,7 @@ from app.cli.errors import CliError, UsageError
 from app.cli.options import AsJson, DataDir, with_database
 from app.cli.output.console import print_fields, print_json, print_line, print_note, size_text
 from app.cli.output.progress import bytes_bar
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def create_backup(
             print_line(f"Deleted: {', '.join(deleted)}")
     if manifest.damaged:
         raise CliError(
-            f"The backup is made, but {len(manifest.damaged)} objects are damaged in storage:\n{_lines(manifest)}\n"
+            f"The backup is made. Damaged in storage: {counted(len(manifest.damaged), 'object')}:\n{_lines(manifest)}\n"
             "Run `tunery fsck --repair --from DIRECTORY` to restore them from earlier backups."
         )
 
@@ -118,7 +119,7 @@ def restore_backup(
                 restore_data_directory(layout, repository, manifest, DATA_FILES, print_note, copy)
     print_line(f"Restored the backup {manifest.name}.")
     if manifest.damaged:
-        print_note(f"{len(manifest.damaged)} objects were damaged when it was made:\n{_lines(manifest)}")
+        print_note(f"Damaged when it was made: {counted(len(manifest.damaged), 'object')}:\n{_lines(manifest)}")
     if copy:
         print_note("It is a copy: its webhook events and deliveries wait, and `tunery status` says so.")
     if database_url:
@@ -168,8 +169,8 @@ def check(
     remaining = [finding for finding in findings if finding.repaired is None]
     if remaining:
         raise CliError(
-            f"{len(remaining)} problems remain. --repair deletes objects that no row names; with --from DIRECTORY it "
-            "also restores missing and damaged objects from backups."
+            f"Problems that remain: {len(remaining)}. --repair deletes objects that no row names; with --from "
+            "DIRECTORY it also restores missing and damaged objects from backups."
         )
     print_note("Every stored file is as its row says.")
 
@@ -259,7 +260,7 @@ def copy(
                 problems = list(copy_objects(LocalStorage(directory), target, objects, ledger, on_copied))
         except StorageError as error:
             raise CliError(
-                f"Stopped after {len(sizes)} objects: {error.strerror}. Repeat the command to continue."
+                f"Stopped after {counted(len(sizes), 'object')}: {error.strerror}. Repeat the command to continue."
             ) from None
     for problem in problems[:MAX_PROBLEMS]:
         print_note(problem)
@@ -267,7 +268,9 @@ def copy(
         f"{len(sizes)} of {len(objects)} objects ({size_text(sum(sizes))}) are in {url}, each with its SHA-256 verified"
     )
     if problems:
-        raise CliError(f"{len(problems)} objects were not copied; the lines above name the first {MAX_PROBLEMS}.")
+        raise CliError(
+            f"Not copied: {counted(len(problems), 'object')}; the lines above name the first {MAX_PROBLEMS}."
+        )
 
 
 @contextmanager

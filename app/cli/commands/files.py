@@ -21,6 +21,8 @@ from app.cli.options import with_client
 from app.cli.output.console import print_line, print_note, size_text, time_text
 from app.cli.output.results import Columns, Result, fields, line, print_rows, table
 from app.cli.resource import Resource
+from app.domain.datasets.warnings import LineCount
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -55,7 +57,7 @@ def list_files(
     """List the project's files, newest first."""
     files, has_more = client.first_items("files", limit, max_page=1000, purpose=purpose)
     if has_more:
-        print_note(f"Shows the newest {limit} files; use --limit to show more.")
+        print_note(f"Shows the newest {counted(limit, 'file')}; use --limit to show more.")
     columns: Columns = {
         "id": "id",
         "filename": "filename",
@@ -170,16 +172,13 @@ def _report_fields() -> Columns:
         "context length": ("context_length", "{:,}".format),
         **{name: (name, lines_text) for name in ("cut", "empty", "masked")},
         "duplicates": ("duplicates", _duplicates_text),
-        "also in validation file": ("overlap", lambda overlap: f"{overlap['rows']:,} rows"),
+        "also in validation file": ("overlap", lambda overlap: counted(overlap["rows"], "row")),
     }
 
 
 def lines_text(lines: dict[str, Any]) -> str:
     """12 (lines 1, 5, 7, …)"""
-    if not lines["count"]:
-        return ""
-    more = ", …" if lines["count"] > len(lines["first_lines"]) else ""
-    return f"{lines['count']:,} (lines {', '.join(map(str, lines['first_lines']))}{more})"
+    return str(LineCount(lines["count"], lines["first_lines"])) if lines["count"] else ""
 
 
 def _duplicates_text(duplicates: dict[str, Any]) -> str:
@@ -187,7 +186,7 @@ def _duplicates_text(duplicates: dict[str, Any]) -> str:
         return ""
     groups = "; ".join("lines " + ", ".join(map(str, group["lines"])) for group in duplicates["groups"][:3])
     more = "; …" if len(duplicates["groups"]) > 3 else ""
-    return f"{duplicates['rows']:,} rows repeat another ({groups}{more})"
+    return f"{counted(duplicates['rows'], 'row')} like another ({groups}{more})"
 
 
 def _print_histogram(buckets: list[dict[str, int]]) -> None:

@@ -1,7 +1,7 @@
 """`tunery import openai`: an organization's fine-tuning files and jobs at OpenAI, stored and recreated here."""
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +14,10 @@ from app.cli.openai_import.recreate import original_model, recreate
 from app.cli.openai_import.source import OPENAI_URL, OpenAISource, Refused
 from app.cli.options import AsJson, parse_pairs, with_client
 from app.cli.output.console import print_line, print_note
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
-    from app.cli.client.http import Client, Json
+    from app.cli.client.http import Client
 
 commands = typer.Typer(no_args_is_help=True, help="Bring fine-tuning jobs from other services.")
 
@@ -67,18 +68,16 @@ def import_openai(
     say = print_note if as_json else print_line
     with (
         contextlib.closing(OpenAISource(openai_url)) as source,
-        contextlib.closing(ImportRecord(directory, say)) as record,
+        contextlib.closing(ImportRecord(directory)) as record,
     ):
+        importer = Importer(client, source, record, say)
         if golden is not None and source_model is not None:
-            _record_answers(source, record, source_model, golden, prompts)
+            _record_answers(importer, source_model, golden, prompts)
             return
         bases = parse_pairs("--model-map", model_map, "gpt-4o-mini-2024-07-18=Qwen3-4B", may_be_empty=False)
-        record.save_files(source, {file["id"]: file for file in source.training_files()})
-        jobs = _jobs(source, job or ())
-        for each in jobs:  # everything, before the first request to Tunery
-            record.save_job(source, each)
+        jobs = importer.save_all(job or ())  # before the first request to Tunery
         saved = sum("filename" in facts for facts in record.facts.values())
-        print_note(f"Saved in {directory}: {saved} files, {len(jobs)} jobs.")
+        print_note(f"Saved in {directory}: {counted(saved, 'file')}, {counted(len(jobs), 'job')}.")
         aliases = {each["id"] for each in client.get("models")["data"] if each.get("alias_of")}
         failed = 0
         for each in jobs:
@@ -87,20 +86,14 @@ def import_openai(
                 continue
             made = recreate(each, _base_model(str(each["model"]), bases, model, aliases))
             try:
-                Importer(client, source, record).bring(made, plan, run)
+                importer.bring(made, plan, run)
             finally:
                 made.print(as_json)
             failed += not made.is_possible
     if failed:
-        raise CliError(f"{failed} jobs cannot be recreated now; the lines above say why. Everything else is done.")
-
-
-def _jobs(source: OpenAISource, wanted: Sequence[str]) -> list["Json"]:
-    """All jobs or those that were named, oldest first."""
-    found = source.jobs()
-    if unknown := sorted(set(wanted) - {each["id"] for each in found}):
-        raise UsageError(f"OpenAI has no fine-tuning job {', '.join(unknown)}; it has {len(found)} jobs.")
-    return [each for each in reversed(found) if not wanted or each["id"] in wanted]
+        raise CliError(
+            f"Jobs that cannot be recreated now: {failed}; the lines above say why. Everything else is done."
+        )
 
 
 def _base_model(old: str, bases: Mapping[str, str], default: str | None, aliases: Collection[str]) -> str | None:
@@ -110,30 +103,30 @@ def _base_model(old: str, bases: Mapping[str, str], default: str | None, aliases
     return named or next((name for name in names if name in aliases), None)
 
 
-def _record_answers(source: OpenAISource, record: ImportRecord, model: str, golden: Path, prompts: Path | None) -> None:
+def _record_answers(importer: Importer, model: str, golden: Path, prompts: Path | None) -> None:
     from app.cli.openai_import.answers import record_answers  # its rules for rows take 35 ms, unneeded by `--help`
 
-    content = prompts.read_bytes() if prompts else _validation_file(source, record, model)
-    count, refused = record_answers(source, model, content, golden)
+    content = prompts.read_bytes() if prompts else _validation_file(importer, model)
+    count, refused = record_answers(importer.source, model, content, golden)
     print_note(f"{count} new answers of {model} recorded.")
     print_line(str(golden))
     for text in refused:
         print_line(f"refused: {text}")
     if refused:
-        count_text = f"OpenAI refused {len(refused)} prompts; the lines above say why."
+        count_text = f"OpenAI refused {counted(len(refused), 'prompt')}; the lines above say why."
         raise CliError(f"{count_text} The answers to the others are in {golden}.")
 
 
-def _validation_file(source: OpenAISource, record: ImportRecord, model: str) -> bytes:
+def _validation_file(importer: Importer, model: str) -> bytes:
     """The validation file of the job that made `model`."""
-    made = next((job for job in source.jobs() if job.get("fine_tuned_model") == model), None)
+    made = next((job for job in importer.source.jobs() if job.get("fine_tuned_model") == model), None)
     if made is None or not made.get("validation_file"):
         why = "OpenAI has no job that made it" if made is None else "its job has no validation file"
         raise UsageError(f"Which prompts? {model}: {why}. Give --prompts FILE.")
     file_id = made["validation_file"]
     try:
-        saved = record.save_file(source, file_id)
+        saved = importer.save_file(file_id)
     except Refused as error:
         text = f"OpenAI does not return the validation file {file_id} ({error}). Give --prompts FILE."
         raise UsageError(text) from None
-    return record.file_path(file_id, saved["filename"]).read_bytes()
+    return importer.path_of(file_id, saved["filename"]).read_bytes()

@@ -16,6 +16,7 @@ from app.cli.options import BaseUrl, DataDir, open_database, with_client
 from app.cli.output.console import print_note, time_text
 from app.cli.output.results import Columns, Result, line, table
 from app.cli.resource import named
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
@@ -172,8 +173,8 @@ def rotate_secrets(client: "Client", base_url: BaseUrl = None, data_dir: DataDir
         if not batch["remaining"] or not batch["rotated"]:
             break
     lost = batch["lost"]
-    note = f"{lost} are lost: no key decrypts them; `tunery secrets list` names them." if lost else ""
-    return line({"rotated": rotated, "lost": lost}, f"{rotated} secrets were re-encrypted", note)
+    note = f"Lost, as no key decrypts them: {lost}; `tunery secrets list` names them." if lost else ""
+    return line({"rotated": rotated, "lost": lost}, f"{counted(rotated, 'secret')} re-encrypted", note)
 
 
 def _seconds(option: str, text: str) -> int:

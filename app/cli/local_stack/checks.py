@@ -39,6 +39,7 @@ from app.cli.local_stack.machine import (
     without_password,
 )
 from app.cli.local_stack.servers import LocalPostgres, LocalValkey, ping_broker
+from app.domain.error_text.json_text import counted
 from app.domain.operations.checks import Check, checks_of_service, judge
 from app.services.operations import upgrade
 from app.storage import StorageError
@@ -89,7 +90,7 @@ def machine_checks(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) ->
     fast = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags]
     yield judge(
         "cpu",
-        f"{usable_cores()} cores, {', '.join(fast) or platform.machine()}",
+        f"{counted(usable_cores(), 'core')}, {', '.join(fast) or platform.machine()}",
         (
             not ({"amx_bf16", "avx512_bf16"} & flags or machine.gpus()),
             "advice",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from app.cli.errors import AccessDenied, CliError, ServiceUnreachable, UsageError
+from app.system.artifact_directory import sha256_file
 
 Json = dict[str, Any]
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -20,7 +20,6 @@ REFUSED = (400, 413, 422)  # they concern one request, and the next one may succ
 GONE = (*REFUSED, 404, 410)  # a file or a job that is gone; a model that does not exist concerns every prompt
 AGAIN = "Run the command again to continue."
 PAGE = 100
-CHUNK_BYTES = 1 << 20
 
 
 class Refused(Exception):
@@ -47,37 +46,37 @@ class OpenAISource:
 
     def jobs(self) -> list[Json]:
         """Every fine-tuning job, newest first."""
-        return self._listed("list fine-tuning jobs", lambda: self._client.fine_tuning.jobs.list(limit=PAGE), ())
+        with self._errors("list fine-tuning jobs"):
+            return [each.to_dict(mode="json") for each in self._client.fine_tuning.jobs.list(limit=PAGE)]
 
     def of_job(self, job_id: str, kind: str) -> list[Json]:
         """The "events" or "checkpoints" of a job, newest first. Raises Refused."""
-        jobs = self._client.fine_tuning.jobs
-        request: Any = {"events": jobs.list_events, "checkpoints": jobs.checkpoints.list}[kind]
-        return self._listed(f"list the {kind} of {job_id}", lambda: request(job_id, limit=PAGE))
+        jobs: Any = self._client.fine_tuning.jobs
+        request = jobs.list_events if kind == "events" else jobs.checkpoints.list
+        with self._errors(f"list the {kind} of {job_id}", GONE):
+            return [each.to_dict(mode="json") for each in request(job_id, limit=PAGE)]
 
     def training_files(self) -> list[Json]:
         """Every file with purpose fine-tune."""
-        return self._listed("list files", lambda: self._client.files.list(purpose="fine-tune"), ())
+        with self._errors("list files"):
+            return [each.to_dict(mode="json") for each in self._client.files.list(purpose="fine-tune")]
 
     def file(self, file_id: str) -> Json:
         """Raises Refused."""
-        return self._listed(f"read {file_id}", lambda: [self._client.files.retrieve(file_id)])[0]
+        with self._errors(f"read {file_id}", GONE):
+            return self._client.files.retrieve(file_id).to_dict(mode="json")
 
     def download(self, file_id: str, path: Path) -> str:
         """Write the content to `path`, completely or not at all, and return its SHA-256. Raises Refused."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
-        digest = hashlib.sha256()
         with (
             self._errors(f"download {file_id}", GONE),
             self._client.files.with_streaming_response.content(file_id) as response,
-            temporary.open("wb") as out,
         ):
-            for chunk in response.iter_bytes(CHUNK_BYTES):
-                digest.update(chunk)
-                out.write(chunk)
+            response.stream_to_file(temporary)
         os.replace(temporary, path)
-        return digest.hexdigest()
+        return sha256_file(path)
 
     def answer(self, model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> Json:
         """The message with which a model answers. Raises Refused."""
@@ -90,12 +89,8 @@ class OpenAISource:
             raise Refused("the content filter cut the answer.")
         return dict(choice.message.to_dict(mode="json"))
 
-    def _listed(self, action: str, request: Callable[[], Iterable[Any]], refused: Collection[int] = GONE) -> list[Json]:
-        with self._errors(action, refused):
-            return [each.to_dict(mode="json") for each in request()]
-
     @contextmanager
-    def _errors(self, action: str, refused: Collection[int]) -> Iterator[None]:
+    def _errors(self, action: str, refused: Collection[int] = ()) -> Iterator[None]:
         """Raise errors of the client as CliError: what failed, and what to do; `refused` statuses as Refused."""
         try:
             yield
@@ -113,6 +108,5 @@ class OpenAISource:
             if not is_stream and not isinstance(error, self._openai.APIConnectionError):
                 raise
             reason = error if is_stream else error.__cause__ or error
-            raise ServiceUnreachable(
-                f"Lost the connection to OpenAI while trying to {action} ({reason}). {AGAIN}"
-            ) from None
+            text = f"Lost the connection to OpenAI while trying to {action} ({reason}). {AGAIN}"
+            raise ServiceUnreachable(text) from None

@@ -81,7 +81,9 @@ def checks_of_service(status: Mapping[str, Any]) -> list[Check]:
     """Those of a response of GET /v1/organization/status."""
     problems = [Check(each["code"], each["level"], each["message"], each["remedy"]) for each in status["problems"]]
     queue = status["queue"]
-    counts = f"{len(status['workers'])} workers, {queue['running']} running and {queue['queued']} queued jobs"
+    counts = (
+        f"{counted(len(status['workers']), 'worker')}, {queue['running']} running and {queue['queued']} queued jobs"
+    )
     return [*([Check("service", "ok", counts)] if status["healthy"] else []), *problems]
 
 
@@ -110,7 +112,7 @@ def _of_work(facts: ServiceFacts) -> Iterator[Rule]:
             waiting and not facts.living_workers.get(queue, 0),
             f"no_{queue}_worker",
             "problem",
-            f"{counted(waiting, 'job')} wait to {work}, and no {queue.upper()} worker is alive.",
+            f"No {queue.upper()} worker is alive for {counted(waiting, 'job')} to {work}.",
             "Start a worker and read its log.",
         )
     names = ", ".join(facts.lost_workers[:3]) + (", …" if len(facts.lost_workers) > 3 else "")

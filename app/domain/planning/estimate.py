@@ -146,9 +146,9 @@ class Placement:
             remedy = "Choose a smaller base model or a worker with more memory; without quantization, use 4 bits."
         host = ""
         if self.lacking_host_bytes:
-            needed, free = _gigabytes(self.lacking_host_bytes), _gigabytes(self.device.host_bytes or 0)
-            host = f"The inputs of the layers would take {needed} of host memory, of which {free} are free. "
-        seen = f"it needs {required} of {available}, even with {self.plan}"
+            needed, usable = _gigabytes(self.lacking_host_bytes), _usable(self.device.host_bytes or 0)
+            host = f"The inputs of the layers would take {needed} of host memory, and may take {usable}. "
+        seen = f"it needs {required} and may take {_usable(self.device.memory_bytes)}, even with {self.plan}"
         return f"Does not fit {self.device.label}: {seen}. {host}{remedy}"
 
 
@@ -334,6 +334,11 @@ def _recent_median(values: Sequence[tuple[float, float]]) -> float | None:
         if total >= sum(weights) / 2:
             return value
     return None
+
+
+def _usable(memory_bytes: int) -> str:
+    usable = _gigabytes(int(USABLE_MEMORY_SHARE * memory_bytes))
+    return f"{usable} ({USABLE_MEMORY_SHARE:.0%} of {_gigabytes(memory_bytes)})"
 
 
 def _gigabytes(size_bytes: int) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from app.db.migrate import revision_of
 from app.db.operations import dump
 from app.db.operations.stored_objects import NamedObject, named_objects
+from app.domain.error_text.json_text import counted
 from app.services.operations.backup_repository import DUMP, BackupError, BackupManifest, BackupRepository
 from app.services.operations.integrity import examine
 from app.storage import Storage, StorageError
@@ -85,7 +86,7 @@ def _back_up(
         before, damaged = damaged, {row.key: f"{problem}: {row.owner}" for row, _, problem in found if problem}
         if damaged.keys() <= before.keys():
             break
-        report(f"{len(damaged)} objects changed since the dump: the dump is repeated")
+        report(f"{counted(len(damaged), 'object')} changed since the dump: the dump is repeated")
     for path in files:
         (staged / path.name).write_bytes(_content(path))
     objects = {row.key: digest for row, digest, _ in found if digest is not None}

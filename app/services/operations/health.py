@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import tempfile
 import threading
 import time
@@ -19,9 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import migrate
 from app.db.base_models import models
 from app.db.engine import Sessions
-from app.domain.artifacts.full_disk import size_text
 from app.job_queue import WorkerNotifier
 from app.storage import Storage, StorageError
+from app.system.host import free_space
 
 TIMEOUT_SECONDS = 5.0
 READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a storage that can still be read
@@ -88,11 +87,9 @@ def _run(probe: Callable[[], list[ProbeResult]], future: Future[list[ProbeResult
 def disk_check(data_dir: Path, low_disk_percent: float) -> ProbeResult:
     """Whether enough of the data directory's disk is free."""
     try:
-        usage = shutil.disk_usage(data_dir)
+        space, is_low = free_space(data_dir, low_disk_percent)
     except OSError as error:
         return _check("disk", False, "", f"the data directory cannot be read: {error.strerror}", False)
-    space = f"{size_text(usage.free)} of {size_text(usage.total)} are free"
-    is_low = usage.free < usage.total * low_disk_percent / 100
     bad = f"only {space}: delete files, checkpoints and exports that are not needed, or enlarge the disk"
     return _check("disk", not is_low, space, bad, False)
 

@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from app.db import migrate
+from app.domain.error_text.json_text import counted
 from app.domain.operations.checks import Check, judge
 from app.settings import Settings, WebSettings, removed_settings
 
@@ -35,7 +36,7 @@ def checks(
     if pending is None:
         seen = f"revision {revision}, which this release does not know"
     elif pending:
-        seen = f"{len(pending)} migrations to apply: {', '.join(pending)}"
+        seen = f"{counted(len(pending), 'migration')} to apply: {', '.join(pending)}"
     else:
         seen = f"revision {revision}, nothing to migrate"
     newer = "a newer release has used the database: upgrade to that one"

@@ -10,12 +10,11 @@ import pytest
 from app.db.engine import Sessions, transaction
 from app.db.jobs import exports
 from app.db.jobs.leases import Lease
-from app.db.tables import Export, Job, Project
-from app.domain.artifacts.exports import ExportErrorCode
+from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.commands.conftest import Tunery
 from tests.deadline import until
-from tests.factories import chat_lines, fail_attempt, make_file
+from tests.factories import chat_lines, make_file
 from tests.sentences import Reviewed
 
 OWNER = "export.cpu0@a#1"
@@ -105,24 +104,6 @@ class TestExport:
         (listed,) = tunery("jobs", "exports", trained_job.id, "--json").json
         assert (listed["type"], listed["quantization"], listed["phase"]) == ("gguf", "Q4_K_M", "waiting_for_worker")
         assert "gguf Q4_K_M" in tunery("jobs", "exports", trained_job.id).out
-
-    def test_a_failed_export_is_an_error_with_its_code(
-        self, tunery: Tunery, trained_job: Job, sessions: Sessions
-    ) -> None:
-        def fail() -> bool:
-            with transaction(sessions) as session:
-                export = exports.claim(session, OWNER, 60)
-                if export is not None:
-                    fail_attempt(
-                        session, Export, Lease(export.id, 1, OWNER), ExportErrorCode.CANNOT_MERGE, "No room for it."
-                    )
-                return export is not None
-
-        thread = threading.Thread(target=lambda: until(fail, "an export to be asked for"))
-        thread.start()
-        done = tunery("jobs", "export", trained_job.id)
-        thread.join()
-        assert (done.exit_code, "(cannot_merge)" in done.err) == (1, True)
 
 
 @pytest.mark.usefixtures("base_model")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,19 @@ class TestEval:
         reviewed(done.out)
         assert (tmp_path / "report.md").read_text() == "# Report\n"
 
-    def test_the_default_grader_compares_the_answer_with_the_expected_one(
-        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions
-    ) -> None:
-        assert tunery("eval", trained_job.id, "--file", heldout, "--detach").out.startswith("fteval-")
-        assert [each["operation"] for each in settings_of(sessions)["graders"]] == ["eq"]
+    @pytest.mark.parametrize(
+        ("options", "references"),
+        [
+            ((), ["{{ item.reference_answer }}"]),
+            (("--expected-field", "recorded_answer", "--json-fields"), [None, "{{ item.recorded_answer }}"]),
+        ],
+    )
+    def test_graders_compare_with_the_expected_answer_or_another_field(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions, options: Sequence[str],
+        references: list[str | None],
+    ) -> None:  # fmt: skip
+        assert tunery("eval", trained_job.id, "--file", heldout, "--detach", *options).out.startswith("fteval-")
+        assert [each.get("reference") for each in settings_of(sessions)["graders"]] == references
 
     def test_options_and_a_file_of_graders_become_the_request(
         self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions, tmp_path: Path
@@ -104,14 +112,6 @@ class TestEval:
         assert settings["graders"][1]["reference"] == "{{ item.intent }}"
         assert (settings["max_rows"], settings["base_precision"]) == (9, "16-bit")
         assert (settings["reference"]["field"], settings["promote_if"]) == ("old", {"grader": "label", "margin": 0.05})
-
-    def test_graders_compare_with_another_field(
-        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions
-    ) -> None:
-        options = ("--expected-field", "recorded_answer", "--json-fields")
-        tunery("eval", trained_job.id, "--file", heldout, "--detach", *options)
-        graders = [each.get("reference") for each in settings_of(sessions)["graders"]]
-        assert graders == [None, "{{ item.recorded_answer }}"]
 
     def test_a_failed_evaluation_is_an_error_with_its_code(
         self, tunery: Tunery, trained_job: Job, heldout: Path, work: Callable[..., None]

@@ -13,7 +13,6 @@ from app.cli.client.http import Client
 from app.cli.client.transfers import MIN_RESUMABLE_BYTES
 from app.cli.commands.jobs.jobs import item_text
 from app.cli.errors import AccessDenied, ServiceUnreachable
-from app.cli.output.progress import Losses, numbers_text
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
 from app.db.jobs.events import append_event
@@ -71,7 +70,8 @@ class TestCreate:
             *CREATE, file, "--suffix", "s", "--seed", 5,
             "--n-epochs", 2, "--batch-size", 3, "--learning-rate", "1e-3", "--lora-r", 8, "--lora-alpha", 32,
             "--lora-dropout", 0.1, "--target-modules", "q_proj,v_proj", "--no-quantization",
-            "--set", "warmup_ratio=0.2", "--set", "lora.use_rslora=true", "--metadata", "team=a", "--json",
+            "--set", "warmup_ratio=0.2", "--set", "lora.use_rslora=true", "--metadata", "team=a",
+            "--priority", 7, "--worker-label", "fast", "--worker-label", "site=berlin", "--json",
         ).json  # fmt: skip
         hyperparameters = job["method"]["supervised"]["hyperparameters"]
         assert (job["training_file"], job["user_provided_suffix"], job["seed"]) == (file, "s", 5)
@@ -81,6 +81,8 @@ class TestCreate:
         assert job["lora"]["target_modules"] == ["q_proj", "v_proj"]
         assert job["quantization"] is None
         assert job["metadata"] == {"team": "a"}
+        assert (job["priority"], job["worker_labels"], job["urgent"]) == (7, ["fast", "site=berlin"], False)
+        assert "allow-urgent" in tunery(*CREATE, file, "--urgent").err
         assert tunery(*CREATE, file, "--json").json["quantization"]["type"] == "nf4"
 
     def test_files_uploaded_for_a_refused_request_are_deleted_and_named(
@@ -97,39 +99,34 @@ class TestCreate:
             assert tunery("files", "list", "--json").json == before
             assert done.err.count("Deleted the uploaded") == 1 + (words is create)
 
-    @pytest.mark.parametrize("path", ["files", "fine_tuning/jobs"])
-    def test_ctrl_c_deletes_what_was_uploaded(
-        self, tunery: Tunery, dataset: Path, held_out: Path, path: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """During the upload of the second file, or while the job is created."""
+    @pytest.mark.parametrize(
+        ("command", "path", "error", "exit_code", "kept"),
+        [
+            ("create", "files", KeyboardInterrupt(), 130, 0),  # during the upload of the second file
+            ("create", "fine_tuning/jobs", KeyboardInterrupt(), 130, 0),
+            ("create", "fine_tuning/jobs", ServiceUnreachable("The connection broke off."), 1, 2),  # may have been made
+            ("plan", "fine_tuning/jobs/plan", KeyboardInterrupt(), 130, 0),
+            ("plan", "fine_tuning/jobs/plan", ServiceUnreachable("The connection broke off."), 1, 0),
+        ],
+    )
+    def test_an_interruption_deletes_what_was_uploaded_unless_a_job_may_need_it(
+        self, tunery: Tunery, dataset: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch, command: str, path: str,
+        error: BaseException, exit_code: int, kept: int,
+    ) -> None:  # fmt: skip
         ask, uploads = Client._request_json, iter(range(2))
 
-        def interrupted(client: Client, method: str, asked: str, **request: Any) -> Any:
-            if method == "POST" and asked == path and (path != "files" or next(uploads) == 1):
-                raise KeyboardInterrupt
+        def broken(client: Client, method: str, asked: str, **request: Any) -> Any:
+            if (method, asked) == ("POST", path) and (path != "files" or next(uploads) == 1):
+                raise error
             return ask(client, method, asked, **request)
 
-        monkeypatch.setattr(Client, "_request_json", interrupted)
-        done = tunery(*CREATE, dataset, "--validation-file", held_out)
-        assert done.exit_code == 130
-        assert tunery("files", "list", "--json").json == []
-
-    def test_if_the_job_may_have_been_created_the_files_are_kept_and_named(
-        self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        ask = Client._request_json
-
-        def broken(client: Client, method: str, asked: str, **request: Any) -> Any:
-            answer = ask(client, method, asked, **request)
-            if asked == "fine_tuning/jobs":
-                raise ServiceUnreachable("The connection broke off.")
-            return answer
-
+        files = ("--training-file", dataset, "--validation-file", held_out)
         with monkeypatch.context() as patch:
             patch.setattr(Client, "_request_json", broken)
-            done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset)
-        (file,) = [one["id"] for one in tunery("files", "list", "--json").json]
-        assert (done.exit_code, f"are kept: {file}" in done.err) == (1, True)
+            done = tunery("jobs", command, "--model", "tiny", *files)
+        stored = [one["id"] for one in tunery("files", "list", "--json").json]
+        assert (done.exit_code, len(stored)) == (exit_code, kept)
+        assert all(file_id in done.err for file_id in stored)
 
     def test_the_newest_file_and_the_beginning_of_an_id_stand_for_files(self, tunery: Tunery, dataset: Path) -> None:
         first, second = (tunery("files", "upload", dataset).out.strip() for _ in range(2))
@@ -152,7 +149,7 @@ class TestRead:
 
         assert listed() == listed("--limit", 3) == [waiting, cancelled, failed]
         done = tunery("jobs", "list", "--limit", 1)
-        assert (waiting in done.out, cancelled in done.out, "newest 1 jobs" in done.err) == (True, False, True)
+        assert (waiting in done.out, cancelled in done.out, "newest 1 job;" in done.err) == (True, False, True)
         assert tunery("jobs", "list", "--limit", 3).err == ""
         assert listed("--status", "failed", "--status", "cancelled") == [cancelled, failed]
         assert listed("--created-after", "2026-01-01", "--status", "failed,cancelled") == [cancelled, failed]
@@ -243,21 +240,12 @@ class TestWatch:
         assert done.out.splitlines()[0] in lines[1:]
         assert f"tunery jobs events {trained_job.id}" in done.err
 
-    def test_a_job_is_followed_to_its_end(
-        self, tunery: Tunery, sessions: Sessions, waiting_job: Job, background: Callable[..., None]
-    ) -> None:
-        background(work, sessions)
-        done = tunery("jobs", "watch", waiting_job.id)
-        assert (done.exit_code, "(out_of_memory)" in done.err) == (1, True)
-        job = tunery("jobs", "get", waiting_job.id, "--json").json
-        assert done.out.splitlines()[-1] == f"failed: {numbers_text(job, Losses(1 / 3))}"
-
     def test_a_created_job_is_watched_with_each_event_once_and_the_job_last(
         self, tunery: Tunery, sessions: Sessions, dataset: Path, background: Callable[..., None]
     ) -> None:
         background(work, sessions)
         done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--watch", "--json")
-        assert done.exit_code == 1
+        assert (done.exit_code, "(out_of_memory)" in done.err) == (1, True)
         lines: list[dict[str, Any]] = [json.loads(line) for line in done.out.strip().split("\n")]
         ids = [line["id"] for line in lines[:-1]]
         assert len(ids) == len(set(ids))
@@ -344,19 +332,3 @@ class TestPlan:
             assert tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset).exit_code == 0
         expiries = [one["expires_at"] - one["created_at"] for one in tunery("files", "list", "--json").json]
         assert expiries == [3600, 3600]
-
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, ServiceUnreachable("The connection broke off.")])
-    def test_after_ctrl_c_or_a_lost_connection_nothing_stays(
-        self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch, error: Any
-    ) -> None:
-        ask = Client._request_json
-
-        def broken(client: Client, method: str, asked: str, **request: Any) -> Any:
-            if asked.endswith("/plan"):
-                raise error
-            return ask(client, method, asked, **request)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Client, "_request_json", broken)
-            assert tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset).exit_code in (1, 130)
-        assert tunery("files", "list", "--json").json == []

@@ -47,12 +47,6 @@ def test_a_taken_port_is_a_problem(place: Path) -> None:
     assert (found.level, "another --port" in found.remedy) == ("problem", True)
 
 
-def test_a_directory_that_tunery_up_would_refuse_is_a_problem(place: Path) -> None:
-    (place / "thesis.tex").touch()
-    found = find(machine_checks(place), "data directory")
-    assert (found.level, "neither empty" in found.remedy) == ("problem", True)
-
-
 def test_a_start_in_progress_is_reported(place: Path) -> None:
     with exclusive_lock(place / "up.lock", ""):
         assert "is starting" in find(machine_checks(place), "tunery up").observed

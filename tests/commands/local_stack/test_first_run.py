@@ -9,7 +9,6 @@ from sqlalchemy import select, text
 
 from app.cli.local_stack import first_run
 from app.cli.local_stack.data_directory import Layout
-from app.cli.local_stack.first_run import BUNDLED_MODEL
 from app.cli.local_stack.machine import CannotStart
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
@@ -111,22 +110,8 @@ class TestPreparedDatabase:
         with pytest.raises(CannotStart, match=r"newer Tunery"), first_run.prepared_database(database_url):
             pass
 
-    def test_a_current_database_gets_no_key(self, database_url: str) -> None:
-        with first_run.prepared_database(database_url) as sessions, transaction(sessions) as session:
-            assert not keys.has_usable_key(session)
-
 
 class TestBaseModel:
-    def test_the_bundled_model_is_registered_once_its_directory_exists(
-        self, sessions: Sessions, tmp_path: Path
-    ) -> None:
-        directory = tmp_path / BUNDLED_MODEL
-        assert not first_run.register_base_model(sessions, directory)
-        make_tiny_base(directory)
-        assert first_run.register_base_model(sessions, directory)
-        with transaction(sessions) as session:
-            assert [row.name for row in models.list_base(session)] == [BUNDLED_MODEL]
-
     def test_a_registered_directory_stays_until_it_has_moved(self, sessions: Sessions, tmp_path: Path) -> None:
         def registered_of(directory: Path) -> list[Path]:
             assert first_run.register_base_model(sessions, directory)

@@ -72,13 +72,6 @@ class TestStop:
         stage.supervisor.stop()
         assert (stage.place / "order").read_text() == "cab"
 
-    def test_a_service_that_exceeds_its_grace_period_is_killed(self, stage: Stage) -> None:
-        stubborn = stage.service("x", "import signal; signal.signal(15, signal.SIG_IGN); " + WAIT, stop_seconds=0.3)
-        stage.supervisor.start(stubborn)
-        until(lambda: stage.supervisor.pids["x"], "a new process")
-        stage.supervisor.stop()
-        assert stage.supervisor.pids == {"x": None}
-
     def test_a_second_signal_kills_without_waiting(self, stage: Stage) -> None:
         stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); " + WAIT
         stage.supervisor.start(stage.service("x", stubborn, stop_seconds=600))

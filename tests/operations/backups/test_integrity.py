@@ -21,16 +21,6 @@ RESTORED = "restored from the backup"
 
 
 class TestIntegrity:
-    def test_missing_and_damaged_objects_are_named(self, service: BackedUpService) -> None:
-        key = service.a_key()
-        content = service.path(key).read_bytes()
-        service.path(key).write_bytes(content[:-1] + b"#")
-        assert service.check() == [(key, "wrong content", None)]
-        service.path(key).write_bytes(content[:-1])
-        assert service.check() == [(key, "wrong size", None)]
-        service.path(key).unlink()
-        assert service.check(repair=True) == [(key, "missing", None)]
-
     def test_a_damaged_object_is_kept_as_long_as_the_copy_in_the_backup_is_damaged_too(
         self, service: BackedUpService
     ) -> None:

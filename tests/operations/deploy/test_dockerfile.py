@@ -52,12 +52,6 @@ def test_the_api_installs_no_torch_and_only_the_worker_has_a_compiler_for_triton
     assert {"gcc", "libc6-dev"} <= _system_packages("worker") - _system_packages("api")
 
 
-def test_layers_that_change_seldom_come_first() -> None:
-    runs = [run.text for run in IMAGES.stages["worker"].instructions if run.keyword == "RUN"]
-    steps = ["apt-get install", "torch.txt", "worker.txt", "tunery-*.whl"]
-    assert [next(number for number, text in enumerate(runs) if step in text) for step in steps] == [0, 1, 2, 3]
-
-
 def test_everything_but_torch_is_installed_as_pinned_and_package_lists_are_deleted() -> None:
     for run in (one.text for stage in IMAGES.stages.values() for one in stage.instructions if one.keyword == "RUN"):
         if "pip install" in run and "torch.txt" not in run and ".whl" not in run:

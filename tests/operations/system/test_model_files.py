@@ -51,33 +51,39 @@ def test_the_learning_rate_is_the_operators_or_that_of_the_architecture(base: Pa
     assert model_files.read_catalog_entry(qwen).learning_rate == 6.5e-4
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_x.py", "training_args.pt", "x.pkl"])
-def test_pickles_and_code_are_refused_by_name(base: Path, name: str) -> None:
-    (base / name).write_bytes(b"x")
-    with pytest.raises(catalog.RefusedModel, match=f"{name} is refused"):
-        model_files.read_catalog_entry(base)
+REFUSED = {
+    **{name: ({name: b"x"}, f"{name} is refused") for name in ("pytorch_model.bin", "modeling_x.py", "t.pt", "x.pkl")},
+    **{
+        f"weights {content!r}": ({"model.safetensors": content}, "a safetensors file")
+        for content in (b"", b"short", b"\xff" * 16, b"\x02\x00\x00\x00\x00\x00\x00\x00[}")
+    },
+    "an index without files": ({model_files.INDEX: b"{}"}, "no weight file"),
+    "an index with a file that never came": (
+        {model_files.INDEX: b'{"weight_map": {"a": "model.safetensors", "b": "two.safetensors"}}'},
+        r": two\.safetensors is",
+    ),
+    **{key: ({"config.json": {key: "someone/kernel"}}, key) for key in model_files.FORBIDDEN_CONFIG_KEYS},
+}
 
 
-@pytest.mark.parametrize("key", model_files.FORBIDDEN_CONFIG_KEYS)
-def test_a_config_that_loads_code_is_refused(base: Path, key: str) -> None:
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, key: "someone/kernel"}))
-    with pytest.raises(catalog.RefusedModel, match=key):
+@pytest.mark.parametrize(("changes", "problem"), REFUSED.values(), ids=REFUSED)
+def test_files_that_are_broken_incomplete_or_load_code_are_refused_by_name(
+    base: Path, changes: dict[str, bytes | dict[str, str]], problem: str
+) -> None:
+    for name, change in changes.items():
+        if isinstance(change, dict):
+            change = json.dumps(json.loads((base / name).read_text()) | change).encode()
+        (base / name).write_bytes(change)
+    with pytest.raises(catalog.RefusedModel, match=problem):
         model_files.read_catalog_entry(base)
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(catalog.RefusedModel) as caught:
         model_files.read_catalog_entry(tmp_path)
+    assert caught.value.code == "model_refused"
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "safetensors"):
         assert name in caught.value.message
-
-
-@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 16, b"\x02\x00\x00\x00\x00\x00\x00\x00[}"])
-def test_a_broken_weight_file_is_refused(base: Path, content: bytes) -> None:
-    (base / "model.safetensors").write_bytes(content)
-    with pytest.raises(catalog.RefusedModel, match="a safetensors file"):
-        model_files.read_catalog_entry(base)
 
 
 def test_weights_cut_short_are_refused(base: Path) -> None:
@@ -85,19 +91,6 @@ def test_weights_cut_short_are_refused(base: Path) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(catalog.RefusedModel, match=f"{size - 1000:,} bytes, but {size:,} "):
-        model_files.read_catalog_entry(base)
-
-
-def test_a_file_that_the_index_names_and_that_never_came_is_named(base: Path) -> None:
-    (base / "model.safetensors").rename(base / "one.safetensors")
-    (base / model_files.INDEX).write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
-    with pytest.raises(catalog.RefusedModel, match=r": two\.safetensors is"):
-        model_files.read_catalog_entry(base)
-
-
-def test_an_index_that_names_no_file_is_refused(base: Path) -> None:
-    (base / model_files.INDEX).write_text("{}")
-    with pytest.raises(catalog.RefusedModel, match="no weight file"):
         model_files.read_catalog_entry(base)
 
 

@@ -19,7 +19,6 @@ from app.db.tables import Project
 from app.domain.jobs.states import JobState, Reason
 from app.services.access import keys
 from app.services.files import uploads
-from app.system import model_files
 from tools.api_reference.errors_page import INTRO, Response, exception_of, responses
 
 ROOT = Path(__file__).parents[3]
@@ -123,12 +122,6 @@ def test_content_from_two_places_is_taken_from_the_later_one(
     upload = client.post("/v1/uploads", json=asked).json()["id"]
     answer = client.put(f"/v1/uploads/{upload}/content", content=b"0123456789")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "upload_taken_over")
-
-
-def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(errors.BadRequest) as refused:
-        model_files.read_catalog_entry(tmp_path)
-    assert refused.value.code == "model_refused"
 
 
 def test_the_page_names_every_type_that_an_error_can_have() -> None:

@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from openai.types.fine_tuning import FineTuningJobEvent
 
-import app.cli.main
-import app.settings
 from tools.checkout import ROOT, check_out, is_in_history
-from tools.facts import documents, story
+from tools.facts import documents
 from tools.facts.__main__ import COLLECTOR, DIFF, collect, main
 
 OPERATION = {"parameters": [{"name": "limit", "maximum": 100}], "description": "a", "operationId": "create_job"}
@@ -24,11 +20,6 @@ PROPERTIES = {"model": {"type": "string", "title": "Model", "example": "tiny"}}
 DOCUMENT: dict[str, Any] = {
     "paths": {"/v1/jobs": {"post": OPERATION}},
     "schemas": {"CreateJob": {"required": ["model", "file"], "properties": PROPERTIES}},
-}
-SCHEMA = (ROOT / "tests" / "upgrade" / "942affe" / "schema.sql").read_text()
-STEP: dict[str, Any] = {
-    "message": "Step 1/3: training loss=4.66 after 1.5 s, ftjob-0123456789abcdef",
-    "data": {"train_loss": 4.66, "eta_seconds": 6.1, "mode": {"peak_bytes": 1, "row_tokens": 1024}},
 }
 
 
@@ -42,87 +33,13 @@ def changed(value: dict[str, Any], path: Iterable[Any], new: Any) -> dict[str, A
     return value
 
 
-def new_lines(before: Iterable[str], after: Iterable[str]) -> set[str]:
-    return set(after) - set(before)
-
-
 class TestDocument:
-    @pytest.mark.parametrize(
-        ("path", "new", "line"),
-        [
-            (("paths", "/v1/jobs", "post", "description"), "b", '.paths./v1/jobs.post.description "b"'),
-            (
-                ("paths", "/v1/jobs", "post", "parameters", 0, "maximum"),
-                99,
-                ".paths./v1/jobs.post.parameters.limit.maximum 99",
-            ),
-            (
-                ("schemas", "CreateJob", "properties", "model", "type"),
-                "number",
-                '.schemas.CreateJob.properties.model.type "number"',
-            ),
-            (
-                ("schemas", "CreateJob", "properties", "example"),
-                {"type": "string"},
-                '.schemas.CreateJob.properties.example.type "string"',
-            ),
-        ],
-    )
-    def test_a_change_is_one_new_line(self, path: tuple[Any, ...], new: Any, line: str) -> None:
-        after = documents.leaves(changed(DOCUMENT, path, new))
-        assert new_lines(documents.leaves(DOCUMENT), after) == {line}
-
     def test_examples_titles_and_order_are_no_facts(self) -> None:
         after = changed(DOCUMENT, ("paths", "/v1/jobs", "post", "operationId"), "other")
         for name in ("example", "title"):
             after = changed(after, ("schemas", "CreateJob", "properties", "model", name), "other")
         after = changed(after, ("schemas", "CreateJob", "required"), ["file", "model"])
         assert sorted(documents.leaves(after)) == sorted(documents.leaves(DOCUMENT))
-
-
-class TestDefaults:
-    def test_a_default_of_an_option_is_seen(self) -> None:
-        def lines_with(default: int) -> list[str]:
-            commands = typer.Typer()
-
-            @commands.command()
-            def up(port: int = default) -> None: ...
-
-            return list(documents.command_lines(typer.main.get_command(commands), "tunery"))
-
-        (found,) = new_lines(lines_with(8000), lines_with(8001))
-        assert found.startswith("tunery --port <int>")
-        assert "8001" in found
-
-    def test_every_name_of_a_variable_is_a_fact(self) -> None:
-        (line,) = (each for each in documents.setting_lines(app.settings.Settings) if each.startswith("body_idle_"))
-        assert "TUNERY_UPLOAD_IDLE_SECONDS" in line
-
-
-class TestSchema:
-    def test_columns_and_indexes_have_the_name_of_their_object(self) -> None:
-        lines = set(story.schema_lines(SCHEMA))
-        assert "jobs lease_owner text" in lines
-        assert any(line.startswith("ix_exports_claim CREATE INDEX") for line in lines)
-
-    def test_what_pg_dump_says_of_itself_is_no_fact(self) -> None:
-        other = SCHEMA.replace("-- Dumped by pg_dump version", "\\restrict abc\n-- Dumped by another version")
-        assert other != SCHEMA
-        assert list(story.schema_lines(other)) == list(story.schema_lines(SCHEMA))
-
-
-class TestEvent:
-    def lines(self, event: dict[str, Any]) -> list[str]:
-        return story.event_lines(FineTuningJobEvent.model_construct(type="metrics", level="info", **event))
-
-    def test_ids_times_and_sizes_are_no_facts(self) -> None:
-        other = changed(STEP, ["message"], "Step 1/3: training loss=4.66 after 2 min, ftjob-abcdef0123456789")
-        other = changed(changed(other, ["data", "eta_seconds"], 9.0), ["data", "mode", "peak_bytes"], 2)
-        assert self.lines(other) == self.lines(STEP)
-
-    @pytest.mark.parametrize(("path", "new"), [(["data", "train_loss"], 4.67), (["data", "mode", "row_tokens"], 1)])
-    def test_numbers_that_repeat_are_facts(self, path: list[str], new: float) -> None:
-        assert len(new_lines(self.lines(STEP), self.lines(changed(STEP, path, new)))) == 1
 
 
 class TestComparison:

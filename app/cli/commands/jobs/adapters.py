@@ -17,6 +17,7 @@ from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparis
 from app.cli.output.console import size_text, stderr_console
 from app.cli.output.progress import is_finished
 from app.cli.output.results import Result, line
+from app.domain.error_text.json_text import counted
 from app.domain.evaluations.spec import precision_text
 from app.domain.jobs.states import ExitCode
 from app.system.model_files import hash_directory
@@ -54,7 +55,7 @@ def download_adapter(
     done = download(client, job_id, directory or Path(default_name), checkpoint)
     files = done.manifest["files"]
     value = {"directory": str(done.directory), **done.source._asdict(), "files": files}
-    note = f"Verified {len(files)} files, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}."
+    note = f"Verified {counted(len(files), 'file')}, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}."
     return line(value, str(done.directory), note)
 
 

@@ -16,6 +16,7 @@ from app.cli.options import given, with_body, with_client
 from app.cli.output.compare import AnswerComparison, print_comparison
 from app.cli.output.console import print_line, print_note, print_table
 from app.cli.output.results import Result, line
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -199,8 +200,8 @@ def _print_summary(evaluation: dict[str, Any]) -> None:
         ]
         for grader in summary["graders"]
     ]
-    print_table(columns, rows, f"{summary['rows']} rows were answered; no graders.")
-    print_line(f"{summary['rows']:,} rows; the base model answered in {evaluation['precision']}.")
+    print_table(columns, rows, f"{counted(summary['rows'], 'row')} answered; no graders.")
+    print_line(f"{counted(summary['rows'], 'row')}; the base model answered in {evaluation['precision']}.")
     if summary["promotion"] is not None:
         allowed = "allowed" if summary["promotion"]["allowed"] else "not allowed"
         print_line(f"Delivery is {allowed}: {summary['promotion']['reason']}.")

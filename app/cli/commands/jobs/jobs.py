@@ -17,6 +17,7 @@ from app.cli.output.console import duration_text, print_json, print_line, print_
 from app.cli.output.progress import Losses, numbers_text, status_text
 from app.cli.output.results import Columns, Result, fields, line, print_rows, table
 from app.cli.resource import Resource
+from app.domain.error_text.json_text import counted
 from app.domain.jobs.states import training_seconds
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def list_jobs(
     path = "organization/jobs" if all_projects else "fine_tuning/jobs"
     jobs, has_more = client.first_items(path, limit, **query)
     if has_more:
-        print_note(f"Shows the newest {limit} jobs; use --limit to show more.")
+        print_note(f"Shows the newest {counted(limit, 'job')}; use --limit to show more.")
     columns: Columns = {
         "id": "id",
         **({"project": "project_id"} if all_projects else {}),
@@ -228,7 +229,7 @@ def events(
     """List the events of a job, oldest first."""
     newest_first, has_more = client.first_items(job_path(job_id, "events"), limit, EVENTS_PER_PAGE)
     columns: Columns = {"time": ("created_at", time_text), "level": "level", "message": "message"}
-    note = f"Shows the newest {len(newest_first)} events; omit --limit to show all." if has_more else ""
+    note = f"Shows the newest {counted(len(newest_first), 'event')}; omit --limit to show all." if has_more else ""
     return table(newest_first[::-1], columns, "No events yet.", note)
 
 

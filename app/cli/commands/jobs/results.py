@@ -14,6 +14,7 @@ from app.cli.options import given, with_client
 from app.cli.output.console import size_text, time_text
 from app.cli.output.results import Result, line
 from app.cli.resource import part_of_job
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -60,7 +61,8 @@ def export(
         _download(client, created, directory)
     note = ""
     if created["status"] == "succeeded":
-        note = f"{len(created['files'])} files, {size_text(created['bytes'])}; --json shows their SHA-256 digests."
+        files = counted(len(created["files"]), "file")
+        note = f"{files}, {size_text(created['bytes'])}; --json shows their SHA-256 digests."
     return line(created, str(directory or created["id"]), note)
 
 
