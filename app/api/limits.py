@@ -50,6 +50,14 @@ class FairLimiter:
                 self._remove(owner, waiter)
             raise
 
+    async def acquire_soon(self, owner: str, what: str) -> None:
+        """As `acquire`. Raises Unavailable after ACQUIRE_TIMEOUT_SECONDS: then all of `what` are in use."""
+        try:
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
+                await self.acquire(owner)
+        except TimeoutError as error:
+            raise Unavailable(f"All {what} are in use; try again in a few seconds.") from error
+
     def has_room(self, owner: str) -> bool:
         """Whether the owner has fewer permits than `per_owner`."""
         return self._held[owner] < self.per_owner
@@ -115,8 +123,15 @@ class CheckLimiter:
         self._cache_reads = FairLimiter(MAX_CACHE_READS)
 
     async def run_cached(self, owner: str, work: Callable[[], Result]) -> Result:
-        """Run in a thread what may make a check unnecessary: it opens the files and reads a cache."""
-        return await self._cache_reads.run(owner, work)
+        """Run in a thread what may make a check unnecessary: it opens the files and reads a cache.
+
+        Raises Unavailable if no thread is free soon: storage that stalls may hold all of them.
+        """
+        await self._cache_reads.acquire_soon(owner, "threads that read the files of plans")
+        try:
+            return await to_thread.run_sync(work, limiter=self._cache_reads.threads)
+        finally:
+            self._cache_reads.release(owner)
 
     async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[CheckProcess], Result]) -> Result:
         """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
@@ -173,11 +188,7 @@ class ConnectionPermit:
 
     async def acquire(self) -> None:
         """Wait for the permit without holding a thread. Raises Unavailable after ACQUIRE_TIMEOUT_SECONDS."""
-        try:
-            async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
-                await self._limiter.acquire(self._owner)
-        except TimeoutError as error:
-            raise Unavailable("All database connections are in use; try again in a few seconds.") from error
+        await self._limiter.acquire_soon(self._owner, "database connections")
         self._is_held = True
 
     def release(self) -> None:
