@@ -167,11 +167,10 @@ def _length_problem(value: Any, min_length: int | None, max_length: int | None) 
 
 def _range(context: Mapping[str, Any]) -> str:
     """What is allowed by the bounds `ge` and `le`, of which one may be missing."""
-    bounds = {name: context[name] for name in ("ge", "le") if context.get(name) is not None}
-    texts = {name: f"{bound}" if isinstance(bound, int) else plain_number(bound) for name, bound in bounds.items()}
-    if len(texts) == 2:
-        return f"must be from {texts['ge']} to {texts['le']}"
-    return f"must be at least {texts['ge']}" if "ge" in texts else f"must be at most {texts['le']}"
+    least, most = context.get("ge"), context.get("le")
+    if least is not None and most is not None:
+        return f"must be from {plain_number(least)} to {plain_number(most)}"
+    return f"must be at least {plain_number(least)}" if most is None else f"must be at most {plain_number(most)}"
 
 
 def _in_json(expected: str) -> str:
