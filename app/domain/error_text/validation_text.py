@@ -167,10 +167,11 @@ def _length_problem(value: Any, min_length: int | None, max_length: int | None) 
 
 def _range(context: Mapping[str, Any]) -> str:
     """What is allowed by the bounds `ge` and `le`, of which one may be missing."""
-    least, most = context.get("ge"), context.get("le")
-    if least is not None and most is not None:
-        return f"must be from {plain_number(least)} to {plain_number(most)}"
-    return f"must be at least {plain_number(least)}" if most is None else f"must be at most {plain_number(most)}"
+    if context.get("le") is None:
+        return f"must be at least {plain_number(context['ge'])}"
+    if context.get("ge") is None:
+        return f"must be at most {plain_number(context['le'])}"
+    return f"must be from {plain_number(context['ge'])} to {plain_number(context['le'])}"
 
 
 def _in_json(expected: str) -> str:
