@@ -18,6 +18,7 @@ from starlette.routing import Match
 
 from app.api.home_page import home_page
 from app.api.not_found_hints import hint_for
+from app.api.query_parameters import allowed_query
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, printable, unquoted
 from app.domain.error_text.validation_text import as_problems
@@ -101,9 +102,10 @@ def _tunery_error(_request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-def _validation_error(_request: Request, error: Exception) -> Response:
+def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(combine_errors(as_problems(error.errors())))
+    fields = allowed_query(request.scope["route"]).by_name
+    return error_response(combine_errors(as_problems(error.errors(), fields)))
 
 
 def _http_exception(request: Request, error: Exception) -> Response:

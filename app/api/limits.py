@@ -18,16 +18,17 @@ from app.services.datasets.check_process import CheckProcess
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 MAX_SHORT_CHECKS = 2  # beside the long ones, so that small files do not wait for large ones
-ACQUIRE_TIMEOUT_SECONDS = 10.0  # for a database connection
+MAX_CACHE_READS = 4  # threads that wait for storage, which may stall
+ACQUIRE_TIMEOUT_SECONDS = 10.0
 
 
 class FairLimiter:
     """At most `limit` permits at once, at most `per_owner` for one owner. For one event loop, without a lock."""
 
-    def __init__(self, limit: int, per_owner: int | None = None, timeout_seconds: float | None = None) -> None:
+    def __init__(self, limit: int, per_owner: int | None = None, timeout_for: str = "") -> None:
         self.free_permits = limit  # read-only for callers
         self.per_owner = limit if per_owner is None else per_owner
-        self.timeout_seconds = timeout_seconds
+        self.timeout_for = timeout_for  # what the permits stand for, if a permit waits at most ACQUIRE_TIMEOUT_SECONDS
         self._held: Counter[str] = Counter()
         self._queues: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
         self.threads = CapacityLimiter(limit)  # never blocks: each thread holds a permit
@@ -112,12 +113,13 @@ class Permit:
         self.release()
 
     async def acquire(self) -> None:
-        """Wait for the permit without holding a thread. Raises Unavailable after the timeout of the limiter."""
+        """Wait for the permit without holding a thread. Raises Unavailable after the timeout of the limiter, if any."""
+        limited = self._limiter.timeout_for
         try:
-            async with asyncio.timeout(self._limiter.timeout_seconds):
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS if limited else None):
                 await self._limiter.acquire(self._owner)
         except TimeoutError as error:
-            raise Unavailable("All database connections are in use; try again in a few seconds.") from error
+            raise Unavailable(f"All {limited} are in use; try again in a few seconds.") from error
         self._is_held = True
 
     def release(self) -> None:
@@ -137,6 +139,8 @@ class CheckLimiter:
     def __init__(self, processes: int) -> None:
         self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
         self._short = FairLimiter(MAX_SHORT_CHECKS)
+        # For what may make a check unnecessary: it opens the files and reads a cache.
+        self.cache_reads = FairLimiter(MAX_CACHE_READS, timeout_for="threads that read the files of plans")
 
     async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[CheckProcess], Result]) -> Result:
         """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
@@ -152,7 +156,8 @@ async def _run_check(limiter: FairLimiter, owner: str, work: Callable[[CheckProc
         check = CheckProcess()
         thread = asyncio.ensure_future(to_thread.run_sync(partial(work, check), limiter=limiter.threads))
         try:
-            return await asyncio.shield(thread)
+            await asyncio.wait([thread])
         finally:  # a cancelled request keeps its permit until its process has ended
             check.cancel()
-            await asyncio.wait([thread])
+            await asyncio.gather(thread, return_exceptions=True)
+        return thread.result()

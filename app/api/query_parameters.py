@@ -15,6 +15,7 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.routing import APIRoute
+from pydantic.fields import FieldInfo
 
 from app.domain.error_text.json_text import MAX_NAME_CHARACTERS, as_json, suggestion
 from app.domain.error_text.validation_text import as_problems
@@ -33,6 +34,10 @@ class AllowedQuery:
     lists: frozenset[str]  # may be repeated
     objects: frozenset[str]  # given as name[key]=value; the route itself checks the keys
     documented: tuple[str, ...]  # the names that an error message lists
+
+    @property
+    def by_name(self) -> dict[str, FieldInfo]:
+        return {field.alias: field.field_info for field in self.fields}
 
     def has(self, name: str) -> bool:
         return name in self.scalars or name in self.lists or name.partition("[")[0] in self.objects
@@ -55,8 +60,8 @@ def check_query(request: Request) -> None:
     if unknown or repeated:
         _, invalid = request_params_to_args(allowed.fields, request.query_params)
         call = f"{request.method} {route.path_format}"
-        problems = [*_unknown(unknown, allowed, call), *map(_repeated, repeated), *as_problems(invalid)]
-        raise combine_errors(problems)
+        problems = [*_unknown(unknown, allowed, call), *map(_repeated, repeated)]
+        raise combine_errors([*problems, *as_problems(invalid, allowed.by_name)])
 
 
 def allowed_query(route: APIRoute) -> AllowedQuery:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,28 +12,24 @@ from app.web import formatting
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("show", "texts"),
     [
-        (None, "–"),
-        (0, "0 s"),
-        (0.4, "< 1 s"),
-        (59, "59 s"),
-        (90, "1 min 30 s"),
-        (3_599, "60 min"),
-        (7_260, "2 h 1 min"),
-        (200_000, "2 d 8 h"),
+        (
+            formatting.duration,
+            {None: "–", 0: "0 s", 0.4: "< 1 s", 59: "59 s", 90: "1 min 30 s", 3_599: "60 min", 7_260: "2 h 1 min",
+             200_000: "2 d 8 h"},
+        ),
+        (formatting.size, {None: "–", 0: "0 B", 999: "999 B", 1_234_567: "1.2 MB", 80e9: "80.0 GB", 5e15: "5000 TB"}),
+        (formatting.moment, {None: "–", 1_795_000_485: "2026-11-18 11:14 UTC"}),
+        (formatting.exact_moment, {1_795_000_485: "2026-11-18 11:14:45 UTC"}),
+        (formatting.short, {None: "–", 0.0004: "0.0004", 12_345.6: "1.235e+04"}),
+        (formatting.per_second, {None: "–", 0.0004: "0.0 tokens/s", 0.4: "0.4 tokens/s", 12_345.6: "12,346 tokens/s"}),
     ],
-)
-def test_a_duration_has_its_two_largest_units(seconds: float | None, text: str) -> None:
-    assert formatting.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(None, "–"), (0, "0 B"), (999, "999 B"), (1_234_567, "1.2 MB"), (80e9, "80.0 GB"), (5e15, "5000 TB")],
-)
-def test_a_size_is_decimal(size_bytes: float | None, text: str) -> None:
-    assert formatting.size(size_bytes) == text
+)  # fmt: skip
+def test_a_number_has_its_unit_and_its_digits(
+    show: Callable[[float | None], str], texts: dict[float | None, str]
+) -> None:
+    assert {value: show(value) for value in texts} == texts
 
 
 @given(st.text())
@@ -54,18 +52,3 @@ def test_a_pile_of_marks_does_not_cover_other_lines() -> None:
 
 def test_a_long_text_is_cut_with_an_ellipsis() -> None:
     assert formatting.clean("x" * 10_000) == "x" * formatting.MAX_LINE_CHARACTERS + "…"
-
-
-def test_a_moment_is_exact_to_the_minute_or_to_the_second() -> None:
-    assert formatting.moment(1_795_000_485) == "2026-11-18 11:14 UTC"
-    assert formatting.exact_moment(1_795_000_485) == "2026-11-18 11:14:45 UTC"
-    assert formatting.moment(None) == "–"
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "speed"),
-    [(None, "–", "–"), (0.0004, "0.0004", "0.0 tokens/s"), (0.4, "0.4", "0.4 tokens/s"),
-     (12_345.6, "1.235e+04", "12,346 tokens/s")],
-)  # fmt: skip
-def test_a_small_number_keeps_its_digits(value: float | None, digits: str, speed: str) -> None:
-    assert (formatting.short(value), formatting.per_second(value)) == (digits, speed)

@@ -208,7 +208,3 @@ class TestWhatIsRefused:
         with pytest.raises(TemplateRefused) as caught:
             renderer_of(tmp_path, FORGETFUL).documents(Example(1, messages=tuple(chat(501))))
         reviewed(str(caught.value))
-
-    def test_a_very_long_conversation_of_another_template_is_rendered(self, tmp_path: Path) -> None:
-        (document,) = renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(chat(1_500))))
-        assert document.labelled_count

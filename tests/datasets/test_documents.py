@@ -35,6 +35,12 @@ class TestPlainText:
         assert truncate([text_of(1)], DataParameters(context_length=10)) == []
 
 
+def test_a_conversation_is_cut_at_its_end() -> None:
+    whole = answer(0, 1, 2, 3)
+    assert truncate([whole], DataParameters(context_length=4)) == [answer(0, 1, 2)]
+    assert truncate([whole], DataParameters(context_length=5)) == [whole]
+
+
 class TestPairs:
     def test_a_pair_counts_with_both_sides(self) -> None:
         pair = [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 3)]

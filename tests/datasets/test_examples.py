@@ -123,13 +123,16 @@ class TestReadLines:
 
 
 class TestReadExamples:
-    def test_a_chat_line_becomes_an_example(self) -> None:
-        (example,) = read_examples(io.BytesIO(GOOD))
-        assert example == Example(1, messages=tuple(CHAT["messages"]))
-
-    def test_a_prompt_and_completion_become_an_example(self) -> None:
-        (example,) = read_examples(io.BytesIO(b'{"prompt": "a", "completion": "b"}'))
-        assert example == Example(1, prompt="a", completion="b")
+    @pytest.mark.parametrize(
+        ("line", "example"),
+        [
+            (CHAT, Example(1, messages=tuple(CHAT["messages"]))),
+            ({"prompt": "a", "completion": "b"}, Example(1, prompt="a", completion="b")),
+            ({"text": "Once."}, Example(1, text="Once.")),
+        ],
+    )
+    def test_a_line_of_each_format_becomes_an_example(self, line: Any, example: Example) -> None:
+        assert list(read_examples(io.BytesIO(json.dumps(line).encode()))) == [example]
 
     def test_tool_calls_without_content_are_accepted(self) -> None:
         call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -322,10 +325,6 @@ class TestContradictions:
 
 
 class TestPlainText:
-    def test_a_text_becomes_an_example(self) -> None:
-        (example,) = read_examples(io.BytesIO(b'{"text": "Once."}'))
-        assert example == Example(1, text="Once.")
-
     @pytest.mark.parametrize("other", [CHAT, {"prompt": "a", "completion": "b"}])
     def test_plain_text_is_refused_beside_other_formats(self, other: Any) -> None:
         (after,) = found_in({"text": "a"}, other, {"text": "b"})

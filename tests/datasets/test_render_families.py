@@ -175,58 +175,6 @@ class TestTools:
         renderings = [renderer.documents(Example(1, messages=messages, tools=(TOOL,))) for messages in (new, old)]
         assert renderings[0] == renderings[1]
 
-    def test_calls_that_the_template_does_not_print_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]})
-        reviewed(str(caught.value))
-
-    def test_tools_that_the_template_does_not_print_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "no idea"}, tools=(TOOL,))
-        reviewed(str(caught.value))
-
-    @pytest.mark.parametrize("is_pair", [False, True])
-    def test_read_calls_must_be_printed(self, renderer_of: Any, is_pair: bool, reviewed: Reviewed) -> None:
-        call = {"role": "assistant", "content": "", "tool_calls": [CALL]} | ({} if is_pair else {"weight": 0})
-        asked, answer = (QUESTION, call, QUESTION), {"role": "assistant", "content": "It is cold."}
-        more = {"preferred": (answer,), "non_preferred": (answer,)} if is_pair else {}
-        example = Example(1, messages=asked if is_pair else (*asked, answer), **more)
-        with pytest.raises(TemplateRefused) as caught:
-            renderer_of(CHATML).documents(example)
-        reviewed(str(caught.value))
-        assert renderer_of(HERMES).documents(example)
-
-    def test_results_that_the_template_does_not_print_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        messages = (
-            QUESTION,
-            {"role": "assistant", "content": "I will look."},
-            {"role": "tool", "tool_call_id": "abcdefghi", "content": "cold"},
-            {"role": "assistant", "content": "It is cold."},
-        )
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(DEEPSEEK, "<｜end▁of▁sentence｜>"), *messages)
-        reviewed(str(caught.value))
-        assert learned_by(renderer_of(HERMES), *messages)
-
-    def test_content_that_names_a_function_prints_no_call(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        answer = {"role": "assistant", "content": "I ask weather.", "tool_calls": [CALL]}
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(CHATML), QUESTION, answer)
-        reviewed(str(caught.value))
-        earlier = Example(
-            1, messages=(QUESTION, answer), parameters=DataParameters(line_rules=1)
-        )  # of a job that was validated before this was seen
-        assert renderer_of(CHATML).documents(earlier)
-        assert learned_by(renderer_of(HERMES), QUESTION, answer)
-
-    def test_each_of_several_calls_must_be_printed(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        first_only = HERMES.replace("in m.tool_calls or [] %}", "in (m.tool_calls or [])[:1] %}")
-        answer = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL | {"id": "bcdefghij"}]}
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(first_only), QUESTION, answer)
-        reviewed(str(caught.value))
-        assert learned_by(renderer_of(HERMES), QUESTION, answer)
-
     def test_tools_that_a_template_insists_on_are_printed(self, renderer_of: Any) -> None:
         insisting = HERMES + "{% if not tools %}{{ raise_exception('give tools') }}{% endif %}"
         answer = {"role": "assistant", "content": "no idea"}
@@ -239,12 +187,6 @@ class TestTools:
 
 
 class TestEnds:
-    def test_an_answer_that_contains_an_end_of_turn_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        renderer = renderer_of(PHI_3, "<|endoftext|>", stops=("<|endoftext|>", "<|end|>"))
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer, QUESTION, {"role": "assistant", "content": "a<|end|>b"})
-        reviewed(str(caught.value))
-
     def test_every_stop_of_the_models_files_ends_generation(self, renderer_of: Any) -> None:
         renderer = renderer_of(PHI_3, "<|endoftext|>", stops=("<|end|>", "<|endoftext|>"))
         assert renderer.stops == ("<|endoftext|>", "<|end|>")
@@ -255,11 +197,6 @@ class TestEnds:
         directory = write_family(tmp_path, Family("it", CHATML, "<|endoftext|>", "<|im_end|>"), tokenizer)
         (directory / "config.json").write_text(json.dumps({"eos_token_id": tokenizer.token_to_id("<|im_end|>")}))
         assert load_renderer(directory).stops == ("<|endoftext|>", "<|im_end|>")
-
-    def test_a_generation_prompt_that_begins_a_thought_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(DEEPSEEK_R1), QUESTION, {"role": "assistant", "content": "ah"})
-        reviewed(str(caught.value))
 
     def test_a_thought_is_learned_where_it_is_printed(self, tmp_path: Path) -> None:
         qwen = next(family for family in FAMILIES if family.name == "qwen-3")
@@ -329,24 +266,6 @@ class TestReasoning:
         turns = [QUESTION, {"role": "assistant", "content": "a", "reasoning_content": "x"}] * 2
         assert learned_by(renderer_of(REASONING), *turns) == [thought("x", "a")] * 2
 
-    @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
-    @pytest.mark.parametrize("more", [{}, {"weight": 0}])
-    def test_reasoning_that_the_template_does_not_print_is_refused(
-        self, renderer_of: Any, key: str, more: Message, reviewed: Reviewed
-    ) -> None:
-        seen = {"role": "assistant", "content": "Why not?", key: "Why not?"} | more
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(CHATML), QUESTION, seen, QUESTION, {"role": "assistant", "content": "no"})
-        reviewed(str(caught.value))
-
-    def test_reasoning_of_a_pair_that_is_not_printed_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        answer = {"role": "assistant", "content": "no"}
-        pair = Example(1, messages=(QUESTION,), preferred=(answer,), non_preferred=(answer | {"thinking": "hm"},))
-        with pytest.raises(TemplateRefused) as caught:
-            renderer_of(CHATML).documents(pair)
-        reviewed(str(caught.value))
-        assert renderer_of(THINKING).documents(pair)
-
     @pytest.mark.parametrize(
         ("template", "given"), [(THINKING, "reasoning_content"), (REASONING, "thinking")], ids=["thinking", "reasoning"]
     )
@@ -357,19 +276,61 @@ class TestReasoning:
         answer = {"role": "assistant", "content": "a"} | unused | {given: "x"}
         assert learned_by(renderer_of(template), QUESTION, answer) == [thought("x", "a")]
 
-    def test_two_kinds_of_reasoning_in_one_answer_are_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        answer = {"role": "assistant", "content": "a", "reasoning_content": "x", "thinking": "y"}
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(THINKING), QUESTION, answer)
-        reviewed(str(caught.value))
-
     @pytest.mark.parametrize("nothing", [None, "", " \n"])
     def test_empty_reasoning_is_no_loss(self, renderer_of: Any, nothing: str | None) -> None:
         answer = {"role": "assistant", "content": "no", "reasoning_content": nothing}
         assert learned_by(renderer_of(CHATML), QUESTION, answer) == ["no<|im_end|>"]
 
-    def test_reasoning_that_ends_the_turn_is_refused(self, renderer_of: Any, reviewed: Reviewed) -> None:
-        answer = {"role": "assistant", "content": "no", "reasoning_content": "a<|im_end|>"}
-        with pytest.raises(TemplateRefused) as caught:
-            learned_by(renderer_of(REASONING), QUESTION, answer)
-        reviewed(str(caught.value))
+
+CALLS = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+NAMES_ITS_CALL = {"role": "assistant", "content": "I ask weather.", "tool_calls": [CALL]}
+TWO_CALLS = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL | {"id": "bcdefghij"}]}
+COLD, NO = ({"role": "assistant", "content": content} for content in ("It is cold.", "no"))
+RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": "cold"}
+REASONED = [NO | {key: "no"} | more for key in ("reasoning_content", "thinking") for more in ({}, {"weight": 0})]
+FIRST_CALL = HERMES.replace("in m.tool_calls or [] %}", "in (m.tool_calls or [])[:1] %}")
+# The template that refuses, the example, and a template that prints what the other one leaves out.
+REFUSED: dict[str, tuple[str, Example, str | None]] = {
+    "calls": (CHATML, Example(1, messages=(QUESTION, CALLS)), HERMES),
+    "calls that are read": (CHATML, Example(1, messages=(QUESTION, CALLS | {"weight": 0}, QUESTION, COLD)), HERMES),
+    "calls before a pair": (
+        CHATML, Example(1, messages=(QUESTION, CALLS, QUESTION), preferred=(COLD,), non_preferred=(COLD,)), HERMES,
+    ),
+    "a call whose name is in the content": (CHATML, Example(1, messages=(QUESTION, NAMES_ITS_CALL)), HERMES),
+    "the second call": (FIRST_CALL, Example(1, messages=(QUESTION, TWO_CALLS)), HERMES),
+    "tools": (CHATML, Example(1, messages=(QUESTION, NO), tools=(TOOL,)), HERMES),
+    "results": (DEEPSEEK, Example(1, messages=(QUESTION, NO, RESULT, COLD)), HERMES),
+    "reasoning of a pair": (
+        CHATML, Example(1, messages=(QUESTION,), preferred=(NO,), non_preferred=(NO | {"thinking": "hm"},)), THINKING,
+    ),
+    **{
+        f"reasoning {number}": (CHATML, Example(1, messages=(QUESTION, each, QUESTION, NO)), None)
+        for number, each in enumerate(REASONED)
+    },
+    "two kinds of reasoning": (
+        THINKING, Example(1, messages=(QUESTION, NO | {"reasoning_content": "x", "thinking": "y"})), None,
+    ),
+    "reasoning that ends the turn": (
+        REASONING, Example(1, messages=(QUESTION, NO | {"reasoning_content": "a<|im_end|>"})), None,
+    ),
+    "an answer that ends the turn": (PHI_3, Example(1, messages=(QUESTION, NO | {"content": "a<|end|>b"})), None),
+    "a prompt that begins a thought": (DEEPSEEK_R1, Example(1, messages=(QUESTION, NO)), None),
+}  # fmt: skip
+ENDS = {DEEPSEEK: "<｜end▁of▁sentence｜>", DEEPSEEK_R1: "<|im_end|>", PHI_3: "<|endoftext|>"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_lost_or_end_the_turn_is_refused(renderer_of: Any, name: str, reviewed: Reviewed) -> None:
+    template, example, printing = REFUSED[name]
+    stops = {"stops": ("<|endoftext|>", "<|end|>")} if template == PHI_3 else {}
+    with pytest.raises(TemplateRefused) as caught:
+        renderer_of(template, ENDS.get(template, "<|im_end|>"), **stops).documents(example)
+    reviewed(str(caught.value))
+    if printing is not None:
+        assert renderer_of(printing).documents(example)
+
+
+def test_an_example_that_an_earlier_job_accepted_is_rendered(renderer_of: Any) -> None:
+    """It was validated before a call whose name is in the content was seen as not printed."""
+    earlier = Example(1, messages=(QUESTION, NAMES_ITS_CALL), parameters=DataParameters(line_rules=1))
+    assert renderer_of(CHATML).documents(earlier)

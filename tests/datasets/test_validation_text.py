@@ -64,7 +64,7 @@ class TestSentence:
     def test_a_problem_has_json_terms_and_its_field(self, errors: list[tuple[type[BaseModel], ErrorDetails]]) -> None:
         assert len(errors) > 1_000
         for model, error in errors:
-            (problem,) = as_problems([error], model)
+            (problem,) = as_problems([error], model.model_fields)
             assert not python_words(problem.message), problem.message
             assert problem.message.isprintable()
             assert len(problem.message) < 700
@@ -82,8 +82,8 @@ class TestSentence:
         [
             ({"seed": True}, "seed: must be a whole number, not true"),
             ({"seed": None, "suffix": ["x"]}, 'suffix: must be a string, not ["x"]'),
-            ({"seed": -1}, "seed: must be at least 0, not -1"),
-            ({"seed": 2**40}, "seed: must be at most 2147483647, not 1099511627776"),
+            ({"seed": -1}, "seed: must be from 0 to 2147483647, not -1"),
+            ({"seed": 2**40}, "seed: must be from 0 to 2147483647, not 1099511627776"),
             ({"suffix": "x" * 65}, f'suffix: "{"x" * 60}…" has 65 characters; at most 64 are allowed'),
             ({"suffix": ""}, "suffix: must not be empty"),
             ({"metadata": {f"k{at}": "v" for at in range(17)}}, "metadata: has 17 pairs; at most 16 are allowed"),
@@ -103,7 +103,7 @@ class TestSentence:
     def test_a_problem_has_what_was_seen_and_what_is_allowed(self, body: dict[str, Any], message: str) -> None:
         with pytest.raises(ValidationError) as caught:
             CreateJob.model_validate({"model": "tiny", "training_file": "file-1"} | body)
-        assert [problem.message for problem in as_problems(caught.value.errors(), CreateJob)] == [message]
+        assert [problem.message for problem in as_problems(caught.value.errors(), CreateJob.model_fields)] == [message]
 
 
 def test_the_types_in_the_table_exist() -> None:

@@ -25,7 +25,6 @@ from tests.datasets.families import (
     HERMES,
     MISTRAL,
     NAMED,
-    REASONING,
     Family,
     make_tokenizer,
     write_family,
@@ -232,8 +231,3 @@ def repeats(rows: list[tuple[str, int]]) -> list[int]:
 @cache
 def plain_renderer() -> Renderer:
     return Renderer(make_tokenizer(), CHATML, {"eos_token": "<|im_end|>"})
-
-
-def test_reasoning_alone_is_an_answer_for_templates_that_print_it(renderer_of: Any) -> None:
-    row = chat(ASKED, {"role": "assistant", "content": "", "reasoning_content": "hm"})
-    assert list(warning_codes(row, renderer_of(REASONING))) == []

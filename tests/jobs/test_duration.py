@@ -15,7 +15,7 @@ from app.domain.planning.duration import (
 )
 from app.domain.planning.estimate import Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
-from app.domain.planning.packing import SequenceLengths, Workload
+from app.domain.planning.packing import SequenceLengths, Workload, largest_batch, mean_packed_length, pack
 from tests.jobs.test_estimate import HYPERPARAMETERS, LLAMA_8B, spec
 
 CPU = Device("cpu", "EPYC", 64 << 30, cores=2)
@@ -162,5 +162,9 @@ def test_the_workload_is_what_steps_and_validations_process() -> None:
     assert of.labelled_share == pytest.approx(0.25)
 
 
-def test_the_workload_without_an_example_is_empty() -> None:
-    assert Workload.of(spec(), SequenceLengths(), 0, 500) == Workload(0, 0, SequenceLengths(), 0.0)
+def test_a_file_without_an_example_is_no_work() -> None:
+    job, nothing = spec(), SequenceLengths()
+    assert Workload.of(job, nothing, 0, 500) == Workload(0, 0, nothing, 0.0)
+    assert largest_batch(nothing, job.hyperparameters, 1, row_tokens=40) == (0, 0)
+    assert mean_packed_length(nothing, job.hyperparameters, 1, 100) == 0
+    assert list(pack([], 8)) == []

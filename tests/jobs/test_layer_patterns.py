@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -41,9 +42,9 @@ def matched(**changes: object) -> LayerPatterns:
     return patterns
 
 
-def problems(**changes: object) -> list[str]:
+def problems(layers: Mapping[str, tuple[int, int]] = LAYERS, **changes: object) -> list[str]:
     try:
-        match_patterns(lora(**changes), LAYERS)
+        match_patterns(lora(**changes), layers)
     except PatternError as error:
         return [problem.text for problem in error.problems]
     return []
@@ -203,12 +204,7 @@ MANY_LAYERS = {f"model.layers.{n}.{name}_proj": (64, 64) for n in range(1024) fo
 
 
 def problems_of_many(patterns: dict[str, int]) -> list[str]:
-    spec = lora(target_modules=["q_proj", "k_proj", "v_proj", "up_proj"], rank_pattern=patterns)
-    try:
-        match_patterns(spec, MANY_LAYERS)
-    except PatternError as error:
-        return [problem.text for problem in error.problems]
-    return []
+    return problems(MANY_LAYERS, target_modules=["q_proj", "k_proj", "v_proj", "up_proj"], rank_pattern=patterns)
 
 
 def cpu_seconds(patterns: dict[str, int]) -> float:

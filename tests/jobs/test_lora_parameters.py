@@ -151,9 +151,9 @@ class TestLayerPatterns:
             update={"rank_pattern": {}}
         )
 
-    def test_patterns_of_an_earlier_adapter_are_matched_again(self) -> None:
+    def test_an_earlier_adapter_gives_the_values_that_the_request_omits_and_its_patterns(self) -> None:
         spec = spec_of(parent=PARENT)
-        assert spec.lora == EARLIER
+        assert (spec.lora, spec.base_model, spec.continued_from) == (EARLIER, "base", PARENT.model)
         assert spec.layer_lora.rank_pattern == {re.escape(name): 2 for name in LAYERS if name.endswith("v_proj")}
 
     def test_patterns_of_an_earlier_adapter_that_match_nothing_are_refused(self) -> None:
@@ -182,11 +182,6 @@ class TestEightBits:
 
 
 class TestParentAdapter:
-    def test_the_parent_adapter_gives_the_values_that_the_request_omits(self) -> None:
-        spec = spec_of(parent=PARENT)
-        assert spec.lora == EARLIER
-        assert (spec.base_model, spec.continued_from) == ("base", PARENT.model)
-
     def test_an_equal_value_in_the_request_is_no_contradiction(self) -> None:
         asked = {"r": 4, "alpha": 6, "target_modules": "v_proj,q_proj", "use_dora": True, "rank_pattern": {"v_proj": 2}}
         assert spec_of(parent=PARENT, lora=asked | {"modules_to_save": ["norm"]}).lora == EARLIER

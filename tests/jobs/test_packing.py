@@ -55,9 +55,6 @@ class TestPack:
             slice(0, 1), slice(1, 2), slice(2, 4)
         ]  # fmt: skip
 
-    def test_no_documents_make_no_batch(self) -> None:
-        assert list(pack([], 8)) == []
-
 
 class TestTrainedTokens:
     def test_the_trained_tokens_are_every_token_times_the_epochs(self) -> None:
@@ -95,9 +92,6 @@ class TestLargestBatch:
         monkeypatch.setattr(packing, "SEARCHED_STEPS", last[0])
         assert largest_batch(data, hyperparameters(batch_size=1, n_epochs=1), seed, row_tokens=100)[1] < 60
 
-    def test_there_is_none_without_examples(self) -> None:
-        assert largest_batch(lengths(), hyperparameters(), 1, row_tokens=40) == (0, 0)
-
 
 class TestMeanPackedLength:
     def test_the_mean_length_is_that_of_the_batches_of_the_steps(self) -> None:
@@ -110,9 +104,6 @@ class TestMeanPackedLength:
     def test_a_long_run_is_sampled(self) -> None:
         data = lengths(*[(10,)] * 2000)
         assert mean_packed_length(data, hyperparameters(n_epochs=50), 1, row_tokens=20) == 20
-
-    def test_no_examples_have_no_mean_length(self) -> None:
-        assert mean_packed_length(lengths(), hyperparameters(), 1, 100) == 0
 
 
 def test_validations_run_every_eval_steps_or_epoch_and_at_the_end() -> None:

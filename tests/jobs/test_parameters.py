@@ -18,7 +18,10 @@ def hyperparameters_of(**values: Any) -> Hyperparameters:
 
 
 class TestMeasuring:
-    @pytest.mark.parametrize("values", [{}, {"eval_steps": None}, {"eval_steps": "auto", "early_stopping": "auto"}])
+    @pytest.mark.parametrize(
+        "values",
+        [{}, {"early_stopping": False}, {"eval_steps": None}, {"eval_steps": "auto", "early_stopping": "auto"}],
+    )
     def test_the_default_measures_each_epoch_and_keeps_the_last_adapter(self, values: dict[str, Any]) -> None:
         hyperparameters = hyperparameters_of(**values)
         assert (hyperparameters.eval_steps, hyperparameters.early_stopping, hyperparameters.promote_best) == (
@@ -35,9 +38,6 @@ class TestMeasuring:
         hyperparameters = hyperparameters_of(early_stopping=asked)
         assert hyperparameters.early_stopping == EarlyStopping(patience=patience, threshold=threshold)
         assert hyperparameters.promote_best
-
-    def test_false_is_no_early_stopping(self) -> None:
-        assert hyperparameters_of(early_stopping=False).early_stopping is None
 
     def test_either_can_be_requested_without_the_other(self) -> None:
         assert not hyperparameters_of(early_stopping=True, promote_best=False).promote_best
@@ -70,7 +70,3 @@ class TestMeasuring:
         assert isinstance(error, BadRequest)
         assert error.param == f"{AT}.{next(iter(values))}"
         assert "needs a validation_file" in error.message
-
-    def test_sample_prompts_are_kept_as_they_are(self) -> None:
-        assert spec_of().sample_prompts == ()
-        assert spec_of(sample_prompts=["hello", "bye"]).sample_prompts == ("hello", "bye")

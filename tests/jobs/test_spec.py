@@ -26,9 +26,6 @@ SPEC: dict[str, Any] = {
 
 
 class TestTrainerSpec:
-    def test_a_list_of_one_run_is_read(self) -> None:
-        assert TrainerSpec.model_validate(SPEC).run.run_id == "a"
-
     def test_another_number_of_runs_is_refused(self) -> None:
         for runs in ([], [RUN, RUN | {"run_id": "b"}]):
             with pytest.raises(ValidationError, match="runs"):

@@ -45,7 +45,9 @@ def unquoted(text: str, limit: int = MAX_VALUE_CHARACTERS) -> str:
 
 
 def plain_number(value: float) -> str:
-    """A bound without an exponent if it has few digits: 0.000001 and 10000, but 1e-12 and 1e+12."""
+    """A bound without an exponent if it is an integer or has few digits: 0.000001 and 10000, but 1e-12 and 1e+12."""
+    if isinstance(value, int):
+        return str(value)
     text = f"{value:.6f}".rstrip("0").rstrip(".")
     return text if abs(value) < 1e9 and float(text) == value else f"{value:g}"
 

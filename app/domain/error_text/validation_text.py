@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from app.domain.error_text.json_text import as_json, counted, plain_number, quoted, unknown_parameter, unquoted
 from app.domain.evaluations.graders import GRADER_TYPES
 from app.errors import BadRequest
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
+Fields = Mapping[str, FieldInfo]  # of a body, or the parameters of a query, by name
 MAX_PROBLEMS = 200
 NON_FIELD_PARTS = ("body", "query", "path", "header", "[key]")  # parts of pydantic's locations that are no names
 
@@ -41,8 +44,8 @@ RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "none_required": "must be null",
     "literal_error": lambda context: f"must be {_in_json(context['expected'])}",
     "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
-    "greater_than_equal": lambda context: f"must be at least {_bound(context['ge'])}",
-    "less_than_equal": lambda context: f"must be at most {_bound(context['le'])}",
+    "greater_than_equal": lambda context: _range(context),
+    "less_than_equal": lambda context: _range(context),
     "union_tag_invalid": lambda context: f"type must be one of {_in_json(context['expected_tags'])}",
     "union_tag_not_found": "must have a type",
     "value_error": lambda context: str(context["error"]),
@@ -62,7 +65,7 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
         return model.model_validate(body), []
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    problems = as_problems(errors, model)
+    problems = as_problems(errors, model.model_fields)
     invalid_keys = {error_item["loc"][0] for error_item in errors}
     try:
         return model.model_validate({key: value for key, value in body.items() if key not in invalid_keys}), problems
@@ -70,17 +73,19 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
         return None, problems
 
 
-def as_problems(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None) -> list[BadRequest]:
-    """Convert pydantic's errors to BadRequest; an unknown parameter's error lists the allowed names of `model`.
+def as_problems(errors: Sequence[Mapping[str, Any]], fields: Fields) -> list[BadRequest]:
+    """Convert pydantic's errors to BadRequest; `fields` have the allowed names and bounds that a message lists.
 
     At most MAX_PROBLEMS, as a message cannot hold more: a body of a megabyte may have 100,000 errors.
     """
-    return [_as_problem(error, model, earlier) for earlier, error in enumerate(errors[:MAX_PROBLEMS])]
+    return [_as_problem(error, fields, earlier) for earlier, error in enumerate(errors[:MAX_PROBLEMS])]
 
 
-def error_sentence(error: Mapping[str, Any]) -> str:
-    """The problem of one value, to append to its path. `error` is an item of pydantic's `ValidationError.errors()`."""
-    kind, value, context = str(error["type"]), error.get("input"), error.get("ctx", {})
+def error_sentence(error: Mapping[str, Any], bounds: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The problem of one value, to append to its path. `error` is an item of pydantic's `ValidationError.errors()`,
+    which has only the bound that is crossed; `bounds` are those of the field.
+    """
+    kind, value, context = str(error["type"]), error.get("input"), {**bounds, **error.get("ctx", {})}
     if kind in LENGTHS:
         return _length_problem(value, context.get("min_length"), context.get("max_length"))
     rule = RULES.get(kind, DEFAULT_RULE)
@@ -100,40 +105,48 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
-def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None, earlier: int) -> BadRequest:
+def bounds_of(definition: Any) -> dict[str, Any]:
+    """The bounds `ge` and `le` of a number, from its field or from a type such as Annotated[int, Ge(1)] | None."""
+    is_field = isinstance(definition, FieldInfo)
+    parts = (definition.annotation, *definition.metadata) if is_field else get_args(definition)
+    found = {name: getattr(definition, name) for name in ("ge", "le") if hasattr(definition, name)}
+    for part in parts:
+        found |= bounds_of(part)
+    return found
+
+
+def _as_problem(error: Mapping[str, Any], fields: Fields, earlier: int) -> BadRequest:
     location, subject = list(error["loc"]), ""
     if location[-1:] == ["[key]"]:  # the part before it is the key itself; the object that holds it is reported
         location, subject = location[:-2], "the key "
     path = ".".join(unquoted(str(part)) for part in location if part not in (*NON_FIELD_PARTS, *GRADER_TYPES))
     kind = str(error["type"])
     if kind == "extra_forbidden":
-        return unknown_parameter(path, tuple(_names_at(model, error["loc"][:-1])), earlier)
+        known = next(iter(_objects_at(fields, error["loc"][:-1])), {})
+        return unknown_parameter(path, tuple(field.alias or name for name, field in known.items()), earlier)
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return BadRequest(f"{path}: {subject}{error_sentence(error)}", path, code)
+    bounds = _bounds_at(fields, error["loc"]) if kind in ("greater_than_equal", "less_than_equal") else {}
+    return BadRequest(f"{path}: {subject}{error_sentence(error, bounds)}", path, code)
 
 
-def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
-    """The names of the parameters in the object at `location` of a body of `model`."""
-    if model is None:
-        return []
-    if not location:
-        return [field.alias or name for name, field in model.model_fields.items()]
-    options = [model]
+def _bounds_at(fields: Fields, location: Sequence[int | str]) -> dict[str, Any]:
+    *parents, name = (part for part in location if isinstance(part, str) and part not in NON_FIELD_PARTS)
+    found = (bounds_of(each[name]) for each in _objects_at(fields, parents) if name in each)
+    return next(found, {})
+
+
+def _objects_at(fields: Fields, location: Sequence[int | str]) -> list[Fields]:
+    """The fields of the objects that `location` of a body with `fields` may have."""
+    options = [fields]
     for part in location:
-        if isinstance(part, int):
-            continue
         if part in GRADER_TYPES:  # pydantic names the member of the union by its tag
-            options = [each for each in options if part in get_args(each.model_fields["type"].annotation)]
-        else:
-            options = [
-                inner
-                for each in options
-                if part in each.model_fields
-                for inner in _models_in(each.model_fields[str(part)].annotation)
-            ]
-    return [name for option in options[:1] for name in _names_at(option, ())]
+            options = [each for each in options if "type" in each and part in get_args(each["type"].annotation)]
+        elif isinstance(part, str):
+            models = (model for each in options if part in each for model in _models_in(each[part].annotation))
+            options = [model.model_fields for model in models]
+    return options
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -152,8 +165,13 @@ def _length_problem(value: Any, min_length: int | None, max_length: int | None) 
     return f"{subject}has {counted(len(value), noun)}; {bound}"
 
 
-def _bound(value: float) -> str:
-    return f"{value}" if isinstance(value, int) else plain_number(value)
+def _range(context: Mapping[str, Any]) -> str:
+    """What is allowed by the bounds `ge` and `le`, of which one may be missing."""
+    if context.get("le") is None:
+        return f"must be at least {plain_number(context['ge'])}"
+    if context.get("ge") is None:
+        return f"must be at most {plain_number(context['le'])}"
+    return f"must be from {plain_number(context['ge'])} to {plain_number(context['le'])}"
 
 
 def _in_json(expected: str) -> str:

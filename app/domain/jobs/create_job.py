@@ -16,7 +16,7 @@ from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from app.domain.error_text.json_text import as_json
-from app.domain.error_text.validation_text import check_shape
+from app.domain.error_text.validation_text import bounds_of, check_shape
 from app.domain.evaluations.graders import EvaluationRequest, Shape
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS, Parameters, QuantizationParameters
@@ -199,7 +199,7 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, name: str, field: FieldInfo) -> Setting:
-        bounds = {end: getattr(item, end) for item in field.metadata for end in ("ge", "le") if hasattr(item, end)}
+        bounds = bounds_of(field)
         title = field.title or name.rpartition(".")[2].replace("_", " ").capitalize()
         return cls(title, field.description or "", _kind(field.annotation), bounds.get("ge"), bounds.get("le"))
 

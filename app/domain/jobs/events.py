@@ -230,29 +230,27 @@ def resume_message(step: int | None, problems: Sequence[str]) -> tuple[Literal["
 
 
 # OpenAI's five columns first, as scripts read them by position; then ours.
-RESULT_COLUMNS = {
-    "step": "step",
-    "train_loss": "train_loss",
-    "train_accuracy": "train_mean_token_accuracy",
-    "valid_loss": "valid_loss",
-    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
-    "train_mean_token_accuracy": "train_mean_token_accuracy",
-    "full_valid_loss": "full_valid_loss",
-    "full_valid_mean_token_accuracy": "full_valid_mean_token_accuracy",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "epoch": "epoch",
-    "num_tokens": "num_tokens",
-}
-REWARD_COLUMNS = {  # DPO only
-    name: name
-    for name in (
-        "train_reward_accuracy",
-        "train_reward_margin",
-        "full_valid_reward_accuracy",
-        "full_valid_reward_margin",
-    )
-}
+RESULT_COLUMNS = (
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "valid_loss",
+    "valid_mean_token_accuracy",
+    "train_mean_token_accuracy",
+    "full_valid_loss",
+    "full_valid_mean_token_accuracy",
+    "learning_rate",
+    "grad_norm",
+    "epoch",
+    "num_tokens",
+)
+REWARD_COLUMNS = (  # DPO only
+    "train_reward_accuracy",
+    "train_reward_margin",
+    "full_valid_reward_accuracy",
+    "full_valid_reward_margin",
+)
+OPENAI_NAMES = {"train_accuracy": "train_mean_token_accuracy"}  # of what has another name in a row
 
 
 MIN_POINTS_WITH_EXTREMES = 100  # as many as a chart has at least
@@ -274,11 +272,11 @@ def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
     """One line per step; values that were not measured are blank."""
     text, rows = io.StringIO(), list(rows)
     has_rewards = any("train_reward_margin" in row for row in rows)
-    columns = RESULT_COLUMNS | (REWARD_COLUMNS if has_rewards else {})
+    columns = RESULT_COLUMNS + (REWARD_COLUMNS if has_rewards else ())
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        values = (row.get(source) for source in columns.values())
+        values = (row.get(OPENAI_NAMES.get(column, column)) for column in columns)
         writer.writerow(["" if value is None else value for value in values])
     return text.getvalue().encode()
 

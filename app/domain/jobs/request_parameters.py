@@ -14,15 +14,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unknown_parameter, unquoted
-from app.domain.error_text.validation_text import error_sentence
+from app.domain.error_text.validation_text import bounds_of, error_sentence
 from app.domain.jobs.lora_parameters import ALL_LINEAR, LoraParameters
 from app.domain.jobs.parameters import (
     AUTO,
     HYPERPARAMETERS,
     METHOD_HYPERPARAMETERS,
+    AtMost,
     Auto,
     AutoRule,
     CommaSeparated,
+    EarlyStoppingParameters,
     ParameterError,
     Parameters,
     QuantizationParameters,
@@ -215,7 +217,7 @@ class RequestParameters:
             values = vars(model.model_validate(values, context=context))
         except ValidationError as error:
             for problem in error.errors(include_url=False):
-                self._add_problems(model, problem)
+                self._add_problems(model, problem, context)
             return None
         for key, _, _, value, rule in fields:
             if values[key] is None:
@@ -227,23 +229,25 @@ class RequestParameters:
         value = self.value(name)
         return int(value) if is_integer and isinstance(value, float) and value.is_integer() else value
 
-    def _add_problems(self, model: type[Parameters], problem: ErrorDetails) -> None:
+    def _add_problems(self, model: type[Parameters], problem: ErrorDetails, context: ResolutionContext) -> None:
         field_name, *inner = problem["loc"]
         name, definition = f"{model.prefix}{field_name}", model.model_fields[str(field_name)]
         error = problem.get("ctx", {}).get("error")
         if inner:
-            path = ".".join([self.path(name), *map(str, inner)])
-            annotation: Any = definition.annotation
+            path, fields = ".".join([self.path(name), *map(str, inner)]), EarlyStoppingParameters.model_fields
             if problem["type"] == "extra_forbidden":
-                self.refuse_unknown(path, tuple(annotation.model_fields))
+                self.refuse_unknown(path, tuple(fields))
             else:
                 where = unquoted(path, MAX_PATH_CHARACTERS)
-                self.problems.append(BadRequest(f"{where}: {error_sentence(problem)}", where))
+                text = error_sentence(problem, bounds_of(fields[str(inner[0])]))
+                self.problems.append(BadRequest(f"{where}: {text}", where))
         elif isinstance(error, ParameterError):
             for text in error.texts:
                 self.refuse(name, text, error.code)
         else:
-            self.refuse(name, error_sentence(problem), CODES.get(problem["type"], "invalid_value"))
+            limits = [item.limit(context) for item in definition.metadata if isinstance(item, AtMost)]
+            bounds = bounds_of(definition) | ({"le": limits[0]} if limits else {})
+            self.refuse(name, error_sentence(problem, bounds), CODES.get(problem["type"], "invalid_value"))
 
 
 @cache

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from app.web.api_client import ApiError, Json
+from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.data_table import (
     CREATED,
     Cell,
@@ -37,7 +35,7 @@ class AdminPage(View):
         if not self.session.is_admin:
             note("Only for administrators", "Sign in with a key that has the scope admin.", "warn")
             return
-        projects = await _projects(self)
+        projects = await projects_of(self.api)
         await _show_status(self, projects)
         titled_table("Projects", PROJECT_COLUMNS, projects)
         if len(projects) == MAX_PROJECTS:
@@ -84,10 +82,10 @@ async def _show_status(view: View, projects: list[Json]) -> None:
         titled_table("Failed deliveries", DELIVERY_COLUMNS, status["deliveries"]["failed"])
 
 
-async def _projects(view: View) -> list[Json]:
-    """Projects with their usage, archived ones among them, the largest storage first."""
-    listed = await view.api.items("organization/projects", MAX_PROJECTS, include_archived="true")
-    found = await asyncio.gather(*(view.api.get(f"organization/projects/{one['id']}") for one in listed))
+async def projects_of(api: ApiClient) -> list[Json]:
+    """All projects with their usage, archived ones among them, the largest storage first."""
+    wanted = {"include_archived": "true", "include_usage": "true"}
+    found = await api.items("organization/projects", MAX_PROJECTS, **wanted)
     return sorted(found, key=lambda project: -int(project["usage"]["stored_bytes"]))
 
 

@@ -11,12 +11,13 @@ from app.db.engine import transaction
 from app.db.tables import Job
 from tests.dashboard.browser.conftest import Open
 from tests.dashboard.browser.world import World
-from tests.factories import chat_lines, make_file, make_key, make_project
+from tests.factories import make_file, make_project
 
 
 def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/new?file={world.files['tickets']}")
     expect(page.get_by_text(re.compile("^Fits NVIDIA H100"))).to_be_visible()
+    expect(page.get_by_text("There is no validation file")).to_be_visible()
     expect(page.get_by_text(re.compile(r"^\d{3} MB of 80\.0 GB memory, about \d+ (s|min)"))).to_be_visible()
     page.get_by_label("Epochs").fill("2")
     page.get_by_label("LoRA rank").fill("8")
@@ -29,21 +30,6 @@ def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open
     expect(page.get_by_role("heading", name=re.compile("made-in-a-browser"))).to_be_visible()
     page.get_by_role("tab", name="Settings").click()
     expect(page.get_by_text("n_epochs", exact=True)).to_be_visible()
-
-
-def test_a_missing_validation_file_and_one_with_the_same_rows_are_warned_of(open_page: Open, world: World) -> None:
-    with transaction(world.sessions) as session:
-        project = make_project(session, "with the same rows twice")
-        key = make_key(session, project)
-        train, again = (make_file(session, world.storage, project).id for _ in range(2))
-        other = make_file(session, world.storage, project, chat_lines(13)).id
-    page = open_page(f"/jobs/new?file={train}", key=key)
-    expect(page.get_by_text("There is no validation file")).to_be_visible()
-    for same in (train, again):
-        page.get_by_label("Validation file").select_option(same)
-        expect(page.get_by_text("has the same content as the training file")).to_be_visible()
-    page.get_by_label("Validation file").select_option(other)
-    expect(page.get_by_text("has the same content as the training file")).to_have_count(0)
 
 
 def test_a_double_click_creates_one_job(open_page: Open, world: World) -> None:

@@ -11,9 +11,8 @@ from sqlalchemy import select
 from app.db.engine import transaction
 from app.db.jobs import exports
 from app.db.jobs.leases import Lease
-from app.db.tables import ApiKey, Checkpoint, Job
+from app.db.tables import Checkpoint, Job
 from app.domain.artifacts.exports import ExportKind, ExportType
-from app.services.access import keys
 from tests.dashboard.browser.conftest import NARROW, Open
 from tests.dashboard.browser.test_screens import require_accessible
 from tests.dashboard.browser.world import World
@@ -71,21 +70,6 @@ def finish_export(world: World) -> None:
         content = b"GGUF and weights"
         file = make_file(session, world.storage, project, content, "fine-tune-results", "model-Q4_K_M.gguf", job)
         exports.succeed(session, Lease(export.id, export.attempt, WORKER), {"files": {}}, [file.id], len(content))
-
-
-def test_a_refused_request_stays_in_its_dialog_with_the_reason(open_page: Open, world: World) -> None:
-    """As the key has lost a scope since its page was built, or the files of a checkpoint were deleted."""
-    with transaction(world.sessions) as session:
-        key = keys.issue(session, make_project(session), "writer", ["all"])
-    page = open_page(f"/jobs/{world.jobs['earlier']}?tab=exports", key=key.secret)
-    page.get_by_role("button", name="New export").click()
-    with transaction(world.sessions) as session:
-        session.get_one(ApiKey, key.id).scopes = ["all:read"]
-    dialog = page.get_by_role("dialog", name="New export")
-    dialog.get_by_role("button", name="Export", exact=True).click()
-    expect(dialog.get_by_role("alert")).to_contain_text("jobs:write")
-    dialog.get_by_role("button", name="Close").click()
-    expect(dialog).to_have_count(0)
 
 
 def test_a_key_without_a_scope_is_not_offered_what_needs_it(open_page: Open, world: World) -> None:

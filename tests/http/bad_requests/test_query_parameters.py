@@ -189,6 +189,11 @@ class TestAKnownParameter:
     def test_wait_that_is_no_number_of_seconds_is_refused(self, client: TestClient, succeeded: Job, query: str) -> None:
         assert error_of(client.get(f"{JOBS}/{succeeded.id}?{query}"))["param"] == "wait"
 
+    @pytest.mark.parametrize("query", ["max_points=1", "max_points=201", "max_points=1&zzz=1"])
+    def test_a_number_beyond_a_bound_is_refused_with_both_bounds(self, client: TestClient, query: str) -> None:
+        error = error_of(client.get(f"/v1/fine_tuning/loss_curves?jobs=ftjob-x&{query}"))
+        assert "max_points: must be from 2 to 200, not" in error["message"]
+
     @pytest.mark.parametrize("value", ["maybe", "", "2", "null"])
     def test_a_boolean_parameter_refuses_other_values(self, admin: TestClient, value: str) -> None:
         url = f"/v1/organization/projects?include_archived={value}"

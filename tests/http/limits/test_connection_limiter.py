@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -76,7 +77,7 @@ def test_waiting_duplicates_do_not_block_other_requests(
         assert {duplicate.result(20).status_code for duplicate in duplicates} == {200}
 
 
-def test_plans_that_wait_for_storage_hold_no_connection(
+def test_plans_that_wait_for_storage_hold_no_connection_and_wait_for_a_bounded_time(
     client: TestClient, app: FastAPI, base_model: str, training_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opens, answers, limiter = list[str](), threading.Event(), app.state.app_state.connection_limiter
@@ -94,9 +95,15 @@ def test_plans_that_wait_for_storage_hold_no_connection(
             until(lambda: (len(opens), limiter.free_permits) == (MAX_CACHE_READS, count), "all plans wait for storage")
             assert client.get(JOBS).status_code == 200
             assert not any(plan.done() for plan in plans)
+            monkeypatch.setattr("app.api.limits.ACQUIRE_TIMEOUT_SECONDS", 0.01)
+            late = client.post(f"{JOBS}/plan", json=body)
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "service_unavailable")
+            assert late.headers["retry-after"] == "5"
         finally:
             answers.set()
-        assert {plan.result(20).status_code for plan in plans} == {404}
+        statuses = Counter(plan.result(20).status_code for plan in plans)
+        assert statuses[404] >= MAX_CACHE_READS
+        assert statuses.keys() <= {404, 503}
 
 
 class TestConnectionPermit:

@@ -1,4 +1,4 @@
-"""The requests of the queue's page, however many jobs wait."""
+"""The requests of pages, however many objects they show."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx2
+
+from app.web.pages.admin import projects_of
 from app.web.pages.queue import FEW, QueuePage
 from tests.api_objects import NEW_JOB
+from tests.dashboard.stub_api import stub_client
 
 OLDEST = [f"ftjob-{number}" for number in range(50, 100)]
 
@@ -37,3 +41,17 @@ def test_the_names_of_a_hundred_waiting_jobs_take_few_requests() -> None:
     assert page._names.keys() == {f"ftjob-{number}" for number in range(FEW)} | set(OLDEST)
     asyncio.run(page._load_names())
     assert len(page._names) == len(OLDEST) + 2 * FEW
+
+
+def test_the_usage_of_all_projects_takes_one_request() -> None:
+    requests: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        requests.append(request)
+        found = [{"id": f"proj_{number}", "usage": {"stored_bytes": number}} for number in range(3)]
+        return httpx2.Response(200, json={"data": found})
+
+    listed = asyncio.run(projects_of(stub_client(answer)))
+    assert [one["id"] for one in listed] == ["proj_2", "proj_1", "proj_0"]
+    (request,) = requests
+    assert request.url.params["include_usage"] == request.url.params["include_archived"] == "true"
