@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.limits import CheckLimiter, ConnectionPermit, FairLimiter
+from app.api.limits import CheckLimiter, FairLimiter, Permit
 from app.api.transport.request_bodies import IoPools
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
@@ -66,18 +66,14 @@ async def get_app_state(request: Request) -> AppState:
 AppStateDep = Annotated[AppState, Depends(get_app_state)]
 
 
-async def get_connection_permit(request: Request) -> AsyncIterator[ConnectionPermit]:
+async def get_connection_permit(request: Request) -> AsyncIterator[Permit]:
     """Hold a permit for a database connection during the request. Raises Unavailable on a timeout."""
-    permit = ConnectionPermit(app_state_of(request).connection_limiter, getattr(request.state, "key_id", ""))
-    await permit.acquire()
-    try:
+    async with app_state_of(request).connection_limiter.permit(getattr(request.state, "key_id", "")) as permit:
         yield permit
-    finally:
-        permit.release()
 
 
 hold_connection_permit = asynccontextmanager(get_connection_permit)
-ConnectionPermitDep = Annotated[ConnectionPermit, Depends(get_connection_permit, scope="function")]
+ConnectionPermitDep = Annotated[Permit, Depends(get_connection_permit, scope="function")]
 
 
 async def get_session(request: Request, _permit: ConnectionPermitDep) -> AsyncIterator[Session]:

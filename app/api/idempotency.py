@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from app.api.auth import CallerDep
 from app.api.dependencies import ConnectionPermitDep, SessionDep, app_state_of, hold_connection_permit
-from app.api.limits import ConnectionPermit
+from app.api.limits import Permit
 from app.api.transport.json_body import NO_BODY, BodyBytesDep, request_body
 from app.db.engine import Sessions, transaction
 from app.domain.datasets.jsonl import LineError, decode_json
@@ -119,7 +119,7 @@ async def respond_once(
         return await _until_claimed(permit, partial(_respond, idempotent_request, sessions, fingerprint, work))
 
 
-async def _until_claimed(permit: ConnectionPermit, attempt: Callable[[bool], Result | None]) -> Result:
+async def _until_claimed(permit: Permit, attempt: Callable[[bool], Result | None]) -> Result:
     """The result of `attempt(may_retry)`, in a thread. It is None while a duplicate in another process holds the key,
     which is awaited by polling; the connection is released between the attempts."""
     deadline = time.monotonic() + DUPLICATE_TIMEOUT_SECONDS

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
-from app.api.transport.disconnect import wait_for_disconnect
+from app.api.transport.disconnect import run_until_disconnect
 from app.errors import Unavailable
-from app.services.datasets.check_process import CheckCancelledError, CheckProcess
+from app.services.datasets.check_process import CheckProcess
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
-MAX_CACHE_READS = 4  # threads that wait for storage, which may stall
 MAX_SHORT_CHECKS = 2  # beside the long ones, so that small files do not wait for large ones
-ACQUIRE_TIMEOUT_SECONDS = 10.0
+ACQUIRE_TIMEOUT_SECONDS = 10.0  # for a database connection
 
 
 class FairLimiter:
     """At most `limit` permits at once, at most `per_owner` for one owner. For one event loop, without a lock."""
 
-    def __init__(self, limit: int, per_owner: int | None = None) -> None:
+    def __init__(self, limit: int, per_owner: int | None = None, timeout_seconds: float | None = None) -> None:
         self.free_permits = limit  # read-only for callers
         self.per_owner = limit if per_owner is None else per_owner
+        self.timeout_seconds = timeout_seconds
         self._held: Counter[str] = Counter()
         self._queues: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
         self.threads = CapacityLimiter(limit)  # never blocks: each thread holds a permit
@@ -61,13 +59,9 @@ class FairLimiter:
             del self._held[owner]
         self._grant_waiting()
 
-    @asynccontextmanager
-    async def permit(self, owner: str) -> AsyncIterator[None]:
-        await self.acquire(owner)
-        try:
-            yield
-        finally:
-            self.release(owner)
+    def permit(self, owner: str) -> Permit:
+        """A permit for `async with`."""
+        return Permit(self, owner)
 
     async def run(
         self, owner: str, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -102,79 +96,25 @@ class FairLimiter:
             self._queues.pop(owner, None)
 
 
-class CheckLimiter:
-    """Limits concurrent checks to `processes` long and MAX_SHORT_CHECKS short ones.
+class Permit:
+    """The right of one request to a part of what `limiter` limits. It may be released and acquired again meanwhile."""
 
-    One key never holds all places of long checks, so that the checks of another key can start. One instance per API
-    process.
-    """
-
-    def __init__(self, processes: int) -> None:
-        self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
-        self._short = FairLimiter(MAX_SHORT_CHECKS)
-        self._cache_reads = FairLimiter(MAX_CACHE_READS)
-
-    async def run_cached(self, owner: str, work: Callable[[], Result]) -> Result:
-        """Run in a thread what may make a check unnecessary: it opens the files and reads a cache."""
-        return await self._cache_reads.run(owner, work)
-
-    async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[CheckProcess], Result]) -> Result:
-        """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
-
-        Raises ClientDisconnect as soon as the client disconnects; its place in the queue is released, and its process
-        is killed.
-        """
-        limiter = self._long if is_long else self._short
-        disconnect_task = asyncio.create_task(wait_for_disconnect(request))
-        try:
-            await _acquire(limiter, owner, disconnect_task)
-            check = CheckProcess()
-            disconnect_task.add_done_callback(lambda _: check.cancel())
-            try:
-                return await to_thread.run_sync(partial(work, check), limiter=limiter.threads)
-            except CheckCancelledError:
-                raise _disconnect_error(disconnect_task) from None
-            finally:
-                check.cancel()  # this task itself may have been cancelled by the shutdown of the server
-                limiter.release(owner)
-        finally:
-            disconnect_task.cancel()
-
-
-async def _acquire(limiter: FairLimiter, owner: str, disconnect_task: asyncio.Task[None]) -> None:
-    """Acquire a permit. Raises ClientDisconnect when `disconnect_task` is done first."""
-
-    def expire(_: object) -> None:
-        timeout.reschedule(0)
-
-    try:
-        async with asyncio.timeout(None) as timeout:
-            disconnect_task.add_done_callback(expire)
-            try:
-                await limiter.acquire(owner)
-            finally:
-                disconnect_task.remove_done_callback(expire)
-    except TimeoutError:
-        raise _disconnect_error(disconnect_task) from None
-
-
-def _disconnect_error(disconnect_task: asyncio.Task[None]) -> BaseException:
-    """ClientDisconnect, or the RequestTimeout of a client that did not send all of its body."""
-    return disconnect_task.exception() or ClientDisconnect()
-
-
-class ConnectionPermit:
-    """The right of one request to a database connection. `limiter` is shared by all requests, fairly by API key."""
-
-    def __init__(self, limiter: FairLimiter, owner: str = "") -> None:
+    def __init__(self, limiter: FairLimiter, owner: str) -> None:
         self._limiter = limiter
         self._owner = owner
         self._is_held = False
 
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.release()
+
     async def acquire(self) -> None:
-        """Wait for the permit without holding a thread. Raises Unavailable after ACQUIRE_TIMEOUT_SECONDS."""
+        """Wait for the permit without holding a thread. Raises Unavailable after the timeout of the limiter."""
         try:
-            async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._limiter.timeout_seconds):
                 await self._limiter.acquire(self._owner)
         except TimeoutError as error:
             raise Unavailable("All database connections are in use; try again in a few seconds.") from error
@@ -185,3 +125,35 @@ class ConnectionPermit:
         if self._is_held:
             self._is_held = False
             self._limiter.release(self._owner)
+
+
+class CheckLimiter:
+    """Limits concurrent checks to `processes` long and MAX_SHORT_CHECKS short ones.
+
+    One key never holds all places of long checks, so that the checks of another key can start. One instance per API
+    process.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._long = FairLimiter(processes, per_owner=max(1, processes - 1))
+        self._short = FairLimiter(MAX_SHORT_CHECKS)
+
+    async def run(self, request: Request, owner: str, is_long: bool, work: Callable[[CheckProcess], Result]) -> Result:
+        """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
+
+        Raises ClientDisconnect as soon as the client disconnects; its place in the queue is released, and its process
+        is killed.
+        """
+        return await run_until_disconnect(request, _run_check(self._long if is_long else self._short, owner, work))
+
+
+async def _run_check(limiter: FairLimiter, owner: str, work: Callable[[CheckProcess], Result]) -> Result:
+    async with limiter.permit(owner):
+        check = CheckProcess()
+        thread = asyncio.ensure_future(to_thread.run_sync(partial(work, check), limiter=limiter.threads))
+        try:
+            await asyncio.wait([thread])
+        finally:  # a cancelled request keeps its permit until its process has ended
+            check.cancel()
+            await asyncio.gather(thread, return_exceptions=True)
+        return thread.result()

@@ -188,11 +188,11 @@ async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app
     """Takes the body of a create call and creates nothing. Exact tokens and steps, memory and time on each device."""
     async with hold_connection_permit(request):
         inputs = await run_in_threadpool(_plan_inputs, app_state, caller, body)
-    limiter, work = app_state.check_limiter, partial(_compute_plan, app_state, inputs)
+    work = partial(_compute_plan, app_state, inputs)
     try:
-        answer = await limiter.run_cached(caller.key_id, partial(work, None))
+        answer = await app_state.io_pools.storing.run(caller.key_id, work, None)  # opens the files and reads a cache
     except NotCountedError:
-        answer = await limiter.run(request, caller.key_id, plan.is_long(inputs), work)
+        answer = await app_state.check_limiter.run(request, caller.key_id, plan.is_long(inputs), work)
     return PlanBody.model_validate(answer)
 
 

@@ -47,7 +47,7 @@ async def close_on_disconnect(request: Request, subscription: Subscription) -> A
 async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Await `work`, which is cancelled when the client disconnects. The body must have been read.
 
-    Raises ClientDisconnect.
+    Raises ClientDisconnect, or the RequestTimeout of a client that did not send all of its body.
     """
     return await _first_of(wait_for_disconnect(request), work)
 
@@ -61,6 +61,8 @@ class CancelledStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         try:
             await _first_of(self.listen_for_disconnect(receive), self.stream_response(send))
+        except OSError as error:  # the server refuses to send to a client that has disconnected
+            raise ClientDisconnect from error
         finally:
             await self.body_iterator.aclose()  # type: ignore[attr-defined]
 
@@ -70,10 +72,8 @@ async def _first_of(disconnect: Coroutine[Any, Any, None], work: Coroutine[Any, 
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[1].done():
-            raise ClientDisconnect
+            raise tasks[0].exception() or ClientDisconnect()
         return tasks[1].result()
-    except OSError as error:  # the server refuses to send to a client that has disconnected
-        raise ClientDisconnect from error
     finally:
         for task in tasks:
             task.cancel()

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api.limits import MAX_CACHE_READS, ConnectionPermit, FairLimiter
+from app.api.limits import FairLimiter
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions
@@ -91,7 +91,7 @@ def test_plans_that_wait_for_storage_hold_no_connection(
     with ThreadPoolExecutor(count) as pool:
         plans = [pool.submit(client.post, f"{JOBS}/plan", json=body) for _ in range(count)]
         try:
-            until(lambda: (len(opens), limiter.free_permits) == (MAX_CACHE_READS, count), "all plans wait for storage")
+            until(lambda: (len(opens), limiter.free_permits) == (count, count), "all plans wait for storage")
             assert client.get(JOBS).status_code == 200
             assert not any(plan.done() for plan in plans)
         finally:
@@ -99,29 +99,17 @@ def test_plans_that_wait_for_storage_hold_no_connection(
         assert {plan.result(20).status_code for plan in plans} == {404}
 
 
-class TestConnectionPermit:
-    def test_a_timeout_is_a_503_with_advice_to_retry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.api.limits.ACQUIRE_TIMEOUT_SECONDS", 0.01)
-
-        async def take_two() -> None:
-            free = FairLimiter(1)
-            await ConnectionPermit(free).acquire()
-            second = ConnectionPermit(free)
+def test_a_connection_that_is_not_free_in_time_is_a_503() -> None:
+    async def take_two() -> None:
+        limiter = FairLimiter(1, timeout_seconds=0.01)
+        async with limiter.permit("a") as first:
+            second = limiter.permit("a")
             with pytest.raises(Unavailable, match="try again"):
                 await second.acquire()
             second.release()
-            assert free.free_permits == 0
+            assert limiter.free_permits == 0
+            for _ in range(2):  # released once
+                first.release()
+        assert limiter.free_permits == 1
 
-        asyncio.run(take_two())
-
-    def test_a_permit_is_released_once(self) -> None:
-        async def take_one() -> None:
-            free = FairLimiter(1)
-            permit = ConnectionPermit(free)
-            await permit.acquire()
-            permit.release()
-            permit.release()
-            await ConnectionPermit(free).acquire()
-            assert free.free_permits == 0
-
-        asyncio.run(take_one())
+    asyncio.run(take_two())
