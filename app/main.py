@@ -20,7 +20,7 @@ from app.api import bootstrap_guard
 from app.api.dependencies import AppState
 from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
-from app.api.limits import ACQUIRE_TIMEOUT_SECONDS, CheckLimiter, FairLimiter
+from app.api.limits import CheckLimiter, FairLimiter
 from app.api.middleware.request_context import RequestContextMiddleware
 from app.api.middleware.request_log import telemetry_config
 from app.api.openapi.document import build_openapi
@@ -171,7 +171,7 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         worker_notifier=notifier,
         token_counter=TokenCounter(settings.max_line_bytes),
         rate_limiter=RateLimiter(settings.max_requests_per_second),
-        connection_limiter=FairLimiter(settings.database_pool_size, timeout_seconds=ACQUIRE_TIMEOUT_SECONDS),
+        connection_limiter=FairLimiter(settings.database_pool_size, timeout_for="database connections"),
         check_limiter=CheckLimiter(settings.check_processes or usable_cores()),
         stream_limiter=FairLimiter(sys.maxsize, settings.max_event_streams),
         health_checks=HealthChecks(sessions, storage, notifier, settings.data_dir, settings.low_disk_percent),

@@ -190,7 +190,7 @@ async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app
         inputs = await run_in_threadpool(_plan_inputs, app_state, caller, body)
     work = partial(_compute_plan, app_state, inputs)
     try:
-        answer = await app_state.io_pools.storing.run(caller.key_id, work, None)  # opens the files and reads a cache
+        answer = await app_state.check_limiter.cache_reads.run(caller.key_id, work, None)
     except NotCountedError:
         answer = await app_state.check_limiter.run(request, caller.key_id, plan.is_long(inputs), work)
     return PlanBody.model_validate(answer)

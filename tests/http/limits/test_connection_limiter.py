@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api.limits import MAX_CACHE_READS, ConnectionPermit, FairLimiter
+from app.api.limits import FairLimiter
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions
@@ -106,29 +106,19 @@ def test_plans_that_wait_for_storage_hold_no_connection_and_wait_for_a_bounded_t
         assert statuses.keys() <= {404, 503}
 
 
-class TestConnectionPermit:
-    def test_a_timeout_is_a_503_with_advice_to_retry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.api.limits.ACQUIRE_TIMEOUT_SECONDS", 0.01)
+def test_a_connection_that_is_not_free_in_time_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.limits.ACQUIRE_TIMEOUT_SECONDS", 0.01)
 
-        async def take_two() -> None:
-            free = FairLimiter(1)
-            await ConnectionPermit(free).acquire()
-            second = ConnectionPermit(free)
+    async def take_two() -> None:
+        limiter = FairLimiter(1, timeout_for="connections")
+        async with limiter.permit("a") as first:
+            second = limiter.permit("a")
             with pytest.raises(Unavailable, match="try again"):
                 await second.acquire()
             second.release()
-            assert free.free_permits == 0
+            assert limiter.free_permits == 0
+            for _ in range(2):  # released once
+                first.release()
+        assert limiter.free_permits == 1
 
-        asyncio.run(take_two())
-
-    def test_a_permit_is_released_once(self) -> None:
-        async def take_one() -> None:
-            free = FairLimiter(1)
-            permit = ConnectionPermit(free)
-            await permit.acquire()
-            permit.release()
-            permit.release()
-            await ConnectionPermit(free).acquire()
-            assert free.free_permits == 0
-
-        asyncio.run(take_one())
+    asyncio.run(take_two())
