@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api.limits import FairLimiter
+from app.api.limits import MAX_CACHE_READS, FairLimiter
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions
