@@ -13,16 +13,7 @@ from tests.commands.conftest import Tunery
 from tests.sentences import Reviewed
 from tests.stack import temporary_database
 
-COMMANDS = ("up", "doctor", "demo", "files", "jobs", "adapters", "models", "keys")
 HEAVY = ("sqlalchemy", "httpx2", "fastapi", "celery", "psutil", "psycopg", "jinja2", "torch", "transformers", "worker")
-
-
-def test_every_group_is_in_the_help_and_has_its_own(bare_tunery: Tunery) -> None:
-    shown = bare_tunery().out
-    for command in COMMANDS:
-        assert f" {command} " in shown
-        done = bare_tunery(command, "--help")
-        assert (done.exit_code, done.err) == (0, "")
 
 
 def test_help_loads_neither_database_nor_http_nor_torch() -> None:

@@ -14,7 +14,6 @@ import pytest
 from app.cli.local_stack.checks import machine_checks, preflight
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.processes import exclusive_lock
-from app.cli.output.console import print_checks
 from app.domain.operations.checks import Check
 from app.storage import StorageError
 from app.storage.s3 import S3Storage
@@ -136,9 +135,3 @@ def test_the_driver_of_the_gpu_is_checked(
     monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
     found = find(machine_checks(place / "data"), "gpu")
     assert (found.level, text in found.observed) == (level, True)
-
-
-def test_only_a_problem_is_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert print_checks([Check("a", "ok", "fine"), Check("b", "advice", "so so", "do x")]) == 0
-    assert print_checks([Check("c", "problem", "bad", "do y")]) == 1
-    assert "-> do y" in capsys.readouterr().out

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.cli.local_stack.machine import CannotStart
 from app.cli.local_stack.processes import MAX_LOG_BYTES, ChildProcess, exclusive_lock, open_log, terminate_leftovers
 from tests.commands.local_stack.support import start_python
 from tests.deadline import until
@@ -106,16 +105,6 @@ class TestLeftovers:
 
 
 class TestExclusive:
-    def test_a_second_holder_is_refused_until_the_first_is_done(self, tmp_path: Path) -> None:
-        with (
-            exclusive_lock(tmp_path / "lock", "taken"),
-            pytest.raises(CannotStart, match="taken"),
-            exclusive_lock(tmp_path / "lock", "taken"),
-        ):
-            pass
-        with exclusive_lock(tmp_path / "lock", "taken"):
-            pass
-
     def test_a_child_does_not_inherit_it(self, tmp_path: Path) -> None:
         child = make_child(tmp_path, "import time; time.sleep(600)")
         with exclusive_lock(tmp_path / "lock", "taken"):

@@ -39,6 +39,27 @@ MAIN_SETTINGS = (  # shown first
     "batch_size",
     "learning_rate",
 )
+CREATED = (  # the settings that `create` has options for, in the order of its help
+    "model",
+    "training_file",
+    "validation_file",
+    "suffix",
+    "seed",
+    "method",
+    "n_epochs",
+    "batch_size",
+    "learning_rate",
+    "lora.r",
+    "lora.alpha",
+    "lora.dropout",
+    "lora.target_modules",
+    "metadata",
+    "priority",
+    "urgent",
+    "worker_labels",
+    "deliver_to",
+)
+NOT_CLONED = ("method", "lora.dropout", "priority", "worker_labels", "deliver_to")  # options of `create` alone
 Follow = Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of jobs, newest first.")]
 
@@ -67,26 +88,7 @@ CreatedBefore = Annotated[
 
 @commands.command("create")
 @with_client
-@with_job_body(
-    "model",
-    "training_file",
-    "validation_file",
-    "suffix",
-    "seed",
-    "method",
-    "n_epochs",
-    "batch_size",
-    "learning_rate",
-    "lora.r",
-    "lora.alpha",
-    "lora.dropout",
-    "lora.target_modules",
-    "metadata",
-    "priority",
-    "urgent",
-    "worker_labels",
-    "deliver_to",
-)
+@with_job_body(*CREATED)
 def create(client: "Client", body: dict[str, Any], follow: Follow = False, as_json: AsJson = False) -> None:
     """Create a job and print its id. Omitted settings are resolved by the server from the data and the base model."""
     _create_and_watch(client, "fine_tuning/jobs", body, follow, as_json)
@@ -94,22 +96,7 @@ def create(client: "Client", body: dict[str, Any], follow: Follow = False, as_js
 
 @commands.command("clone")
 @with_client
-@with_job_body(
-    "model",
-    "training_file",
-    "validation_file",
-    "suffix",
-    "seed",
-    "n_epochs",
-    "batch_size",
-    "learning_rate",
-    "lora.r",
-    "lora.alpha",
-    "lora.target_modules",
-    "metadata",
-    "urgent",
-    is_clone=True,
-)
+@with_job_body(*(name for name in CREATED if name not in NOT_CLONED), is_clone=True)
 def clone(
     client: "Client", body: dict[str, Any], job_id: JobId, follow: Follow = False, as_json: AsJson = False
 ) -> None:
