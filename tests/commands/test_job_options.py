@@ -34,6 +34,15 @@ def test_a_whole_object_goes_where_it_contradicts_no_option_unseen() -> None:
     assert body["method"]["supervised"]["hyperparameters"] == {"lora": {"r": 4}}
 
 
+def test_no_quantization_is_an_explicit_null() -> None:
+    assert job_body(FILE, no_quantization=True) == FILE | {"quantization": None}
+
+
+def test_metadata_stays_text() -> None:
+    pairs = job_body(FILE | {"metadata": ["team=support", "ticket=42", "note=a=b"]})["metadata"]
+    assert pairs == {"team": "support", "ticket": "42", "note": "a=b"}
+
+
 @pytest.mark.parametrize(
     ("given", "assignments", "no_quantization"),
     [

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.cli.client.http import Json
+from app.cli.commands import models
+from app.cli.errors import CliError
 from app.db.tables import Job
 from app.settings import Settings
 from app.system import model_registration
@@ -87,6 +91,19 @@ def test_an_alias_is_refused_as_a_name_before_the_download(
     refused = operator("models", "pull", SOURCE, tmp_path / "here", "--name", "gpt-old")
     assert (refused.exit_code, hub.requests) == (2, [])
     reviewed(refused.err)
+
+
+def test_a_model_that_another_operator_removes_at_once_is_named() -> None:
+    class ClientOfTheSecond:
+        def post(self, *_: object) -> Json:
+            return {"id": "reg_1", "status": "succeeded", "finished_at": 1, "notes": [], "error": None}
+
+        def get(self, _: str) -> Json:
+            return {"data": []}
+
+    client: Any = ClientOfTheSecond()
+    with pytest.raises(CliError, match="has been removed"):
+        models._register(client, {"name": "Org/Tiny"})
 
 
 def test_an_alias_of_a_removed_model_says_so(operator: Tunery, base_model: str) -> None:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
 from app.services.datasets.check_process import CheckProcess
+from app.services.files import files
 from app.services.files.files import STALE_AFTER_SECONDS, StagedFile, delete_stale_staged_files, ingest_file, new_file
 from app.storage import LocalStorage
 from tests.factories import chat_lines
@@ -23,6 +25,20 @@ def staged(storage: LocalStorage) -> StagedFile:
     staged = StagedFile(storage.staging, max_bytes=1 << 20)
     staged.write(chat_lines())
     return staged
+
+
+class TestStagedFile:
+    def test_starts_writeback_of_every_byte_but_the_last_few_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handed: list[tuple[int, int]] = []
+        monkeypatch.setattr(files, "begin_writeback", lambda _, start, size: handed.append((start, size)))
+        monkeypatch.setattr(files, "WRITEBACK_BYTES", 10)
+        staged = StagedFile(tmp_path, max_bytes=100)
+        for size in (4, 5, 3, 25, 9):
+            staged.write(b"x" * size)
+        assert handed == [(0, 12), (12, 25)]
+        staged.discard()
 
 
 class TestIngestFile:

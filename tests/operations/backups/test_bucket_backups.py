@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.services.operations import restore
+from app.services.operations import integrity, restore
 from app.storage.s3 import S3Storage
+from tests.factories import put_bytes
 from tests.operations.backups.conftest import BackedUpService
 from tests.s3 import S3Server, with_prefix
 
@@ -39,3 +40,19 @@ def test_a_backup_is_restored_into_another_bucket(
     restore.restore(blank_database_url, target, service.backups, second.manifest, lambda _: None)
     keys = list(second.manifest.objects)
     assert [read(target, key) for key in keys] == [read(storage, key) for key in keys]
+
+
+def test_the_check_restores_what_is_missing_or_damaged_and_deletes_orphans(
+    service: BackedUpService, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.back_up()
+    missing, damaged = sorted(service.backups.digests())[:2]
+    good = read(storage, damaged)
+    storage.delete(missing)
+    put_bytes(storage, damaged, good[:-1] + b"#")
+    put_bytes(storage, "files/orphan", b"x")
+    monkeypatch.setattr(integrity, "MIN_ORPHAN_AGE_SECONDS", -60)
+    assert len(service.check()) == 3
+    assert all(how is not None for _, _, how in service.check(repair=True, backups=True))
+    assert service.check() == []
+    assert read(storage, damaged) == good
