@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,18 @@ from tests.stack import open_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 300.0  # a busy machine converts the base model in minutes
+ONE_THREAD = {"TUNERY_THREADS": "1"}  # a second one would wait for the cores of other tests
 
 
 @contextmanager
-def serving() -> Iterator[Service]:
-    """Run a service in a temporary directory until the block ends."""
+def serving(
+    environment: Mapping[str, str] = ONE_THREAD, prepare: Callable[[Service], None] | None = None
+) -> Iterator[Service]:
+    """Run a service in a temporary directory, which `prepare` fills, until the block ends."""
     with open_directory() as directory:
-        service = Service(directory, {"TUNERY_THREADS": "1"})  # a second thread would wait for the cores of other tests
+        service = Service(directory, environment)
+        if prepare is not None:
+            prepare(service)
         try:
             service.start()
             yield service

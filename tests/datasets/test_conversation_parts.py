@@ -155,23 +155,32 @@ class TestByParts:
         assert work[1] < 2.2 * work[0]
 
 
-class TestWhatIsRefused:
-    def test_a_refused_message_is_named_by_its_place(self, tmp_path: Path, reviewed: Reviewed) -> None:
-        messages = chat(100)
-        messages[151] |= {"content": "<|im_end|>", "weight": 1}
-        with pytest.raises(TemplateRefused) as caught:
-            renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
-        reviewed(str(caught.value))
+def changed(messages: list[Message], place: int, **values: Any) -> list[Message]:
+    return [*messages[:place], messages[place] | values, *messages[place + 1 :]]
 
-    def test_a_result_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path, reviewed: Reviewed) -> None:
-        messages = chat(60)
-        call = {"id": "c", "type": "function", "function": {"name": "yes", "arguments": "{}"}}
-        messages[101:101] = [
-            {"role": "assistant", "content": "yes", "tool_calls": [call]},
-            {"role": "tool", "content": "no", "tool_call_id": "c"},
-        ]
+
+CALL = {"id": "c", "type": "function", "function": {"name": "yes", "arguments": "{}"}}
+CALLED = [
+    {"role": "assistant", "content": "yes", "tool_calls": [CALL]},
+    {"role": "tool", "content": "no", "tool_call_id": "c"},
+]
+# The template, its end of turn, and a conversation that it refuses.
+REFUSED: dict[str, tuple[str, str, list[Message]]] = {
+    "an end of turn": (CHATML, "<|im_end|>", changed(chat(100), 151, content="<|im_end|>", weight=1)),
+    "a result": (MUTE, "</s>", [*chat(60)[:101], *CALLED, *chat(60)[101:]]),
+    "a call that is not learned": (CHATML, "<|im_end|>", changed(chat(60), 101, tool_calls=[CALL], weight=0)),
+    "a past that is rewritten": (FORGETFUL, "<|im_end|>", chat(501)),
+}
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_a_loss_is_found_in_every_part_and_named_by_its_place(
+        self, tmp_path: Path, name: str, reviewed: Reviewed
+    ) -> None:
+        template, eos, messages = REFUSED[name]
         with pytest.raises(TemplateRefused) as caught:
-            renderer_of(tmp_path, MUTE, "</s>").documents(Example(1, messages=tuple(messages)))
+            renderer_of(tmp_path, template, eos).documents(Example(1, messages=tuple(messages)))
         reviewed(str(caught.value))
 
     @pytest.mark.parametrize("more", [{"weight": 1}, {"weight": 0}])
@@ -195,16 +204,3 @@ class TestWhatIsRefused:
         assert renderer.documents(
             Example(1, messages=tuple(messages), tools=(TOOL,), parameters=DataParameters(line_rules=1))
         )
-
-    def test_a_call_that_is_not_learned_is_found_in_every_part(self, tmp_path: Path, reviewed: Reviewed) -> None:
-        messages = chat(60)
-        call = {"id": "c", "type": "function", "function": {"name": "yes", "arguments": "{}"}}
-        messages[101] |= {"tool_calls": [call], "weight": 0}
-        with pytest.raises(TemplateRefused) as caught:
-            renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
-        reviewed(str(caught.value))
-
-    def test_a_long_one_is_refused_if_its_template_rewrites_the_past(self, tmp_path: Path, reviewed: Reviewed) -> None:
-        with pytest.raises(TemplateRefused) as caught:
-            renderer_of(tmp_path, FORGETFUL).documents(Example(1, messages=tuple(chat(501))))
-        reviewed(str(caught.value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from tests.datasets.families import (
     make_tokenizer,
     write_family,
 )
-from tests.datasets.rendered import trained_texts
 from tests.sentences import Reviewed
 
 ALPHABET = st.sampled_from("ab \n\té🌍.'{") | st.characters(exclude_categories=["Cs"], exclude_characters="\x00<|>[]")
@@ -69,6 +69,17 @@ def conversation(turns: list[tuple[str, str]], system: str | None) -> list[Messa
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
+
+
+def trained_texts(renderer: Renderer, document: Document) -> Iterator[str]:
+    """The trained stretches of a document as text."""
+    stretch: list[int] = []
+    for token, is_labelled in zip([*document.tokens, 0], [*document.labelled, False], strict=True):
+        if is_labelled:
+            stretch.append(token)
+        elif stretch:
+            yield str(renderer.tokenizer.decode(stretch, skip_special_tokens=False))
+            stretch = []
 
 
 def learned_by(renderer: Renderer, *messages: Message, tools: tuple[Message, ...] = ()) -> list[str]:

@@ -18,8 +18,8 @@ from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, cu
 from app.domain.datasets.examples import Example, detect_format, read_examples
 from app.domain.datasets.jsonl import Finding, Line, read_lines
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import DatasetReport, RenderedExample, add_example
-from app.domain.datasets.warnings import RowIndex, row_digest, warning_codes
+from app.domain.datasets.report import DatasetReport, RenderedExample, add_example, add_row
+from app.domain.datasets.warnings import RowIndex, row_digest
 from app.domain.jobs.spec import DataParameters, Method
 
 PAIR_ROLE_NAMES = {PREFERRED: "preferred", NON_PREFERRED: "non_preferred", 0: None}
@@ -80,13 +80,11 @@ def profile_dataset(
             profile.report.add_finding(item)
         else:
             profile.rows += 1
-            digest = row_digest(item)
-            _add_duplicate(profile, rows.add(digest, item.line), item.line)
+            digest, earlier = add_row(item, renderer, profile.report, rows)
+            _add_duplicate(profile, earlier, item.line)
             if digest in validation_rows.lines:
                 overlapping.add(digest)
                 _add_overlap(profile, item.line, validation_rows.lines[digest])
-            for code in warning_codes(item, renderer):
-                profile.report.add_warning(code, item.line)
             _profile_example(profile, item, renderer, limits)
         if time.monotonic() > deadline:
             profile.is_complete = False
@@ -139,7 +137,6 @@ def _add_duplicate(profile: DatasetProfile, first: int | None, line: int) -> Non
     if first is None:
         return
     profile.duplicate_rows += 1
-    profile.report.add_warning("duplicate_rows", line)
     lines = profile.duplicates.get(first)
     if lines is not None and len(lines) < MAX_LINES_PER_GROUP:
         lines.append(line)

@@ -108,23 +108,25 @@ def build_report_with_rows(
             report.add_finding(item)
         else:
             report.examples += 1
-            _compare_row(item, report, rows, training_rows)
-            for code in warning_codes(item, renderer):
-                report.add_warning(code, item.line)
+            digest, earlier = add_row(item, renderer, report, rows)
+            report.different_rows += earlier is None
+            if earlier is None and training_rows is not None and digest in training_rows.lines:
+                report.add_warning("overlap", item.line)
             add_example(item, renderer, report)
         if report.finding_count >= MAX_FINDINGS_READ:
             break
     return report, rows
 
 
-def _compare_row(example: Example, report: DatasetReport, rows: RowIndex, training_rows: RowIndex | None) -> None:
+def add_row(example: Example, renderer: Renderer, report: DatasetReport, rows: RowIndex) -> tuple[int, int | None]:
+    """Add the warnings about a row. The result is its digest, and the line of an earlier row that it repeats."""
     digest = row_digest(example)
-    if rows.add(digest, example.line) is not None:
+    earlier = rows.add(digest, example.line)
+    if earlier is not None:
         report.add_warning("duplicate_rows", example.line)
-        return
-    report.different_rows += 1
-    if training_rows is not None and digest in training_rows.lines:
-        report.add_warning("overlap", example.line)
+    for code in warning_codes(example, renderer):
+        report.add_warning(code, example.line)
+    return digest, earlier
 
 
 @dataclass(frozen=True)

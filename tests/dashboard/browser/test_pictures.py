@@ -14,8 +14,7 @@ from playwright.sync_api import expect
 from tests.dashboard.browser.conftest import Open
 from tests.dashboard.browser.test_screens import FADED, ROOT, WRITES, settle
 from tests.deadline import until
-from tests.stack import open_directory
-from tests.up import Service
+from tests.up import Service, serving
 
 PICTURES = ROOT / "docs" / "screenshots"
 EXAMPLE = ROOT / "examples" / "support-tickets"
@@ -29,13 +28,8 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with open_directory() as directory:
-        service = Service(directory)
-        try:
-            service.start()
-            yield service
-        finally:
-            service.stop()
+    with serving({}) as service:
+        yield service
 
 
 @WRITES

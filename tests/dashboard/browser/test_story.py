@@ -17,9 +17,8 @@ from playwright.sync_api import Page, expect
 from app.cli.local_stack.data_directory import LOCK_NAME, Layout
 from app.cli.local_stack.first_run import BUNDLED_MODEL
 from tests.dashboard.browser.conftest import Open, sign_in
-from tests.stack import open_directory
 from tests.tiny import make_tiny_base
-from tests.up import Service
+from tests.up import Service, serving
 
 CSV = "ticket,label\n" + "".join(f'"Order {n}, where is it?",shipping\n"Refund {n}!",billing\n' for n in range(10))
 TRAINED_MILLISECONDS = 240_000  # two processes import torch, on a machine with other load
@@ -27,15 +26,12 @@ TRAINED_MILLISECONDS = 240_000  # two processes import torch, on a machine with 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with open_directory() as directory:
-        service = Service(directory)
+    def prepare(service: Service) -> None:
         make_tiny_base(Layout(service.data).models / BUNDLED_MODEL)
         (service.data / LOCK_NAME).touch()  # marks the directory as one of Tunery
-        try:
-            service.start()
-            yield service
-        finally:
-            service.stop()
+
+    with serving(prepare=prepare) as service:
+        yield service
 
 
 @pytest.mark.timeout(900)

@@ -100,12 +100,6 @@ def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
         assert body[name] == job[name]
 
 
-def test_a_clone_without_the_rest_is_a_job_of_the_form_alone() -> None:
-    body = job_form.request_body(job_form.from_job(FINISHED_JOB).values)
-    assert body["lora"].keys() == {"r", "alpha", "dropout"}
-    assert "metadata" not in body
-
-
 @pytest.mark.parametrize(("choice", "quantization"), [("4", "absent"), ("16", None)])
 def test_another_quantization_replaces_that_of_the_original(choice: str, quantization: object) -> None:
     prefilled = job_form.from_job(FINISHED_JOB | {"quantization": {"bits": 8}})
