@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from app.api.transport import resumable_upload
 from app.storage import LocalStorage
+from tests.http.conftest import begin_upload
 from tests.serving import LiveServer
 
 Json = dict[str, Any]
@@ -41,8 +42,7 @@ def reads(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def begin(client: TestClient) -> Callable[[], str]:
-    body = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": len(DATA)}
-    return lambda: f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}"
+    return lambda: begin_upload(client, len(DATA))
 
 
 @pytest.fixture
