@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.access import scopes
+from app.domain.error_text.json_text import as_json
+from app.errors import BadRequest
 
 
 class TestNeeded:
@@ -62,3 +64,9 @@ class TestAllow:
 class TestChecked:
     def test_brings_them_into_one_order_without_repetitions(self) -> None:
         assert scopes.validated_scopes(["jobs:write", "files:read", "jobs:write"]) == ["files:read", "jobs:write"]
+
+    @pytest.mark.parametrize("wrong", [["jobs"], ["files:read", "root", "*"]])
+    def test_names_every_one_that_does_not_exist(self, wrong: list[str]) -> None:
+        with pytest.raises(BadRequest) as refusal:
+            scopes.validated_scopes(wrong)
+        assert all(as_json(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
