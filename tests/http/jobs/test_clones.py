@@ -161,12 +161,6 @@ class TestDiff:
         assert (self.differing(body["data"]), self.differing(body["environment"])) == ({}, {})
         assert self.values(body["result"])["status"] == ("validating_files", "succeeded")
 
-    def test_a_clone_differs_in_what_was_named(self, client: TestClient, finished: list[Job]) -> None:
-        original = finished[0].id
-        clone = client.post(f"{JOBS}/{original}/clone", json={"lora": {"r": 4}, "seed": 1}).json()["id"]
-        body = client.get(f"{JOBS}/{original}/diff", params={"with": clone}).json()
-        assert self.differing(body["config"]) == {"lora.r": (8, 4), "seed": (7, 1)}
-
     def test_the_other_job_must_be_named(self, client: TestClient, finished: list[Job]) -> None:
         path = f"{JOBS}/{finished[0].id}/diff"
         assert param_of(client.get(path)) == "with"
