@@ -18,9 +18,9 @@ def response(operation: str) -> dict[str, Any]:
     return body
 
 
-def error_of(answer: Response) -> dict[str, Any]:
+def error_of(answer: Response, status: int = 400) -> dict[str, Any]:
     """The error of a refused request."""
-    assert answer.status_code == 400, answer.text
+    assert answer.status_code == status, answer.text
     return dict(answer.json()["error"])
 
 

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.access import scopes
-from app.domain.access.api_keys import audit_action
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 
@@ -66,25 +65,8 @@ class TestChecked:
     def test_brings_them_into_one_order_without_repetitions(self) -> None:
         assert scopes.validated_scopes(["jobs:write", "files:read", "jobs:write"]) == ["files:read", "jobs:write"]
 
-    @pytest.mark.parametrize("wrong", [[], ["jobs"], ["files:read", "root", "*"]])
+    @pytest.mark.parametrize("wrong", [["jobs"], ["files:read", "root", "*"]])
     def test_names_every_one_that_does_not_exist(self, wrong: list[str]) -> None:
         with pytest.raises(BadRequest) as refusal:
             scopes.validated_scopes(wrong)
         assert all(as_json(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
-
-
-class TestNameOfACall:
-    @pytest.mark.parametrize(
-        ("method", "path", "name"),
-        [
-            ("POST", "/v1/files", "files.create"),
-            ("DELETE", "/v1/files/{file_id}", "files.delete"),
-            ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel", "fine_tuning.jobs.cancel"),
-            ("POST", "/v1/uploads/{upload_id}/parts", "uploads.parts.create"),
-            ("POST", "/v1/organization/projects/{project_id}", "organization.projects.update"),
-            ("POST", "/v1/organization/projects/{project_id}/api_keys/{key_id}/rotate",
-             "organization.projects.api_keys.rotate"),
-        ],
-    )  # fmt: skip
-    def test_says_what_was_done_to_what(self, method: str, path: str, name: str) -> None:
-        assert audit_action(method, path) == name

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from httpx2 import Response
+from httpx2 import Client, Response
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
@@ -14,9 +14,26 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Job, Project
 from app.services.access import keys
 from app.storage import LocalStorage
-from tests.factories import chat_lines, make_key, make_project, make_succeeded_job
+from tests.factories import (
+    chat_lines,
+    make_file,
+    make_job,
+    make_key,
+    make_project,
+    make_succeeded_job,
+    start_job,
+    validate_job,
+)
 
 Upload = Callable[..., Response]
+
+
+def begin_upload(client: Client, size_bytes: int, purpose: str = "user_data") -> str:
+    """The path of a new upload by parts."""
+    body = {"filename": "a.jsonl", "purpose": purpose, "mime_type": "text/plain", "bytes": size_bytes}
+    answer = client.post("/v1/uploads", json=body)
+    assert answer.status_code == 200, answer.text
+    return f"/v1/uploads/{answer.json()['id']}"
 
 
 @pytest.fixture
@@ -60,6 +77,21 @@ def admin_headers(sessions: Sessions) -> dict[str, str]:
     with transaction(sessions) as session:
         issued = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES)
     return {"Authorization": f"Bearer {issued.secret}"}
+
+
+@pytest.fixture
+def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    """A job in `validating_files`."""
+    with transaction(sessions) as session:
+        return make_job(session, project, make_file(session, storage, project))
+
+
+@pytest.fixture
+def running(sessions: Sessions, job: Job) -> Job:
+    """The same job with a trainer."""
+    with transaction(sessions) as session:
+        validate_job(session)
+        return start_job(session)
 
 
 @pytest.fixture

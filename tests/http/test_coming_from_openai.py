@@ -232,37 +232,3 @@ def _run_saving_block(number: int) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(block, f"{PAGE.name}, to be saved, block {number}", "exec"), namespace)
     namespace["client"].close()
-
-
-def test_the_azure_client_works_with_azure_endpoint(
-    live_server: LiveServer, api_key: str, reader_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OPENAI_BASE_URL")  # the class refuses it together with an endpoint
-    with openai.AzureOpenAI(azure_endpoint=live_server.root, api_key=api_key, api_version="2024-10-21") as azure:
-        file = azure.files.create(file=Path("train.jsonl"), purpose="fine-tune")
-        assert [listed.id for listed in azure.files.list()] == [file.id]
-
-
-def test_what_is_not_offered_is_refused_by_its_name(
-    live_server: LiveServer, api_key: str, base_model: str, reader_directory: Path, subtests: pytest.Subtests
-) -> None:
-    """The table of the page, and the refused parameters of the section on Nebius."""
-    with openai.OpenAI(organization="org-x", project="proj-x") as client:  # headers without effect
-        file = client.files.create(file=Path("train.jsonl"), purpose="fine-tune")
-        batch_file = client.files.create(file=Path("train.jsonl"), purpose="batch")
-        jobs = client.fine_tuning.jobs
-        bodies: tuple[tuple[str, dict[str, Any], str], ...] = (
-            ("method.type", {"method": {"type": "reinforcement"}}, "unsupported_value"),
-            ("training_file", {"training_file": batch_file.id}, "invalid_value"),
-            ("hyperparameters.lora", {"hyperparameters": {"lora": False}}, "unsupported_value"),
-            ("from_checkpoint", {"from_checkpoint": {"repo": "x"}}, "unknown_parameter"),
-            ("tags", {"tags": "mine"}, "unknown_parameter"),
-        )
-        for param, body, code in bodies:
-            with subtests.test(param), pytest.raises(openai.BadRequestError) as refused:
-                jobs.create(model=base_model, training_file=file.id, extra_body=body)
-            assert (refused.value.param, refused.value.code) == (param, code)
-        for path in ("/fine_tuning/alpha/graders/run", "/batches", "/evals"):
-            with subtests.test(path), pytest.raises(openai.NotFoundError) as unknown:
-                client.post(path, body={}, cast_to=object)
-            assert unknown.value.code == "unknown_url"

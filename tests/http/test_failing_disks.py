@@ -1,4 +1,4 @@
-"""Disks that are read-only or return errors: a 503 with the reason, and nothing is stored."""
+"""Disks that are full, read-only or return errors: an error with the reason, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from app.settings import Settings
 from app.storage import LocalStorage
+from tests.api_objects import error_of
 from tests.full_disk import SmallDisk, small_disk
 
 UPLOAD = {"data": {"purpose": "batch"}, "files": {"file": b"12345"}}
@@ -50,5 +51,14 @@ def test_an_error_of_the_disk_is_a_503_and_leaves_nothing(
         patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(fsync))
         refused = client.post("/v1/files", **UPLOAD)
     assert (refused.status_code, "Input/output error" in refused.json()["error"]["message"]) == (503, True)
+    assert client.get("/v1/files").json()["data"] == []
+    assert client.post("/v1/files", **UPLOAD).status_code == 200
+
+
+def test_a_full_disk_is_a_507_and_the_next_file_that_fits_is_stored(client: TestClient, disk: SmallDisk) -> None:
+    for _ in range(3):
+        refused = client.post("/v1/files", data={"purpose": "batch"}, files={"file": b"x" * (5 << 20)})
+        assert error_of(refused, 507)["code"] == "storage_full"
+        assert [path for path in disk.path.rglob("*") if path.is_file()] == []
     assert client.get("/v1/files").json()["data"] == []
     assert client.post("/v1/files", **UPLOAD).status_code == 200

@@ -67,19 +67,8 @@ class TestList:
         assert succeeded.fine_tuned_model in names
         assert sum(":ckpt-step-" in name for name in names) == 2
 
-    def test_a_list_without_models_is_empty(self, client: TestClient) -> None:
-        assert client.get("/v1/models").json() == {"object": "list", "data": []}
-
 
 class TestGet:
-    def test_finds_a_name_with_slashes_raw_and_encoded(
-        self, client: TestClient, sessions: Sessions, tmp_path: Path
-    ) -> None:
-        with transaction(sessions) as session:
-            make_base_model(session, tmp_path / "m", name="org/family/tiny")
-        for path in ("/v1/models/org/family/tiny", "/v1/models/org%2Ffamily%2Ftiny"):
-            assert client.get(path).json()["id"] == "org/family/tiny"
-
     def test_a_trained_model_has_its_base_and_job(self, client: TestClient, succeeded: Job) -> None:
         body = client.get(f"/v1/models/{succeeded.fine_tuned_model}").json()
         ModelBody.model_validate(body)

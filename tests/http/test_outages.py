@@ -1,13 +1,10 @@
-"""Servers that are really stopped, and a disk that is really full."""
+"""Servers that are really stopped."""
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from starlette.testclient import TestClient
 
 from app.cli.local_stack.servers import LocalPostgres, LocalValkey
@@ -83,32 +80,3 @@ class TestRedisDown:
             job = claims.claim(session, "validate", "worker", 60)
             assert job is not None
             assert job.id == answer.json()["id"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Four megabytes, and no more."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip("only root may mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-class TestAFullDisk:
-    def test_a_full_disk_is_a_507_and_the_next_file_that_fits_is_stored(
-        self, settings: Settings, small_disk: Path, api_key: str
-    ) -> None:
-        settings = settings.model_copy(update={"data_dir": small_disk})
-        headers = {"Authorization": f"Bearer {api_key}"}
-        with TestClient(create_app(settings), headers=headers, raise_server_exceptions=False) as client:
-            for _ in range(3):
-                answer = client.post("/v1/files", data={"purpose": "batch"}, files={"file": b"x" * (5 << 20)})
-                assert answer.status_code == 507
-                assert answer.json()["error"]["code"] == "storage_full"
-                assert [path for path in small_disk.rglob("*") if path.is_file()] == []
-            assert client.get("/v1/files").json()["data"] == []
-            answer = client.post("/v1/files", data={"purpose": "batch"}, files={"file": b"x" * (1 << 20)})
-            assert answer.status_code == 200

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from app.api.schemas.models import PermissionBody
 from app.db.engine import Sessions, transaction
 from app.db.tables import CheckpointPermission, Job, Project
+from tests.api_objects import error_of
 from tests.factories import chat_lines, make_key, make_project
 
 
@@ -89,8 +90,7 @@ class TestSharing:
         gone = client.delete(f"{path}/{permission}", headers=admin_headers)
         assert gone.json() == {"id": permission, "object": "checkpoint.permission", "deleted": True}
         assert client.get(f"/v1/models/{succeeded.fine_tuned_model}", headers=theirs).status_code == 404
-        again = client.delete(f"{path}/{permission}", headers=admin_headers)
-        assert (again.status_code, again.json()["error"]["param"]) == (404, "permission_id")
+        assert error_of(client.delete(f"{path}/{permission}", headers=admin_headers), 404)["param"] == "permission_id"
 
 
 class TestAllowedKeys:

@@ -14,6 +14,7 @@ from app.db.tables import Job, Project
 from app.domain.scheduling.worker_capacity import worker_capacity
 from app.services.access import keys
 from app.storage import LocalStorage
+from tests.api_objects import error_of
 from tests.factories import WORKER, forecast_queue, make_file, make_job, make_project, start_job, validate_job
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -102,8 +103,7 @@ class TestCreate:
         self, client: TestClient, base_model: str, training_file: str, sessions: Sessions, project: Project
     ) -> None:
         asked = self.body(training_file, urgent=True)
-        refused = client.post(JOBS, json=asked)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+        assert error_of(client.post(JOBS, json=asked), 403)["code"] == "permission_denied"
         with transaction(sessions) as session:
             secret = keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
         assert client.post(JOBS, json=asked, headers={"Authorization": f"Bearer {secret}"}).json()["urgent"]

@@ -109,11 +109,7 @@ def test_a_list_is_paged_newest_first(path: str, admin: TestClient, create: Call
 
 
 def test_an_id_is_read_by_its_project_alone(
-    resource: Resource,
-    path: str,
-    admin: TestClient,
-    create: Callable[..., Response],
-    foreign_headers: dict[str, str],
+    resource: Resource, path: str, admin: TestClient, create: Callable[..., Response], foreign_headers: dict[str, str]
 ) -> None:
     made = create().raise_for_status().json()["id"]
     assert admin.get(f"{path}/{made}").json()["id"] == made

@@ -81,11 +81,7 @@ def test_after_a_night_of_faults_one_answer_has_each_of_them(
     assert body["queue"]["validating_files"] == 1
     assert [job["id"] for job in body["queue"]["oldest"]] == [waiting.id]
     (delivery,) = body["deliveries"]["failed"]
-    assert (delivery["target"], delivery["project"], delivery["error"]) == (
-        "production",
-        "default",
-        "full",
-    )
+    assert (delivery["target"], delivery["project"], delivery["error"]) == ("production", "default", "full")
     assert (body["deliveries"]["pending"], body["deliveries"]["due"], body["deliveries"]["retried"]) == (0, 0, [])
     (job,) = body["failed_jobs"]["data"]
     assert (job["id"], job["project"], job["code"]) == (failed.id, "default", "invalid_training_file")
@@ -117,11 +113,7 @@ def test_what_is_tried_again_and_endpoints_that_fail_are_advice(
         {"deliveries_retried", "webhooks_failing"},
     )
     (delivery,), (failing,) = body["deliveries"]["retried"], body["webhooks"]["failing"]
-    assert (delivery["target"], delivery["error"], delivery["next_attempt_at"] > 0) == (
-        "production",
-        "full",
-        True,
-    )
+    assert (delivery["target"], delivery["error"], delivery["next_attempt_at"] > 0) == ("production", "full", True)
     assert (failing["id"], failing["project"], failing["disabled_reason"]) == (endpoint.id, "default", None)
 
 

@@ -76,13 +76,6 @@ def test_what_is_not_there_is_a_not_found_error_with_a_message(client: openai.Op
         assert caught.value.request_id
 
 
-def test_a_wrong_method_is_an_error_in_the_same_shape(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.APIStatusError) as caught:
-        client.put("/files", cast_to=object, body={})
-    assert (caught.value.status_code, caught.value.code) == (405, "method_not_allowed")
-    assert caught.value.message
-
-
 def test_an_id_with_a_slash_is_a_model_in_either_encoding(client: openai.OpenAI) -> None:
     slashed = CONTEXT["slashed_model"]
     assert client.models.retrieve(slashed).id == slashed

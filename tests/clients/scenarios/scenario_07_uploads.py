@@ -118,14 +118,6 @@ def test_nothing_goes_on_after_a_cancel_in_one_request_each(client: openai.OpenA
     assert len(seen) == 2
 
 
-def test_nothing_goes_on_after_it_was_completed(client: openai.OpenAI) -> None:
-    upload = begin(client, len(DATA))
-    part = send(client, upload.id, DATA)
-    client.uploads.complete(upload.id, part_ids=[part])
-    refused(lambda: send(client, upload.id, b"y"))
-    refused(lambda: client.uploads.cancel(upload.id))
-
-
 def test_a_file_without_a_byte_is_taken_or_refused_but_never_hangs(client: openai.OpenAI) -> None:
     done = client.uploads.upload_file_chunked(
         file=b"", filename="empty.bin", bytes=0, mime_type="application/octet-stream", purpose="user_data"
@@ -133,16 +125,6 @@ def test_a_file_without_a_byte_is_taken_or_refused_but_never_hangs(client: opena
     assert done.status == "completed"
     assert done.file
     assert client.files.content(done.file.id).read() == b""
-
-
-def test_an_unknown_upload_is_a_not_found_error(client: openai.OpenAI) -> None:
-    for ask in (
-        lambda: send(client, "upload_nothere", b"x"),
-        lambda: client.uploads.cancel("upload_nothere"),
-        lambda: client.uploads.complete("upload_nothere", part_ids=["part_x"]),
-    ):
-        with pytest.raises(openai.NotFoundError):
-            ask()
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,7 @@ def test_auto_is_resolved_at_once(create: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "code", "param"),
     [
-        (
-            {"extra_body": {"lora": {"r": 4}}, "method": supervised(lora_r=8)},
-            "conflicting_parameters",
-            "lora.r",
-        ),
+        ({"extra_body": {"lora": {"r": 4}}, "method": supervised(lora_r=8)}, "conflicting_parameters", "lora.r"),
         (
             {"hyperparameters": {"n_epochs": 1}, "method": supervised(n_epochs=2)},
             "conflicting_parameters",

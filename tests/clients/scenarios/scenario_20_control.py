@@ -63,15 +63,6 @@ def test_a_wrong_state_is_one_request_and_a_bad_request_error(default: openai.Op
     assert seen == [f"POST /v1/fine_tuning/jobs/{done.id}/{verb}" for verb in ("cancel", "pause", "resume")]
 
 
-def test_a_job_in_the_wrong_state_for_each_verb(client: openai.OpenAI, long_file: str) -> None:
-    job = begin(client, long_file)
-    client.fine_tuning.jobs.cancel(job.id)
-    for verb in (client.fine_tuning.jobs.pause, client.fine_tuning.jobs.resume):
-        with pytest.raises(openai.BadRequestError) as caught:
-            verb(job.id)
-        assert caught.value.code == "invalid_job_state"
-
-
 def test_a_paused_job_goes_on(default: openai.OpenAI, long_file: str) -> None:
     """In default mode only: OpenAI's client has no word for `paused`, so its strict mode refuses it."""
     jobs = default.fine_tuning.jobs

@@ -33,15 +33,6 @@ def test_two_creates_with_one_key_are_one_job(client: openai.OpenAI, training_fi
     assert sum(job.id == first.id for job in client.fine_tuning.jobs.list(limit=100)) == 1
 
 
-def test_another_body_under_the_same_key_is_a_bad_request(
-    client: openai.OpenAI, training_file: str, key: dict[str, str]
-) -> None:
-    first = create(client, training_file, key, suffix="once")
-    client.fine_tuning.jobs.cancel(first.id)
-    with pytest.raises(openai.BadRequestError):
-        create(client, training_file, key, suffix="twice")
-
-
 def test_a_lost_answer_and_the_clients_own_retry_are_one_job(training_file: str, key: dict[str, str]) -> None:
     """The service has created the job, the gateway answers 503, the client asks again."""
     loses = lambda request, number: request == "POST /v1/fine_tuning/jobs" and number == 1  # noqa: E731

@@ -11,7 +11,6 @@ from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Job
-from tests.clients.scenarios.signatures import known_requests
 from tests.http.conftest import Upload
 from tests.http.test_auth import asked, every_route
 
@@ -182,10 +181,7 @@ class TestAKnownParameter:
                     seen.add(f"{path} {name}")
         assert {f"{JOBS} status", "/v1/files order", "/v1/files purpose"} <= seen
 
-    @pytest.mark.parametrize(
-        "query",
-        ["wait=abc", "wait=", "wait=-1", "wait=nan", "wait=-inf", "wait=true"],
-    )
+    @pytest.mark.parametrize("query", ["wait=abc", "wait=", "wait=-1", "wait=nan", "wait=-inf", "wait=true"])
     def test_wait_that_is_no_number_of_seconds_is_refused(self, client: TestClient, succeeded: Job, query: str) -> None:
         assert error_of(client.get(f"{JOBS}/{succeeded.id}?{query}"))["param"] == "wait"
 
@@ -193,28 +189,6 @@ class TestAKnownParameter:
     def test_a_number_beyond_a_bound_is_refused_with_both_bounds(self, client: TestClient, query: str) -> None:
         error = error_of(client.get(f"/v1/fine_tuning/loss_curves?jobs=ftjob-x&{query}"))
         assert "max_points: must be from 2 to 200, not" in error["message"]
-
-    @pytest.mark.parametrize("value", ["maybe", "", "2", "null"])
-    def test_a_boolean_parameter_refuses_other_values(self, admin: TestClient, value: str) -> None:
-        url = f"/v1/organization/projects?include_archived={value}"
-        assert error_of(admin.get(url))["param"] == "include_archived"
-
-
-class TestTheOfficialClient:
-    def test_the_official_client_sends_no_unknown_parameter(
-        self, app: FastAPI, admin: TestClient, subtests: pytest.Subtests
-    ) -> None:
-        sent = known_requests(app.openapi())
-        expected = {"files.list", "fine_tuning.jobs.list", "fine_tuning.checkpoints.permissions.list", "webhooks.list"}
-        assert expected <= {one.name for one in sent}
-        assert {"admin.organization.audit_logs.list", "admin.organization.projects.api_keys.list"} <= {
-            one.name for one in sent
-        }
-        for one in sent:
-            with subtests.test(one.name):
-                answer = admin.request(one.method, f"{one.path}?{one.query}")
-                assert answer.status_code in (200, 400, 404)
-                assert "unknown_parameter" not in answer.text
 
 
 class TestABodyThatACallDoesNotTake:

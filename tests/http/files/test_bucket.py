@@ -17,8 +17,10 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from app.storage.s3 import S3Storage
+from tests.api_objects import error_of
 from tests.factories import chat_lines
 from tests.faulty_proxy import Fault, FaultyProxy
+from tests.http.conftest import begin_upload
 from tests.s3 import S3Server, with_prefix
 from tests.serving import serve
 
@@ -46,13 +48,11 @@ class TestFiles:
 
     def test_a_data_set_is_checked_in_a_child_process(self, client: TestClient) -> None:
         content = chat_lines() * 300
-        body = {"filename": "a.jsonl", "purpose": "fine-tune", "mime_type": "application/jsonl", "bytes": len(content)}
-        path = f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}/content"
+        path = begin_upload(client, len(content), "fine-tune") + "/content"
         assert client.put(path, content=content).json()["file"]["status"] == "processed"
 
     def test_parts_of_any_size_become_one_file(self, client: TestClient, storage: S3Storage) -> None:
-        body = {"filename": "a", "purpose": "user_data", "mime_type": "text/plain", "bytes": len(CONTENT)}
-        path = f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}"
+        path = begin_upload(client, len(CONTENT))
         cuts = [0, 10, 6_000_000, 6_000_001, len(CONTENT)]
         pieces = [CONTENT[start:end] for start, end in pairwise(cuts)]
         ids = [client.post(f"{path}/parts", files={"data": ("part", piece)}).json()["id"] for piece in pieces]
@@ -65,20 +65,10 @@ class TestFiles:
 class TestABucketThatFails:
     @pytest.mark.parametrize(
         ("fault", "status", "code"),
-        [
-            (FULL, 507, "storage_full"),
-            (DENIED, 503, "service_unavailable"),
-            (Fault(), 503, "service_unavailable"),
-        ],
+        [(FULL, 507, "storage_full"), (DENIED, 503, "service_unavailable"), (Fault(), 503, "service_unavailable")],
     )
     def test_a_fault_is_an_error_and_the_next_upload_succeeds(
-        self,
-        client: TestClient,
-        proxy: FaultyProxy,
-        storage: S3Storage,
-        fault: Fault,
-        status: int,
-        code: str,
+        self, client: TestClient, proxy: FaultyProxy, storage: S3Storage, fault: Fault, status: int, code: str
     ) -> None:
         proxy.fault = replace(fault)
         response = upload(client)
@@ -90,8 +80,7 @@ class TestABucketThatFails:
         assert upload(client).status_code == 200
 
     def test_a_fault_keeps_the_stored_content(self, client: TestClient, proxy: FaultyProxy) -> None:
-        body = {"filename": "a", "purpose": "user_data", "mime_type": "text/plain", "bytes": len(CONTENT)}
-        path = f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}/content"
+        path = begin_upload(client, len(CONTENT)) + "/content"
         first, total = 5_500_000, len(CONTENT)
         header = {"Content-Range": f"bytes 0-{first - 1}/{total}"}
         client.put(path, content=CONTENT[:first], headers=header).raise_for_status()
@@ -106,14 +95,12 @@ class TestABucketThatFails:
     def test_a_file_that_breaks_off_is_no_short_file(self, client: TestClient, proxy: FaultyProxy) -> None:
         """The lines of a large dataset are checked in a child process, which only sees an early end."""
         content = chat_lines() * 3000
-        body = {"filename": "a.jsonl", "purpose": "fine-tune", "mime_type": "application/jsonl", "bytes": len(content)}
-        path = f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}"
+        path = begin_upload(client, len(content), "fine-tune")
         half = len(content) // 2
         parts = [client.post(f"{path}/parts", files={"data": ("p", each)}) for each in (content[:half], content[half:])]
         ids = [part.json()["id"] for part in parts]
         proxy.fault = Fault(methods=("GET",), skip=2, break_after_bytes=0)  # after the join of the parts
-        response = client.post(f"{path}/complete", json={"part_ids": ids})
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "service_unavailable")
+        assert error_of(client.post(f"{path}/complete", json={"part_ids": ids}), 503)["code"] == "service_unavailable"
         proxy.fault = None
         assert client.post(f"{path}/complete", json={"part_ids": ids}).json()["status"] == "completed"
 

@@ -90,21 +90,6 @@ class TestContent:
             assert answer.headers["content-range"] == f"bytes */{len(CONTENT)}"
             assert error_of(answer)["code"] == "range_not_satisfiable"
 
-    def test_another_if_range_gets_the_whole_file(self, client: TestClient, path: str) -> None:
-        answer = client.get(path, headers={"Range": "bytes=0-9", "If-Range": '"older"'})
-        assert (answer.status_code, answer.content) == (200, CONTENT)
-
-    def test_a_known_etag_is_a_304(self, client: TestClient, path: str) -> None:
-        etag = client.get(path).headers["etag"]
-        answer = client.get(path, headers={"If-None-Match": etag})
-        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
-
-    def test_head_has_the_headers_of_get_and_no_body(self, client: TestClient, path: str) -> None:
-        head, get = client.head(path), client.get(path)
-        assert head.content == b""
-        for name in ("content-length", "etag", "content-type", "content-disposition", "content-digest"):
-            assert head.headers[name] == get.headers[name]
-
     def test_an_empty_file_is_downloaded(self, client: TestClient, upload: Upload) -> None:
         path = f"/v1/files/{upload(b'', purpose='batch').json()['id']}/content"
         answer = client.get(path)

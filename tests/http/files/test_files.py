@@ -16,10 +16,6 @@ from tests.http.conftest import Upload
 
 
 class TestGet:
-    def test_a_file_is_read_as_it_was_created(self, upload: Upload, client: TestClient) -> None:
-        created = upload().json()
-        assert client.get(f"/v1/files/{created['id']}").json() == created
-
     def test_an_expired_file_is_not_found(self, upload: Upload, client: TestClient, sessions: Sessions) -> None:
         file_id = upload().json()["id"]
         with transaction(sessions) as session:
@@ -35,10 +31,6 @@ class TestList:
         """Five files, oldest first; every second one for batch."""
         return [str(upload(purpose="batch" if n % 2 else "fine-tune").json()["id"]) for n in range(5)]
 
-    def test_a_purpose_selects_its_files(self, client: TestClient, ids: list[str]) -> None:
-        listed = client.get("/v1/files", params={"purpose": "batch"}).json()["data"]
-        assert [file["id"] for file in listed] == [ids[3], ids[1]]
-
     def test_a_page_follows_a_file_that_was_deleted_meanwhile(self, client: TestClient, ids: list[str]) -> None:
         client.delete(f"/v1/files/{ids[3]}")
         listed = client.get("/v1/files", params={"after": ids[3]}).json()["data"]
@@ -46,16 +38,6 @@ class TestList:
 
 
 class TestDelete:
-    def test_a_deleted_file_is_not_found(self, upload: Upload, client: TestClient) -> None:
-        file_id = upload().json()["id"]
-        assert client.delete(f"/v1/files/{file_id}").json() == {"id": file_id, "object": "file", "deleted": True}
-        for answer in (
-            client.get(f"/v1/files/{file_id}"),
-            client.get(f"/v1/files/{file_id}/content"),
-            client.delete(f"/v1/files/{file_id}"),
-        ):
-            assert answer.status_code == 404
-
     def test_the_bytes_of_a_deleted_file_are_kept_for_a_job(
         self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
     ) -> None:

@@ -6,7 +6,6 @@ import os
 import socket
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -20,8 +19,6 @@ from tests.http.conftest import Upload
 from tests.serving import LiveServer
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
-
-OPENAIS_WORDS = "Expected file to have JSONL format, where every line is a valid JSON dictionary. "
 
 
 def left_on_disk(storage: LocalStorage) -> list[str]:
@@ -52,12 +49,7 @@ class TestUpload:
             assert answer.json()["line_count"] is None
 
     @pytest.mark.parametrize(
-        ("sent", "kept"),
-        [
-            ("../../etc/passwd", "passwd"),
-            ("x" * 300, "x" * 255),
-            ("..", "upload"),
-        ],
+        ("sent", "kept"), [("../../etc/passwd", "passwd"), ("x" * 300, "x" * 255), ("..", "upload")]
     )
     def test_a_filename_is_never_a_path(self, upload: Upload, storage: LocalStorage, sent: str, kept: str) -> None:
         body = upload(GOOD, filename=sent).json()
@@ -86,12 +78,6 @@ class TestUpload:
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
         assert "fine-tune" in unknown.json()["error"]["message"]
 
-    def test_a_body_that_is_no_form_is_refused(self, client: TestClient, storage: LocalStorage) -> None:
-        answer = client.post("/v1/files", json={"purpose": "fine-tune"})
-        assert answer.status_code == 400
-        assert "multipart/form-data" in answer.json()["error"]["message"]
-        assert left_on_disk(storage) == []
-
 
 class TestUploadOfATable:
     @pytest.mark.parametrize(("purpose", "code"), [("fine-tune", "invalid_training_file"), ("evals", "invalid_value")])
@@ -106,26 +92,6 @@ class TestUploadOfATable:
 
 
 class TestUploadOfADataset:
-    @pytest.mark.parametrize(
-        ("content", "line", "reason"),
-        [
-            (b"not json\n", 1, "not valid JSON"),
-            (GOOD + b"[1, 2]\n", 2, "a JSON array"),
-            (GOOD + b"[" * 100_000 + b"\n", 2, "deeper than 64"),
-        ],
-    )
-    def test_a_bad_line_is_refused_with_its_number(
-        self, upload: Upload, sessions: Sessions, storage: LocalStorage, content: bytes, line: int, reason: str
-    ) -> None:
-        answer = upload(content)
-        assert answer.status_code == 400
-        error = answer.json()["error"]
-        assert error["param"] == "file"
-        assert error["message"].startswith(OPENAIS_WORDS)
-        assert f"Line {line}: " in error["message"]
-        assert reason in error["message"]
-        assert (rows(sessions), left_on_disk(storage)) == (0, [])
-
     @pytest.mark.parametrize("content", [b"", b"\n \n\r\n", b"\xef\xbb\xbf"])
     def test_an_empty_dataset_is_refused(self, upload: Upload, content: bytes) -> None:
         assert "empty" in upload(content).json()["error"]["message"]
@@ -167,10 +133,6 @@ class TestLimits:
         assert client.post("/v1/files", content=long_after_the_end(), headers=headers).status_code == 413
         assert left_on_disk(storage) == []
 
-    def test_a_line_over_the_limit_is_named(self, upload: Upload) -> None:
-        message = upload(GOOD + b'{"prompt": "' + b"x" * 10_000 + b'"}\n').json()["error"]["message"]
-        assert "Line 2: longer" in message
-
 
 def raw_connection(server: LiveServer) -> socket.socket:
     return socket.create_connection((server.host, server.port), timeout=30)
@@ -204,15 +166,6 @@ class TestOverASocket:
             wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in storage.staging.iterdir()))
         wait_for(lambda: left_on_disk(storage) == [])
         assert rows(sessions) == 0
-
-    def test_a_body_without_its_closing_boundary_is_a_400_and_leaves_nothing(
-        self, live_server: LiveServer, api_key: str, storage: LocalStorage
-    ) -> None:
-        body = FORM + b"half of it"
-        with raw_connection(live_server) as connection:
-            connection.sendall(request_head(live_server, api_key, len(body)) + body)
-            assert connection.recv(100).startswith(b"HTTP/1.1 400")
-        assert left_on_disk(storage) == []
 
     def test_a_wrong_key_is_refused_before_the_body_is_sent(
         self, live_server: LiveServer, storage: LocalStorage
@@ -257,24 +210,6 @@ def read_json(connection: socket.socket) -> dict[str, dict[str, str]]:
 
 
 class TestAFullDisk:
-    def test_a_full_disk_is_a_507_and_leaves_nothing(
-        self,
-        client: TestClient,
-        upload: Upload,
-        storage: LocalStorage,
-        sessions: Sessions,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        def full(key: str, source: Path) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(storage, "put", full)
-        answer = upload()
-        assert answer.status_code == 507
-        assert answer.json()["error"]["code"] == "storage_full"
-        assert (rows(sessions), left_on_disk(storage)) == (0, [])
-        assert client.get("/v1/files").json()["data"] == []
-
     def test_a_failed_insert_of_the_row_deletes_the_stored_bytes(
         self, upload: Upload, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:

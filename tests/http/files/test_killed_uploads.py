@@ -28,6 +28,7 @@ from app.services.files.files import STALE_AFTER_SECONDS
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until
+from tests.http.conftest import begin_upload
 from tests.limited import limited_processes
 from tests.serving import LiveServer, api_process
 
@@ -46,8 +47,7 @@ class Running:
     client: Client
 
     def begin(self, content: bytes, purpose: str = "batch") -> str:
-        body = {"filename": "a.jsonl", "purpose": purpose, "mime_type": "text/plain", "bytes": len(content)}
-        return f"/v1/uploads/{answered(self.client.post('/v1/uploads', json=body))['id']}"
+        return begin_upload(self.client, len(content), purpose)
 
     def add(self, upload: str, data: bytes) -> Json:
         return answered(self.client.post(f"{upload}/parts", files={"data": ("part", data)}))

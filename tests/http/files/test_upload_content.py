@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from app.api.transport import resumable_upload
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.domain.files import MAX_PART_BYTES
@@ -28,6 +27,7 @@ from app.storage import LocalStorage
 from tests.api_objects import error_of
 from tests.deadline import until
 from tests.factories import chat_lines
+from tests.http.conftest import begin_upload
 from tests.serving import LiveServer
 
 CONTENT = chat_lines(40)
@@ -40,8 +40,7 @@ def begin(client: TestClient) -> Begin:
     """The URL of a new upload's content."""
 
     def post(size_bytes: int = SIZE, purpose: str = "fine-tune") -> str:
-        body = {"filename": "train.jsonl", "purpose": purpose, "mime_type": "text/jsonl", "bytes": size_bytes}
-        return f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}/content"
+        return f"{begin_upload(client, size_bytes, purpose)}/content"
 
     return post
 
@@ -93,22 +92,6 @@ class TestPut:
         put(url, b"x" * 1000, f"bytes 0-999/{SIZE}")
         assert put(url, CONTENT).json()["file"]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
         assert len(list(storage.older_than("uploads", float("inf")))) == 1
-
-    def test_large_content_is_stored_in_pieces(
-        self, client: TestClient, begin: Begin, put: Put, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(resumable_upload, "CHUNK_BYTES", 1 << 20)
-        data = bytes(range(256)) * 20_000
-        url = begin(len(data), purpose="batch")
-
-        def chunks() -> Iterator[bytes]:
-            yield from (data[start : start + 100_000] for start in range(0, len(data), 100_000))
-
-        done = put(url, chunks()).json()
-        assert done.get("status") == "completed", done
-        assert len(list(storage.older_than("uploads", float("inf")))) == 5
-        assert done["file"]["sha256"] == hashlib.sha256(data).hexdigest()
-        assert client.get(f"/v1/files/{done['file']['id']}/content").content == data
 
     def test_a_bad_dataset_may_be_sent_again(self, begin: Begin, put: Put) -> None:
         url = begin()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import httpx2
@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from app.api.transport import resumable_upload
 from app.storage import LocalStorage
+from tests.http.conftest import begin_upload
 from tests.serving import LiveServer
 
 Json = dict[str, Any]
@@ -40,20 +41,11 @@ def reads(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def begin(client: TestClient) -> Callable[[], str]:
-    body = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": len(DATA)}
-    return lambda: f"/v1/uploads/{client.post('/v1/uploads', json=body).json()['id']}"
-
-
-@pytest.fixture
 def elsewhere(live_server: LiveServer, api_key: str) -> Iterator[Client]:
     """Another API process, as far as memory goes."""
     headers = {"Authorization": f"Bearer {api_key}"}
     with httpx2.Client(base_url=live_server.root, headers=headers, trust_env=False) as client:
         yield client
-
-
-Begin = Callable[[], str]
 
 
 def add(client: Client, upload: str, data: bytes) -> str:
@@ -86,29 +78,26 @@ class TestParts:
         self,
         client: TestClient,
         elsewhere: Client,
-        begin: Begin,
         reads: list[int],
         sent: tuple[int, ...],
         chosen: tuple[int, ...],
         by_another: tuple[int, ...],
         read_bytes: int,
     ) -> None:
-        upload = begin()
+        upload = begin_upload(client, len(DATA))
         ids = [add(elsewhere if each in by_another else client, upload, THIRDS[each]) for each in sent]
         assert complete(client, upload, [ids[each] for each in chosen])["file"]["sha256"] == SHA256
         assert sum(reads) == read_bytes
 
-    def test_each_part_has_a_digest(self, client: TestClient, begin: Begin) -> None:
-        upload = begin()
+    def test_each_part_has_a_digest(self, client: TestClient) -> None:
+        upload = begin_upload(client, len(DATA))
         for third in THIRDS:
             add(client, upload, third)
         listed = client.get(f"{upload}/parts").json()["data"]
         assert [part["sha256"] for part in listed] == [hashlib.sha256(third).hexdigest() for third in THIRDS]
 
-    def test_an_md5_reads_all_parts_once(
-        self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
-    ) -> None:
-        upload = begin()
+    def test_an_md5_reads_all_parts_once(self, client: TestClient, elsewhere: Client, reads: list[int]) -> None:
+        upload = begin_upload(client, len(DATA))
         ids = [add(client, upload, THIRDS[0]), add(client, upload, THIRDS[1]), add(elsewhere, upload, THIRDS[2])]
         assert complete(client, upload, ids, md5="0" * 32)["error"]["code"] == "md5_mismatch"
         reads.clear()
@@ -122,25 +111,25 @@ class TestAStream:
     def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(resumable_upload, "CHUNK_BYTES", 400_000)
 
-    def test_a_stream_is_not_read_again_after_a_break(self, client: TestClient, begin: Begin, reads: list[int]) -> None:
-        upload = begin()
+    def test_a_stream_is_not_read_again_after_a_break(self, client: TestClient, reads: list[int]) -> None:
+        upload = begin_upload(client, len(DATA))
         assert put(client, upload, 0, 1_500_000)["status"] == "pending"
         assert put(client, upload, 1_500_000, len(DATA))["file"]["sha256"] == SHA256
         assert sum(reads) == 0
 
     def test_a_stream_begun_by_another_process_is_read(
-        self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
+        self, client: TestClient, elsewhere: Client, reads: list[int]
     ) -> None:
-        upload = begin()
+        upload = begin_upload(client, len(DATA))
         put(elsewhere, upload, 0, 1_500_000)
         assert put(client, upload, 1_500_000, len(DATA))["file"]["sha256"] == SHA256
         assert sum(reads) == len(DATA)
 
     def test_a_stream_with_a_replaced_beginning_is_read(
-        self, client: TestClient, elsewhere: Client, begin: Begin, reads: list[int]
+        self, client: TestClient, elsewhere: Client, reads: list[int]
     ) -> None:
         """What is remembered here has the same length, and is of pieces that are gone."""
-        upload, others = begin(), b"x" * 1_500_000
+        upload, others = begin_upload(client, len(DATA)), b"x" * 1_500_000
         put(client, upload, 0, len(others))
         assert elsewhere.put(f"{upload}/content", content=iter([others])).status_code == 400  # kept as far as it came
         done = put(client, upload, len(others), len(DATA))

@@ -5,10 +5,8 @@ import hashlib
 from starlette.testclient import TestClient
 
 from app.api.schemas.records import AdapterBody
-from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
-from app.storage import LocalStorage
-from tests.factories import make_failed_job, make_file, make_job
+from app.db.tables import Job
+from tests.api_objects import error_of
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -30,16 +28,9 @@ class TestManifest:
         assert adapter["archive"]["bytes"] == job["adapter"]["bytes"]
         assert adapter["fine_tuned_model"] == job["fine_tuned_model"]
 
-    def test_a_job_without_an_adapter_has_none(
-        self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
-    ) -> None:
-        with transaction(sessions) as session:
-            failed = make_failed_job(session, storage, project)
-            waiting = make_job(session, project, make_file(session, storage, project))
-        for job in (failed, waiting):
-            for path in (f"{JOBS}/{job.id}/adapter", f"{JOBS}/{job.id}/adapter/archive"):
-                answer = client.get(path)
-                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "adapter_not_found")
+    def test_a_job_without_an_adapter_has_none(self, client: TestClient, job: Job) -> None:
+        for path in (f"{JOBS}/{job.id}/adapter", f"{JOBS}/{job.id}/adapter/archive"):
+            assert error_of(client.get(path), 404)["code"] == "adapter_not_found"
 
     def test_a_deleted_file_of_an_adapter_is_named(self, client: TestClient, succeeded: Job) -> None:
         file_id = client.get(f"{JOBS}/{succeeded.id}").json()["adapter"]["archive_file_id"]

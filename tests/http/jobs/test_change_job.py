@@ -14,6 +14,7 @@ from app.db.jobs import jobs, leases
 from app.db.tables import AuditEntry, Job, Project
 from app.services.jobs import jobs as service
 from app.storage import LocalStorage
+from tests.api_objects import error_of, param_of
 from tests.factories import (
     forecast_queue,
     make_failed_job,
@@ -64,15 +65,7 @@ class TestPriority:
         with transaction(sessions) as session:
             assert start_job(session).id == second.id
 
-    def test_the_priority_of_a_running_job_changes(
-        self, client: TestClient, waiting: list[Job], sessions: Sessions
-    ) -> None:
-        with transaction(sessions) as session:
-            running = start_job(session)
-        assert change(client, running, priority=-5).json()["priority"] == -5
-        assert client.get(f"{JOBS}/{running.id}").json()["status"] == "running"
-
-    def test_the_priority_of_an_ended_job_stays(
+    def test_the_metadata_of_an_ended_job_may_change_and_its_priority_not(
         self, client: TestClient, base_model: str, sessions: Sessions, storage: LocalStorage, project: Project
     ) -> None:
         with transaction(sessions) as session:
@@ -85,9 +78,9 @@ class TestPriority:
         for job in ended:
             before = client.get(f"{JOBS}/{job.id}").json()
             for body in ({"priority": 3, "metadata": {"x": "y"}}, {"priority": job.priority}):
-                refused = change(client, job, **body)
-                assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_job_state")
+                assert error_of(change(client, job, **body))["code"] == "invalid_job_state"
             assert client.get(f"{JOBS}/{job.id}").json() == before
+            assert change(client, job, metadata={"verdict": "ship"}).json()["metadata"] == {"verdict": "ship"}
 
     def test_a_job_that_ends_meanwhile_keeps_its_priority(
         self, client: TestClient, waiting: list[Job], sessions: Sessions, monkeypatch: pytest.MonkeyPatch
@@ -101,8 +94,7 @@ class TestPriority:
             return found
 
         monkeypatch.setattr(service, "get", get_and_cancel)
-        refused = change(client, waiting[0], priority=3)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_job_state")
+        assert error_of(change(client, waiting[0], priority=3))["code"] == "invalid_job_state"
 
 
 class TestMetadata:
@@ -112,13 +104,6 @@ class TestMetadata:
         assert client.get(JOBS, params={"metadata[a]": "b"}).json()["data"][0]["id"] == waiting[1].id
         assert change(client, job, metadata=None).json()["metadata"] is None
         assert client.get(JOBS, params={"metadata": "null"}).json()["data"][0]["id"] == job.id
-
-    def test_the_metadata_of_an_ended_job_changes(
-        self, client: TestClient, base_model: str, sessions: Sessions, storage: LocalStorage, project: Project
-    ) -> None:
-        with transaction(sessions) as session:
-            job = make_succeeded_job(session, storage, project)
-        assert change(client, job, metadata={"verdict": "ship"}).json()["metadata"] == {"verdict": "ship"}
 
 
 class TestAChange:
@@ -137,15 +122,6 @@ class TestAChange:
             ("fine_tuning.jobs.update", (job.id,))
         }
         assert len(entries) == 3
-
-    def test_a_change_changes_the_etag(self, client: TestClient, waiting: list[Job]) -> None:
-        paths = (f"{JOBS}/{waiting[0].id}", JOBS)
-        before = [client.get(path).headers["etag"] for path in paths]
-        change(client, waiting[0], metadata={"c": "d"})
-        for path, etag in zip(paths, before, strict=True):
-            answer = client.get(path, headers={"If-None-Match": etag})
-            assert answer.status_code == 200
-            assert answer.headers["etag"] != etag
 
     @pytest.mark.parametrize("body", [{}, {"priority": 0}, {"metadata": {"a": "b"}}], ids=str)
     def test_an_equal_value_changes_nothing(self, client: TestClient, waiting: list[Job], body: dict[str, Any]) -> None:
@@ -174,6 +150,5 @@ class TestAChange:
         self, client: TestClient, waiting: list[Job], body: dict[str, Any], param: str
     ) -> None:
         before = client.get(f"{JOBS}/{waiting[0].id}").json()
-        refused = change(client, waiting[0], **body)
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert param_of(change(client, waiting[0], **body)) == param
         assert client.get(f"{JOBS}/{waiting[0].id}").json() == before

@@ -13,7 +13,8 @@ from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job, Project
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
 from app.storage import LocalStorage
-from tests.factories import fail_attempt, make_file, make_job
+from tests.api_objects import error_of
+from tests.factories import fail_attempt, make_file
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -130,12 +131,7 @@ class TestAsking:
 
     @pytest.mark.parametrize(
         "lora",
-        [
-            {"use_rslora": True},
-            {"use_dora": True},
-            {"alpha_pattern": {"q_proj": 4}},
-            {"modules_to_save": ["lm_head"]},
-        ],
+        [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"q_proj": 4}}, {"modules_to_save": ["lm_head"]}],
         ids=lambda lora: next(iter(lora)),
     )
     def test_an_adapter_that_llama_cpp_serves_wrongly_is_refused(
@@ -158,28 +154,20 @@ class TestAsking:
         with transaction(sessions) as session:
             for checkpoint in checkpoints.kept(session, succeeded.id):
                 checkpoint.manifest = checkpoint.manifest | {"lora": lora}
-        answer = client.post(path(succeeded), json={"type": kind})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_value")
+        assert error_of(client.post(path(succeeded), json={"type": kind}))["code"] == "unsupported_value"
 
-    def test_a_job_without_a_result_is_not_exported(
-        self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
-    ) -> None:
-        with transaction(sessions) as session:
-            waiting = make_job(session, project, make_file(session, storage, project))
-        answer = client.post(path(waiting), json={"type": "merged"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_job_state")
+    def test_a_job_without_a_result_is_not_exported(self, client: TestClient, job: Job) -> None:
+        assert error_of(client.post(path(job), json={"type": "merged"}))["code"] == "invalid_job_state"
 
     def test_a_deleted_adapter_or_base_is_not_exported(
         self, client: TestClient, succeeded: Job, sessions: Sessions
     ) -> None:
         adapter = client.get(f"{JOBS}/{succeeded.id}/adapter").json()
         client.delete(f"/v1/files/{adapter['files'][0]['id']}")
-        answer = client.post(path(succeeded), json={"type": "merged"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "adapter_deleted")
+        assert error_of(client.post(path(succeeded), json={"type": "merged"}))["code"] == "adapter_deleted"
         with transaction(sessions) as session:
             session.delete(session.get_one(BaseModelRow, "tiny"))
-        answer = client.post(path(succeeded), json={"type": "merged"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_unavailable")
+        assert error_of(client.post(path(succeeded), json={"type": "merged"}))["code"] == "model_unavailable"
 
 
 class TestReading:

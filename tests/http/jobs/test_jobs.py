@@ -54,24 +54,7 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project) -> Jo
         return make_succeeded_job(session, storage, project, suffix="demo")
 
 
-def ids(answer: Any) -> list[str]:
-    assert answer.status_code == 200, answer.text
-    return [item["id"] for item in answer.json()["data"]]
-
-
 class TestList:
-    def test_metadata_selects_jobs_with_every_pair(self, client: TestClient, make: Make) -> None:
-        both = make(metadata={"team": "a", "stage": ""})
-        one = make(metadata={"team": "a"})
-        none, empty = make(), make(metadata={})
-        assert ids(client.get(JOBS, params={"metadata[team]": "a"})) == [one.id, both.id]
-        assert ids(client.get(JOBS, params={"metadata[team]": "a", "metadata[stage]": ""})) == [both.id]
-        assert ids(client.get(JOBS, params={"metadata": "null"})) == [empty.id, none.id]
-
-    def test_a_filter_without_its_bracket_is_refused(self, client: TestClient, make: Make) -> None:
-        make(metadata={"team": "a"})
-        assert error_of(client.get(JOBS, params={"metadata[team": "a"}))["param"] == "metadata"
-
     def test_a_list_has_the_objects_of_single_reads(self, client: TestClient, make: Make, sessions: Sessions) -> None:
         for _ in range(3):
             make()

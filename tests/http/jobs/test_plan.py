@@ -16,6 +16,7 @@ from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
 from app.services.jobs import plan
 from app.services.jobs.plan import UNCOUNTED
+from tests.api_objects import param_of
 from tests.factories import chat_lines, make_project, make_target
 from tests.http.conftest import Upload
 from tests.tiny import make_tiny_pairs, panic_at_many_a
@@ -39,12 +40,7 @@ def have_worker(sessions: Sessions, name: str, about: dict[str, Any]) -> None:
 def lines(*examples: tuple[str, str, int]) -> bytes:
     return b"".join(
         json.dumps(
-            {
-                "messages": [
-                    {"role": "user", "content": asked},
-                    {"role": "assistant", "content": said, "weight": weight},
-                ]
-            }
+            {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said, "weight": weight}]}
         ).encode()
         + b"\n"
         for asked, said, weight in examples
@@ -169,18 +165,6 @@ class TestPlan:
         error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
         assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
 
-    def test_a_line_that_would_lose_data_is_refused_as_the_report_refuses_it(
-        self, client: TestClient, upload: Upload
-    ) -> None:
-        row = (
-            b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "refusal": "c"}]}\n'
-        )
-        file = upload(lines(*[("a", "b", 1)] * 10) + row).json()["id"]
-        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
-        (finding,) = client.post(f"/v1/files/{file}/validate", params={"model": "tiny"}).json()["findings"]["data"]
-        assert finding["code"] == "content_and_refusal"
-        assert error["message"] == f"Line 11: {finding['message']}."
-
     def test_preference_pairs_are_counted(self, client: TestClient, upload: Upload, tmp_path: Path) -> None:
         file = upload(make_tiny_pairs(tmp_path / "pairs.jsonl", 12).read_bytes()).json()["id"]
         ask = {"model": "tiny", "training_file": file, "method": {"type": "dpo"}, "seed": 1}
@@ -300,12 +284,6 @@ class TestPatterns:
         assert time.process_time() - began < 20  # they would take for ever
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"lora.{param}")
 
-    def test_back_references_and_look_aheads_are_refused(self, client: TestClient, training_file: str) -> None:
-        lora = {"rank_pattern": {r"(q)\1": 4}, "alpha_pattern": {"(?=q)": 4}}
-        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": lora})
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora.rank_pattern")
-        assert "lora.alpha_pattern" in answer.json()["error"]["message"]
-
     def test_patterns_are_shown_as_requested(self, client: TestClient, training_file: str) -> None:
         lora = {"rank_pattern": {r"layers\.1\..*": 4}, "alpha_pattern": {"q_proj": 3.0}}
         asked = {"model": "tiny", "training_file": training_file, "lora": lora}
@@ -323,5 +301,4 @@ class TestPatterns:
             row = session.scalars(select(BaseModelRow)).one()
             row.entry = row.entry | {"layers": {}, "decoder_layers": 0}
         asked = {"model": "tiny", "training_file": training_file, "lora": {"rank_pattern": {"no_such": 4}}}
-        answer = client.post(PLAN, json=asked)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora.rank_pattern")
+        assert param_of(client.post(PLAN, json=asked)) == "lora.rank_pattern"

@@ -113,16 +113,6 @@ def test_creates_at_once_that_begin_far_from_a_limit_do_not_exceed_it(
     assert Counter(answer.status_code for answer in answers) == {200: 45, 429: 15}
 
 
-def test_a_project_of_its_own_limit_has_not_the_default(
-    client: TestClient, sessions: Sessions, creations: dict[str, tuple[str, Body]]
-) -> None:
-    path, body = creations["max_queued_jobs"]
-    with transaction(sessions) as session:
-        session.execute(update(Project).values(max_queued_jobs=LIMIT + 1))
-    answers = [client.post(f"/v1/{path}", json=body(0)) for _ in range(LIMIT + 2)]
-    assert [answer.status_code for answer in answers] == [200] * (LIMIT + 1) + [429]
-
-
 def test_an_upload_that_has_ended_makes_room(client: TestClient, creations: dict[str, tuple[str, Body]]) -> None:
     path, body = creations["max_pending_uploads"]
     made = [client.post(f"/v1/{path}", json=body(0)) for _ in range(LIMIT + 1)]

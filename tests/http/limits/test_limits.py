@@ -13,7 +13,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Attempt, File, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
-from tests.factories import append_step_event, chat_lines, make_file, make_job, start_job, validate_job
+from tests.factories import append_step_event, chat_lines, validate_job
 from tests.http.conftest import Upload
 from tests.serving import LiveServer
 
@@ -62,15 +62,6 @@ class TestRequestsPerSecond:
         assert [client.get("/v1/files").status_code for _ in range(2)] == [200, 429]
         assert client.get("/v1/files", headers=foreign_headers).status_code == 200
 
-    def test_the_official_client_waits_them_out_by_itself(
-        self, live_server: LiveServer, sessions: Sessions, api_key: str
-    ) -> None:
-        limit(sessions, max_requests_per_second=1)
-        client = openai.OpenAI(api_key=api_key, base_url=live_server.url)
-        answers = [client.files.with_raw_response.list() for _ in range(2)]
-        assert {answer.status_code for answer in answers} == {200}
-        assert max(answer.retries_taken for answer in answers) >= 1
-
 
 class TestStoredBytes:
     def test_above_the_limit_are_refused_and_nothing_is_kept(
@@ -116,19 +107,6 @@ class TestStoredBytes:
 
 
 class TestQueuedJobs:
-    def test_above_the_limit_are_refused_in_one_request(
-        self, live_server: LiveServer, sessions: Sessions, api_key: str, training_file: str, base_model: str
-    ) -> None:
-        limit(sessions, max_queued_jobs=1)
-        sent: list[str] = []
-        client = openai.OpenAI(api_key=api_key, base_url=live_server.url)
-        client._client.event_hooks["request"].append(lambda request: sent.append(request.method))
-        client.fine_tuning.jobs.create(model=base_model, training_file=training_file)
-        with pytest.raises(openai.RateLimitError) as refusal:
-            client.fine_tuning.jobs.create(model=base_model, training_file=training_file)
-        assert (refusal.value.code, refusal.value.param) == ("insufficient_quota", "max_queued_jobs")
-        assert len(sent) == 2
-
     def test_do_not_count_one_that_runs_and_count_it_again_when_it_resumes(
         self, client: TestClient, sessions: Sessions, training_file: str, base_model: str
     ) -> None:
@@ -154,14 +132,6 @@ class TestQueuedJobs:
     ) -> None:
         limit(sessions, max_queued_jobs=0)
         refused(client.post(JOBS, json={"model": base_model, "training_file": training_file}), "max_queued_jobs")
-
-
-@pytest.fixture
-def running(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    with transaction(sessions) as session:
-        make_job(session, project, make_file(session, storage, project))
-        validate_job(session)
-        return start_job(session)
 
 
 def usage(client: TestClient) -> tuple[float, float]:

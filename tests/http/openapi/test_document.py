@@ -99,14 +99,6 @@ class TestTheDocument:
         for target in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
             assert target in document["components"]["schemas"]
 
-    def test_streams_have_an_item_schema(self, document: dict[str, Any]) -> None:
-        """`schema` would be of an event, too, for a document of this version."""
-        answers = [operation["responses"]["200"]["content"] for _, operation in operations(document)]
-        streams = [content["text/event-stream"] for content in answers if "text/event-stream" in content]
-        assert len(streams) == 4
-        assert all("schema" not in stream for stream in streams)
-        assert all(stream["itemSchema"]["properties"]["data"]["contentSchema"] for stream in streams)
-
     def test_operation_ids_are_unique(self, document: dict[str, Any]) -> None:
         names = [operation["operationId"] for _, operation in operations(document)]
         assert len(names) == len(set(names))

@@ -16,6 +16,7 @@ from app.db.access import audit
 from app.db.engine import Sessions, make_sessions, transaction
 from app.db.tables import ApiKey, AuditEntry, File, Job, Project
 from app.storage import LocalStorage
+from tests.api_objects import param_of
 from tests.factories import make_project, make_succeeded_job
 from tests.http.conftest import Upload
 
@@ -195,8 +196,7 @@ class TestTheLog:
         assert entries(admin, **{"effective_at[lte]": 1}) == []
         for name in expected:
             for value in ("", "-1", "1.5", 253_402_300_799):
-                answer = admin.get(LOG, params={f"effective_at[{name}]": value})
-                assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"effective_at[{name}]")
+                assert param_of(admin.get(LOG, params={f"effective_at[{name}]": value})) == f"effective_at[{name}]"
 
     def test_the_log_is_paged_backwards(self, admin: TestClient, sessions: Sessions) -> None:
         newest_first = insert_entries(sessions, [T, T + 1, T + 2, T + 3, T + 4])[::-1]
@@ -206,13 +206,11 @@ class TestTheLog:
         assert ([entry["id"] for entry in rest["data"]], rest["has_more"]) == (newest_first[:1], False)
         between = admin.get(LOG, params={"after": newest_first[0], "before": newest_first[4], "limit": 2}).json()
         assert ([entry["id"] for entry in between["data"]], between["has_more"]) == (newest_first[1:3], True)
-        answer = admin.get(LOG, params={"before": "none"})
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "before")
+        assert param_of(admin.get(LOG, params={"before": "none"})) == "before"
 
     def test_filters_that_match_nothing_are_refused(self, admin: TestClient) -> None:
         for query in ("actor_emails[]=a@example.com", "tenant_only=true"):
-            answer = admin.get(f"{LOG}?{query}")
-            assert (answer.status_code, answer.json()["error"]["param"]) == (400, query.partition("=")[0])
+            assert param_of(admin.get(f"{LOG}?{query}")) == query.partition("=")[0]
         assert admin.get(f"{LOG}?tenant_only=false").status_code == 200
 
 

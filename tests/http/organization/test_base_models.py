@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.settings import Settings
+from tests.api_objects import error_of, param_of
 
 MODELS, REGISTRATIONS = "/v1/organization/base_models", "/v1/organization/base_model_registrations"
 ROOT = "/srv/models"
@@ -29,8 +30,7 @@ def test_the_list_has_directories_and_lacks_a_removed_model(admin: TestClient, b
     assert (listed["id"], listed["directory"]) == (base_model, str(tmp_path / "models" / base_model))
     assert admin.delete(f"{MODELS}/{base_model}").json()["deleted"] is True
     assert admin.get(MODELS).json()["data"] == []
-    again = admin.delete(f"{MODELS}/{base_model}")
-    assert (again.status_code, again.json()["error"]["code"]) == (404, "model_not_found")
+    assert error_of(admin.delete(f"{MODELS}/{base_model}"), 404)["code"] == "model_not_found"
     assert (tmp_path / "models" / base_model / "config.json").exists()
 
 
@@ -54,8 +54,7 @@ def test_two_operators_who_register_the_same_name_at_once_get_one_registration(a
 
 
 def test_without_a_directory_a_worker_downloads_the_source(admin: TestClient, settings: Settings) -> None:
-    refused = admin.post(REGISTRATIONS, json={"name": "new"})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "source")
+    assert param_of(admin.post(REGISTRATIONS, json={"name": "new"})) == "source"
     settings.base_model_pull_directory = "/srv/pulled"
     made = admin.post(REGISTRATIONS, json={"name": "new", "source": "Org/New-1B", "revision": "main"}).json()
     assert (made["pull"], made["status"], made["directory"], made["revision"]) == (
@@ -74,8 +73,7 @@ def test_without_a_directory_a_worker_downloads_the_source(admin: TestClient, se
     ],
 )  # fmt: skip
 def test_a_directory_outside_the_allowed_ones_is_refused(admin: TestClient, directory: str) -> None:
-    refused = register(admin, directory=directory)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "directory")
+    assert param_of(register(admin, directory=directory)) == "directory"
     assert admin.get(REGISTRATIONS).json()["data"] == []
 
 

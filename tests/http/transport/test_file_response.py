@@ -29,8 +29,7 @@ class TestRequestedSpan:
         assert requested_range({"range": asked}, ETAG, 100) == span
 
     @pytest.mark.parametrize(
-        "asked",
-        ["", "items=0-1", "items=x", "bytes", "bytes=0-1,5-6", "bytes=0-1 , 0-1", "bytes=0-,-5", "bytes=x,0-1"],
+        "asked", ["", "items=0-1", "items=x", "bytes", "bytes=0-1,5-6", "bytes=0-1 , 0-1", "bytes=0-,-5", "bytes=x,0-1"]
     )
     def test_an_unsupported_range_means_the_whole_object(self, asked: str) -> None:
         assert requested_range({"range": asked}, ETAG, 100) is None

@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx2
 from fastapi import FastAPI
-from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
-from app.db.engine import Sessions, transaction
-from app.db.tables import AuditEntry, Job
+from app.db.engine import Sessions
+from app.db.tables import Job
 from tests.serving import LiveServer
 
 DIFFERS = {"x-request-id", "openai-processing-ms", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"}
@@ -56,26 +55,6 @@ class TestHead:
     def test_head_of_a_path_without_get_is_a_405(self, client: TestClient) -> None:
         answer = client.head("/v1/fine_tuning/jobs/ftjob-x/cancel")
         assert (answer.status_code, answer.headers["allow"], answer.content) == (405, "POST", b"")
-
-    def test_head_requires_a_key(self, app: FastAPI) -> None:
-        assert TestClient(app).head("/v1/files").status_code == 401
-
-    def test_head_writes_no_audit_entry(
-        self, client: TestClient, app: FastAPI, sessions: Sessions, succeeded: Job
-    ) -> None:
-        def entries() -> int:
-            with transaction(sessions) as session:
-                return session.scalar(select(func.count()).select_from(AuditEntry)) or 0
-
-        before = entries()
-        for url in readable(app, succeeded):
-            client.head(url)
-        assert entries() == before
-
-    def test_head_of_an_unchanged_job_is_a_304(self, client: TestClient, succeeded: Job) -> None:
-        url = f"/v1/fine_tuning/jobs/{succeeded.id}"
-        etag = client.head(url).headers["etag"]
-        assert client.head(url, headers={"If-None-Match": etag}).status_code == 304
 
     def test_head_waits_as_get_does(self, client: TestClient, succeeded: Job) -> None:
         """Of a job that is over, who does not have it already is answered at once."""
