@@ -46,8 +46,13 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
 
 def test_hints_alone_validate_and_train_a_job(harness: WorkerHarness, start: Start) -> None:
     start(queue="cpu", poll_seconds=60.0)
-    start(TrainerPlan(steps=3), queue="gpu", poll_seconds=60.0)
+    gpu = start(TrainerPlan(steps=3), queue="gpu", poll_seconds=60.0)
     until(lambda: len(alive(harness)) == 2, "the workers")
+    with transaction(harness.sessions) as session:
+        row = next(each for each in workers.alive(session) if each.queue == "gpu")
+    assert (row.pid, row.id.startswith("gpu0@test#")) == (gpu.pid, True)
+    assert row.about["device"]
+    assert row.about["versions"]["celery"]
     job = harness.create_job()
     assert WorkerNotifier(harness.resources.settings.redis_url).send("cpu")
     until(lambda: harness.job(job).state == "succeeded", "the success")
@@ -104,16 +109,6 @@ def test_an_idle_worker_exits_at_once_and_deletes_its_row(harness: WorkerHarness
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     assert alive(harness) == []
-
-
-def test_a_workers_row_describes_its_machine(harness: WorkerHarness, start: Start) -> None:
-    worker = start()
-    with transaction(harness.sessions) as session:
-        (row,) = until(lambda: workers.alive(session), "the worker's row")
-    assert (row.queue, row.pid) == ("gpu", worker.pid)
-    assert row.id.startswith("gpu0@test#")
-    assert row.about["device"]
-    assert row.about["versions"]["celery"]
 
 
 def test_a_suspended_worker_that_resumes_fenced_changes_nothing(

@@ -36,7 +36,7 @@ from app.telemetry import metrics
 from worker.health import write_heartbeat
 from worker.jobs.lease import LeaseKeeper, owner_name
 from worker.node.resources import Resources, errors_logged
-from worker.webhooks.webhook_http import PostLimits, Resolve, WebhookResponse, post, resolve
+from worker.webhooks.webhook_http import PostLimits, WebhookResponse, post
 
 SENDER_THREADS = 32
 MAX_CONCURRENT_PER_ENDPOINT = 4  # per process; 1 for an endpoint whose last delivery failed
@@ -53,11 +53,10 @@ log = get_logger(__name__)
 
 
 class WebhookSender:
-    def __init__(self, resources: Resources, resolve: Resolve = resolve) -> None:
+    def __init__(self, resources: Resources) -> None:
         self.resources = resources
         self.settings = resources.settings
         self._owner = owner_name("webhooks")
-        self._resolve = resolve
         self._in_flight: Counter[str] = Counter()  # endpoint id -> its deliveries that this process is sending
         self._failing: set[str] = set()
         self._lock = threading.Lock()
@@ -192,7 +191,7 @@ class WebhookSender:
             settings.webhook_allow_http,
             settings.webhook_networks,
         )
-        return post(claimed.endpoint.url, headers | signature_headers, content, limits, self._resolve)
+        return post(claimed.endpoint.url, headers | signature_headers, content, limits)
 
     def _signing_secrets(self, claimed: ClaimedWebhook) -> Sequence[str]:
         """Raises NoSecretKey, LostKey."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
@@ -24,7 +24,6 @@ from app.domain.access.outbound_networks import Network, parse_address, refused_
 MAX_RESPONSE_BYTES = 1_024
 MAX_ADDRESSES = 4
 MAX_ERROR_CHARACTERS = 500
-Resolve = Callable[[str, int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,11 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
-def post(
-    url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, resolve: Resolve = resolve
-) -> WebhookResponse:
+def post(url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits) -> WebhookResponse:
     """Send the request. Never raises for errors of the network or the server; the response has them."""
     began = time.monotonic()
     try:
-        return _post(url, headers, content, limits, began, resolve)
+        return _post(url, headers, content, limits, began)
     except RefusedAddressError as refused:
         error = str(refused)
     except httpcore2.TimeoutException:
@@ -79,16 +76,14 @@ def post(
     return WebhookResponse(_milliseconds_since(began), error=error[:MAX_ERROR_CHARACTERS])
 
 
-def _post(
-    url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, began: float, resolve: Resolve
-) -> WebhookResponse:
+def _post(url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, began: float) -> WebhookResponse:
     """Raises what `post` catches."""
     if urlsplit(url).scheme != "https" and not limits.allow_http:
         raise RefusedAddressError(
             "only https URLs are allowed; the operator can allow http (TUNERY_WEBHOOK_ALLOW_HTTP)"
         )
     raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
-    network = _CheckedNetwork(limits, began, resolve)
+    network = _CheckedNetwork(limits, began)
     with (
         httpcore2.ConnectionPool(ssl_context=_tls_context(), network_backend=network) as pool,
         pool.stream("POST", url, headers=raw_headers, content=content) as response,
@@ -115,10 +110,9 @@ def _read_prefix(response: httpcore2.Response) -> bytes:
 class _CheckedNetwork(httpcore2.NetworkBackend):
     """Connects to checked addresses only; no operation takes longer than the remaining time."""
 
-    def __init__(self, limits: PostLimits, began: float, resolve: Resolve) -> None:
+    def __init__(self, limits: PostLimits, began: float) -> None:
         self._limits = limits
         self._deadline = began + limits.total_seconds
-        self._resolve = resolve
         self._sockets = httpcore2.SyncBackend()
 
     def connect_tcp(
@@ -148,7 +142,7 @@ class _CheckedNetwork(httpcore2.NetworkBackend):
     def _checked_addresses(self, host: str, port: int) -> list[str]:
         """Resolve a host. Raises RefusedAddressError."""
         literal = parse_address(host)
-        addresses = [str(literal)] if literal is not None else self._resolve(host, port)
+        addresses = [str(literal)] if literal is not None else resolve(host, port)
         setting = "TUNERY_WEBHOOK_ALLOWED_NETWORKS"
         if (text := refused_address_text(host, addresses, self._limits.networks, setting)) is not None:
             raise RefusedAddressError(text)

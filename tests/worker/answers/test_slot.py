@@ -20,7 +20,6 @@ from tests.commands.trained import make_trained_job, write_adapter
 from tests.deadline import until
 from tests.factories import make_key, make_project
 from tests.worker.answers.conftest import BASE, CHAT, SAY, Start, ask
-from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.answers import TrialAnswers, prepare
 from worker.jobs.base_and_adapter import AttemptFailed
@@ -76,25 +75,29 @@ def test_after_a_broker_that_failed_in_the_middle_the_next_question_gets_its_own
     assert answered.json()["choices"][0]["message"]["content"] == "one two"
 
 
+def signs_of(answers: TrialAnswers, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The types of the records that the slot sends from now on; signs of life come every 10 ms."""
+    monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.01)
+    send, signs = answers._slot.send, list[str]()
+
+    def note(record: TrialRecord) -> bool:
+        signs.append(record.type)
+        return send(record)
+
+    monkeypatch.setattr(answers._slot, "send", note)
+    return signs
+
+
 def test_a_slot_sends_keepalives_while_it_fetches_an_adapter(
     http: httpx2.Client, start: Start, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.01)
     (waiting[1] / "go").touch()
-    answers = start(*waiting[0])
-    send, signs, is_shown = answers._slot.send, [], threading.Event()
-
-    def count(record: TrialRecord) -> bool:
-        signs.append(record.type)
-        if signs.count("alive") > 3:
-            is_shown.set()
-        return send(record)
+    signs = signs_of(start(*waiting[0]), monkeypatch)
 
     def fetch_slowly(*arguments: Any) -> Any:
-        assert is_shown.wait(30)
+        until(lambda: signs.count("alive") > 3, "signs of life")
         return prepare(*arguments)
 
-    monkeypatch.setattr(answers._slot, "send", count)
     monkeypatch.setattr("worker.answers.prepare", fetch_slowly)
     assert ask(http).status_code == 200
 
@@ -161,31 +164,15 @@ def test_a_program_that_goes_on_without_its_client_is_killed(
 def test_a_slot_sends_keepalives_while_the_program_does_not_read_a_long_question(
     http: httpx2.Client, start: Start, stubborn: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.answers.ALIVE_SECONDS", 0.01)
     answers = start(*stubborn[0])
-    send, signs = answers._slot.send, []
-
-    def count(record: TrialRecord) -> bool:
-        if answers._process is not None:
-            signs.append(record.type)
-        return send(record)
-
-    monkeypatch.setattr(answers._slot, "send", count)
+    signs = signs_of(answers, monkeypatch)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, http, messages=[{"role": "user", "content": "long " * 100_000}])
+        until(lambda: answers._process is not None, "the program")
+        signs.clear()
         until(lambda: signs.count("alive") > 3, "signs of life")
         (stubborn[1] / "go").touch()
         assert asked.result().status_code == 200
-
-
-def test_an_adapter_is_fetched_once(harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with transaction(harness.sessions) as session:
-        write, storage = write_real_adapter(tmp_path / "base"), harness.resources.storage
-        job = make_trained_job(session, storage, harness.project, tmp_path / "made", write)
-    asked = question("q", job.fine_tuned_model or "", harness.project.id)
-    first = prepare(harness.resources, asked, tmp_path / "adapters")
-    monkeypatch.setattr("worker.answers.fetch_adapter_files", None)
-    assert prepare(harness.resources, asked, tmp_path / "adapters") == first
 
 
 def test_an_adapter_of_another_base_is_fetched_once_and_refused(
@@ -201,15 +188,14 @@ def test_an_adapter_of_another_base_is_fetched_once_and_refused(
         monkeypatch.setattr("worker.answers.fetch_adapter_files", None)
 
 
-def test_the_directory_has_the_adapters_that_were_used_last(
+def test_an_adapter_is_fetched_once_while_the_directory_has_those_that_were_used_last(
     harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.answers.MAX_ADAPTERS", 2)
     with transaction(harness.sessions) as session:
-        write, storage = write_real_adapter(tmp_path / "base"), harness.resources.storage
+        storage = harness.resources.storage
         models = [
-            make_trained_job(session, storage, harness.project, tmp_path / name, write).fine_tuned_model
-            for name in "abc"
+            make_trained_job(session, storage, harness.project, tmp_path / name).fine_tuned_model for name in "abc"
         ]
     directory = tmp_path / "adapters"
     (directory / "killed.part").mkdir(parents=True)
@@ -220,6 +206,9 @@ def test_the_directory_has_the_adapters_that_were_used_last(
         return adapter.directory.parent.name
 
     first, second = use(models[0]), use(models[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.answers.fetch_adapter_files", None)
+        assert use(models[0]) == first
     os.utime(directory / second, (0, 0))  # the times of a fast test may be equal
     assert {each.name for each in directory.iterdir()} == {first, second}
     third = use(models[2])
@@ -234,16 +223,21 @@ def test_the_directory_has_the_adapters_that_were_used_last(
         ({"models": ["another"]}, 503),
         ({"models": [BASE], "slots_per_gpu": 2}, 503),
         ({"models": [BASE], "trial_answers": False}, 503),
+        (None, 503),
     ],
 )
 def test_a_worker_that_can_never_answer_is_no_busy_one(
-    harness: WorkerHarness, http: httpx2.Client, about: dict[str, Any], status: int
+    harness: WorkerHarness, http: httpx2.Client, about: dict[str, Any] | None, status: int
 ) -> None:
-    with transaction(harness.sessions) as session:
-        workers.heartbeat(session, OWNER, "gpu", "host", 1, about)
-    response = http.post(CHAT, json={"model": BASE, "messages": SAY})
+    if about is not None:
+        with transaction(harness.sessions) as session:
+            workers.heartbeat(session, OWNER, "gpu", "host", 1, about)
+    neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": False}
+    neutral |= {"user": "me", "logprobs": False, "seed": None, "response_format": {"type": "text"}}
+    response = http.post(CHAT, json={"model": BASE, "messages": SAY} | neutral)
     is_served = response.json()["error"]["code"] != "model_not_served"
     assert (response.status_code, is_served) == (status, status == 429)
+    assert is_served or response.headers["x-should-retry"] == "false"
 
 
 def start_and_ask(http: httpx2.Client, start: Start, waiting: Waiting) -> TrialAnswers:

@@ -23,6 +23,7 @@ from tests.fork_server import forked
 from tests.serving import LiveServer
 from tests.tiny import make_tiny_base
 from tests.worker.answers.conftest import BASE, CHAT, SAY, WITH_TOOLS, Start, ask
+from tests.worker.answers.test_trial_rules import TOOLS, schema_format
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from tests.worker.fake_trainer import TrainerPlan
@@ -30,7 +31,6 @@ from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.answers import KILL_SECONDS
 from worker.jobs.supervisor import JobSupervisor
 
-TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
 # Prints tools, and begins every answer with a call; the text of the call is the argument.
 TOOL_TEMPLATE = (
     "{% if tools %}{{ '<|im_start|>system\n' }}{{ tools | tojson }}{{ '<|im_end|>\n' }}{% endif %}"
@@ -50,10 +50,6 @@ RESPONSE_TEMPLATE = {
         "content": {"content": "text"},
     },
 }
-
-
-def schema_format(schema: Any, name: str = "answer") -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
 
 
 SCHEMA_FORMAT = schema_format(
@@ -300,48 +296,3 @@ class TestOneAtATime:
         answered = ask(http)
         expected = {"question": answered.json()["id"], "request_id": answered.headers["x-request-id"]}
         assert lines == [{"event": "trial question", **expected}]
-
-
-class TestRefusals:
-    def test_trial_answers_need_a_worker(self, harness: WorkerHarness, http: httpx2.Client) -> None:
-        response = http.post(CHAT, json={"model": BASE, "messages": SAY})
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_not_served")
-        assert response.headers["x-should-retry"] == "false"
-        assert "no GPU worker" in response.json()["error"]["message"]
-
-    @pytest.mark.parametrize(
-        ("body", "param"),
-        [
-            ({"tools": [{"type": "function"}]}, "tools"),
-            ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
-            ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "tool_choice"),
-            ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
-            ({"functions": [{"name": "look_up"}]}, "functions"),
-            ({"top_logprobs": 3}, "top_logprobs"),
-            ({"logit_bias": {"5": 101}}, "logit_bias.5"),
-            ({"frequency_penalty": 2.5}, "frequency_penalty"),
-            ({"response_format": {"type": "json"}}, "response_format.type"),
-            ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "response_format"),
-            ({"response_format": schema_format({"enum": ["x" * 120_000]})}, "response_format.json_schema.schema"),
-            ({"response_format": schema_format({}, name="a b")}, "response_format.json_schema.name"),
-            ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
-        ],
-    )
-    def test_parameters_that_would_be_ignored_are_refused(
-        self, harness: WorkerHarness, http: httpx2.Client, body: dict[str, Any], param: str
-    ) -> None:
-        response = http.post(CHAT, json={"model": BASE, "messages": SAY} | body)
-        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
-
-    @pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1], [2]]])
-    def test_a_batch_and_tokens_are_refused_with_what_to_do(
-        self, harness: WorkerHarness, http: httpx2.Client, prompt: list[Any]
-    ) -> None:
-        error = http.post("/v1/completions", json={"model": BASE, "prompt": prompt}).json()["error"]
-        assert (error["param"], error["code"]) == ("prompt", "unsupported_parameter")
-
-    def test_neutral_values_are_accepted(self, harness: WorkerHarness, http: httpx2.Client) -> None:
-        neutral = {"n": 1, "frequency_penalty": 0, "tools": [], "tool_choice": "none", "parallel_tool_calls": False}
-        neutral |= {"user": "me", "logprobs": False, "seed": None, "response_format": {"type": "text"}}
-        response = http.post(CHAT, json={"model": BASE, "messages": SAY} | neutral)
-        assert response.json()["error"]["code"] == "model_not_served"

@@ -1,4 +1,4 @@
-"""Bodies of trial answers with very many problems: the check ends at the first ones, whatever the field."""
+"""Bodies of trial answers: parameters that would be ignored are refused, and the check ends at the first problems."""
 
 from __future__ import annotations
 
@@ -36,6 +36,41 @@ MANY_KEYS: dict[str, Any] = {f"key{number}": 0 for number in range(COUNT)}
 )
 def test_very_many_problems_of_a_field_cost_no_memory(field: str, value: Any, param: str) -> None:
     check_is_cheap({"model": "tiny", "messages": [SAY], field: value}, param)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def schema_format(schema: Any, name: str = "answer") -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "tool_choice"),
+        ({"tools": TOOLS, "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"functions": [{"name": "look_up"}]}, "functions"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"response_format": {"type": "json"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "response_format"),
+        ({"response_format": schema_format({"enum": ["x" * 120_000]})}, "response_format.json_schema.schema"),
+        ({"response_format": schema_format({}, name="a b")}, "response_format.json_schema.name"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
+        *(({"prompt": prompt}, "prompt") for prompt in (["a", "b"], [1, 2], [[1], [2]])),
+    ],
+)
+def test_parameters_that_would_be_ignored_are_refused(fields: dict[str, Any], param: str) -> None:
+    path = "/v1/completions" if param == "prompt" else "/v1/chat/completions"
+    body = {"model": "tiny"} | ({"messages": [SAY]} if param != "prompt" else {}) | fields
+    with pytest.raises(BadRequest) as refused:
+        _trial_question(Question("proj", path, body), "tiny")
+    assert refused.value.param == param
+    assert param != "prompt" or refused.value.code == "unsupported_parameter"
 
 
 def test_very_many_unknown_fields_cost_no_memory() -> None:

@@ -245,10 +245,12 @@ class TestRetries:
         assert [attempt.attempt for attempt in hooks.log()] == [1, 2]
         assert len({got.headers["webhook-id"] for got in hooks.receiver.received}) == 1
 
-    def test_an_address_that_became_private_is_logged_and_retried(self, hooks: Hooks) -> None:
+    def test_an_address_that_became_private_is_logged_and_retried(
+        self, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         hooks.endpoint(url="https://hooks.example.com/")
         hooks.announce()
-        hooks.sender._resolve = lambda _host, _port: ["10.0.0.1"]
+        monkeypatch.setattr("worker.webhooks.webhook_http.resolve", lambda _host, _port: ["10.0.0.1"])
         hooks.deliver_due()
         (attempt,) = hooks.log()
         assert attempt.status_code is None

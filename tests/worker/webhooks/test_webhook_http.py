@@ -33,7 +33,9 @@ def send(
         resolved.append(host)
         return list(addresses)
 
-    return post(url, {"webhook-id": "evt_1"}, b'{"a": 1}', limits, resolve), resolved
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webhook_http, "resolve", resolve)
+        return post(url, {"webhook-id": "evt_1"}, b'{"a": 1}', limits), resolved
 
 
 class TestRequest:
