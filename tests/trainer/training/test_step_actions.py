@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.events import CheckpointSaved, Message, Metric
 from app.system import artifact_directory
 from app.system.tokenizer_files import load_renderer
@@ -26,6 +25,7 @@ from tests.trainer.helpers import (
     make_one_step,
     no_keepalive,
     prepare,
+    save_adapter,
     write_answers,
 )
 from worker.trainer.checkpoint.verify import verify_adapter
@@ -159,7 +159,7 @@ class TestSideEffects:
         base = load_tiny_base(tiny)
         run = prepare(train.spec(dropout=0.2, sample_prompts=("1: red",)), base, tmp_path)
         make_one_step(base, run)
-        directory = step_actions.save_checkpoint(with_facts(run), base)
+        directory = save_adapter(base, run, tmp_path)
         before = fingerprint(base, run)
         check_base(base)
         assert fingerprint(base, run) == before
@@ -171,15 +171,6 @@ class TestSideEffects:
         assert fingerprint(base, run) == before
         make_one_step(base, run)
         assert fingerprint(base, run) != before
-
-
-def with_facts(run: Run) -> Run:
-    run.provenance |= {
-        "base_model": {"name": "tiny"}, "lora": run.spec.lora.model_dump(mode="json"), "quantization": None,
-        "hyperparameters": run.spec.hyperparameters.model_dump(mode="json"), "seed": run.spec.seed,
-        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
-    }  # fmt: skip
-    return run
 
 
 def fingerprint(base: FrozenBase, run: Run) -> str:
