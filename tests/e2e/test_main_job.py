@@ -109,13 +109,6 @@ def test_the_results_file_begins_with_openais_columns_and_has_a_row_for_each_ste
     assert all(rows[step].split(",")[3] for step in (5, 11))  # validation was measured at the end of each epoch
 
 
-def test_the_last_checkpoint_is_the_model(service: Service, job: FineTuningJob) -> None:
-    checkpoints = list(connect(service).fine_tuning.jobs.checkpoints.list(job.id))
-    assert [checkpoint.step_number for checkpoint in checkpoints] == [12, 6]
-    assert checkpoints[0].fine_tuned_model_checkpoint == job.fine_tuned_model
-    assert checkpoints[1].fine_tuned_model_checkpoint.endswith(":ckpt-step-6")
-
-
 @pytest.fixture(scope="module")
 def adapter(service: Service, job: FineTuningJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Downloaded file by file, through `result_files` of the last checkpoint."""
