@@ -155,6 +155,7 @@ def test_an_index_without_file_names_is_refused(directory: Path, weight_map: obj
             "{% for message in messages %}",
             "the model's chat template is invalid (Unexpected end",
         ),
+        ("chat_template.jinja", "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "chat template"),  # no end
         ("tokenizer_config.json", '{"eos_token": "<other>"}', 'no token "<other>", which ends a text'),
     ],
 )

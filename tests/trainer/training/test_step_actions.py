@@ -95,6 +95,10 @@ class TestEarlyStopping:
         log = validated([3.0, 2.8, 2.5, 2.0, 2.1, 2.2], early_stopping={"patience": 2}, promote_best=True)
         assert (log.of(Metric)[-1].step, log.last.step, len(log.of(Message))) == (6, 4, 1)
 
+    def test_a_fall_by_less_than_the_threshold_does_not_count(self, validated: Callable[..., Attempt]) -> None:
+        log = validated([3.0, 2.95, 2.94, 1.0, 1.0, 1.0], early_stopping={"patience": 2, "threshold": 0.1})
+        assert log.last.step == 3
+
 
 class TestPromotion:
     def test_the_result_is_the_adapter_of_the_lowest_loss(

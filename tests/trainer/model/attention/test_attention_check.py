@@ -93,6 +93,12 @@ class TestCheckAttention:
         with pytest.raises(Failure, match="softmax in float32"):
             check_attention("tiny", [a_call(window=4096)])
 
+    def test_a_kernel_whose_result_is_not_finite_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kernel = attention._block_kernel
+        monkeypatch.setattr(attention, "_block_kernel", lambda heads: kernel(heads) * torch.nan)
+        with pytest.raises(Failure, match="blocks of documents"):
+            check_attention("tiny", [a_call()])
+
 
 def test_a_job_does_not_train_with_a_faulty_kernel(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
