@@ -48,8 +48,8 @@ test-fast: $(DEV) ## The tests that need no real model
 test-faults: $(DEV) ## 40 planted faults: the tests of make test must see each (an hour at most)
 	$(BIN)/python -m tests.faults $(ARGS)
 
-test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails and is killed, the main job, two hosts (20 minutes at a load of 20)
-	$(BIN)/python -m pytest tests/storage tests/http/files/test_bucket.py tests/commands/test_storage.py tests/worker/test_bucket.py tests/e2e/test_bucket.py $(ARGS)
+test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails, jobs of two hosts
+	$(BIN)/python -m pytest tests/storage tests/http/files/test_bucket.py tests/commands/test_storage.py tests/worker/test_bucket.py $(ARGS)
 
 test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
 	$(PIP) install -q 'xllamacpp==2026.10.11549'

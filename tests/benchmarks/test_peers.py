@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import peers, table, train
-from benchmarks.peers import Peer
+from benchmarks import peers, table
 from benchmarks.table import Measured
 
 HERE = Path(peers.__file__).parent
@@ -81,59 +79,28 @@ def test_unsloth_trains_the_same_workload(unsloth: Recorder, tmp_path: Path, che
     assert list(trainer._get_train_sampler()) == [0]
 
 
-def measured(tokens_per_second: float, cuda_peak_bytes: int | None = None) -> Measured:
+def measured(tokens_per_second: float, cuda_peak_bytes: int) -> Measured:
     return Measured(
         step_seconds=[1.0] * 6, step_tokens=[int(tokens_per_second)] * 6, losses=dict.fromkeys(range(1, 7), 2.0),
         validation_loss=1.0, resident_bytes=8_000_000_000, cuda_peak_bytes=cuda_peak_bytes,
     )  # fmt: skip
 
 
-class TestCompare:
-    def test_a_peer_that_may_be_left_out_is_when_it_fails(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        received: list[tuple[str, bool]] = []
-
-        def run_peer(work: object, peer: Peer, **more: object) -> Measured:
-            received.append((peer.name, "validate" in more))
-            if peer.name == "Unsloth":
-                raise RuntimeError("CUDA error: no kernel image")
-            return measured(10)
-
-        monkeypatch.setattr(train, "run_bound", lambda work: 100.0)
-        monkeypatch.setattr(train, "run_tunery", lambda work, number: measured(40))
-        monkeypatch.setattr(train, "run_peer", run_peer)
-        others = [*peers.trl({"micro_batch": 4}), Peer("Unsloth", "peer_unsloth.py", is_optional=True)]
-        rows, bounds = train.compare(SimpleNamespace(), others, argparse.Namespace(pairs=2))  # type: ignore[arg-type]
-        assert list(rows) == ["Tunery", "TRL, its defaults", "TRL, its best"]
-        assert [len(each) for each in rows.values()] == [2, 2, 2]
-        assert bounds == [100.0, 100.0]
-        assert "no kernel image" in capsys.readouterr().out
-        assert received == [
-            ("TRL, its defaults", False), ("TRL, its best", False), ("Unsloth", False),
-            ("TRL, its defaults", True), ("TRL, its best", False),
-        ]  # fmt: skip
-
-
-class TestTable:
-    def report(self, device: str, rows: dict[str, list[Measured]], absent: str | None, monkeypatch: Any) -> None:
-        monkeypatch.setattr(table, "list_gpus", lambda: [{"name": "NVIDIA H100"}])
-        work = SimpleNamespace(spec=SimpleNamespace(device=device), tokens_of_step=[40] * 6)
-        table.report(work, rows, [100.0], {"micro_batch": 4}, "rows.jsonl", "trl==1.16", absent)  # type: ignore[arg-type]
-
-    def test_a_table_of_cuda_has_the_cards_memory_and_no_target_of_speed(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        rows = {
-            "Tunery": [measured(40, 1_000_000_000)],
-            "TRL, its defaults": [measured(10, 4_000_000_000)],
-            "TRL, its best": [measured(20, 5_000_000_000)],
-            "Unsloth": [measured(30, 2_000_000_000)],
-        }
-        self.report("cuda", rows, None, monkeypatch)
-        text = capsys.readouterr().out
-        (line,) = [line for line in text.splitlines() if line.startswith("Unsloth")]
-        assert line.split()[1:6] == ["30", "30%", "1.33", "(1.33-1.33)", "2.00"]
-        assert "NVIDIA H100" in text
-        assert "memory: 0.20 x" in text
-        assert "best speed" not in text
+def test_a_table_of_cuda_has_the_cards_memory_and_no_target_of_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table, "list_gpus", lambda: [{"name": "NVIDIA H100"}])
+    rows = {
+        "Tunery": [measured(40, 1_000_000_000)],
+        "TRL, its defaults": [measured(10, 4_000_000_000)],
+        "TRL, its best": [measured(20, 5_000_000_000)],
+        "Unsloth": [measured(30, 2_000_000_000)],
+    }
+    work: Any = SimpleNamespace(spec=SimpleNamespace(device="cuda"), tokens_of_step=[40] * 6)
+    table.report(work, rows, [100.0], {"micro_batch": 4}, "rows.jsonl", "trl==1.16", None)
+    text = capsys.readouterr().out
+    (line,) = [line for line in text.splitlines() if line.startswith("Unsloth")]
+    assert line.split()[1:6] == ["30", "30%", "1.33", "(1.33-1.33)", "2.00"]
+    assert "NVIDIA H100" in text
+    assert "memory: 0.20 x" in text
+    assert "best speed" not in text

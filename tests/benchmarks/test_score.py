@@ -8,14 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.domain.datasets.render import Document
 from app.domain.jobs.spec import QuantizationSpec
 from app.system.artifact_directory import ADAPTER_WEIGHTS
 from benchmarks.score import load_adapter, score
 from tests.tiny import make_tiny_base
-from tests.trainer.helpers import make_spec
+from tests.trainer.helpers import dataset_of, make_spec
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
-from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.data.batch import pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, load_base
 
 CPU = torch.device("cpu")
@@ -41,28 +40,19 @@ def adapter(base: FrozenBase, tmp_path: Path) -> LoraAdapter:
     return load_adapter(base, run, tmp_path)
 
 
-def dataset_of(*documents: Document) -> TokenizedDataset:
-    dataset = TokenizedDataset()
-    for line, document in enumerate(documents, 1):
-        dataset.add(line, [document])
-    return dataset
-
-
 @torch.no_grad()
 def greedy(base: FrozenBase, adapter: LoraAdapter, prompt: list[int], count: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        dataset = dataset_of(Document(1, tokens, [False] * (len(tokens) - 1) + [True]))
-        batch = next(pack_batches(dataset, [0], 512))
+        batch = next(pack_batches(dataset_of((tokens, [len(tokens) - 1])), [0], 512))
         tokens.append(int((hidden_states(base, batch, adapter)[-1] @ base.head_V_D.t()).argmax()))
     return tokens
 
 
 def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: FrozenBase, adapter: LoraAdapter) -> None:
-    marks = [False] * 3 + [True] * 5
     answers = [greedy(base, adapter, prompt, 5) for prompt in ([7, 8, 9], [70, 71, 72])]
     wrong = [*answers[1][:-2], (answers[1][-2] + 1) % 256, answers[1][-1]]
-    found = score(base, adapter, dataset_of(*(Document(1, tokens, marks) for tokens in (*answers, wrong))))
+    found = score(base, adapter, dataset_of(*((tokens, range(3, 8)) for tokens in (*answers, wrong))))
     assert found.exact == (True, True, False)
     assert found.tokens == (5, 5, 5)
     assert found.accuracy == pytest.approx(2 / 3)
@@ -70,7 +60,7 @@ def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: Frozen
 
 
 def test_it_is_the_adapter_that_is_scored(base: FrozenBase, adapter: LoraAdapter) -> None:
-    dataset = dataset_of(Document(1, [7, 8, 9, 10], [False] * 2 + [True] * 2))
+    dataset = dataset_of(([7, 8, 9, 10], [2, 3]))
     tuned = score(base, adapter, dataset)
     adapter.layers.clear()
     assert score(base, adapter, dataset).nats != tuned.nats

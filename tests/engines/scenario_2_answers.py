@@ -80,14 +80,6 @@ def test_a_chat_has_the_answers_and_log_probabilities_of_vllm(served: Served) ->
     assert ours.usage.completion_tokens == theirs.usage.completion_tokens
 
 
-def test_several_answers_to_one_question(served: Served) -> None:
-    answer = served.tunery.chat.completions.create(
-        model=served.name, messages=question(), temperature=1, seed=7, max_tokens=8, n=2
-    )
-    assert [choice.index for choice in answer.choices] == [0, 1]
-    assert all(choice.message.content for choice in answer.choices)
-
-
 def test_a_completion_has_the_answer_and_log_probabilities_of_vllm(served: Served) -> None:
     def ask(client: openai.OpenAI, model: str) -> Any:
         return client.completions.create(
@@ -116,18 +108,6 @@ def test_a_stream_has_the_text_of_vllm(served: Served) -> None:
     assert ours[0]
     assert ours[:2] == theirs[:2]
     assert ours[2] == {served.name}
-
-
-def test_a_stream_of_a_completion_has_the_text_of_vllm(served: Served) -> None:
-    def ask(client: openai.OpenAI, model: str) -> Any:
-        chunks = client.completions.create(
-            model=model, prompt="My parcel has", temperature=0, max_tokens=16, stream=True
-        )
-        return "".join(chunk.choices[0].text for chunk in chunks)
-
-    ours, theirs = served.both(ask)
-    assert ours
-    assert ours == theirs
 
 
 def test_a_named_tool_is_called(served: Served) -> None:

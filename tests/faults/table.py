@@ -23,17 +23,17 @@ class Fault:
     replace: str
     tests: list[str]
 
-    def problems(self, root: Path = ROOT) -> list[str]:
-        """What makes this entry unusable with the tree in `root`."""
-        path = root / self.file
+    def problems(self) -> list[str]:
+        """What makes this entry unusable with this tree."""
+        path = ROOT / self.file
         number = path.read_text(encoding="utf-8").count(self.search) if path.is_file() else 0
         found = [] if number == 1 else [f"the search text is {number} times in {self.file}, not once"]
         if self.search == self.replace or not self.tests:
             found.append("a fault changes its search text and names at least one file of tests")
         for name in self.tests:
-            if not (root / name).is_file():
+            if not (ROOT / name).is_file():
                 found.append(f"{name} does not exist")
-            elif not _is_in_make_test(ast.parse((root / name).read_text(encoding="utf-8"))):
+            elif not _is_in_make_test(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
                 found.append(f"{name} has no test that `make test` runs")
         return found
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app.domain.jobs.events import Command, Message, Planned, Probed, parse_record
 from app.system.model_files import read_catalog_entry
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.trainer.helpers import RecordLog, final_adapter, make_spec, run_trainer
+from tests.trainer.helpers import Attempt, make_spec, run_trainer
 from tests.trainer.model.bases import make_base
 from worker.trainer.memory import device_memory
 from worker.trainer.model.attention.attention import document_attention
@@ -130,7 +130,7 @@ def resume(device: torch.device, directory: Path) -> str:
     _, first = run_trainer(make_spec(base, data, **options), directory / "first", stop_at=(3, Command.DRAIN))
     snapshot = directory / "first" / first.records[-2].directory
     second = _train(base, data, directory / "second", resume_from=snapshot, **options)
-    one, other = final_adapter(whole, directory / "whole"), final_adapter(second, directory / "second")
+    one, other = whole.adapter(), second.adapter()
     difference = max(float((one[name] - other[name]).norm() / one[name].norm().clamp_min(1e-9)) for name in one)
     allowed = 0.0 if device.type == "cpu" else 1e-2
     if difference > allowed:
@@ -274,7 +274,7 @@ def _tiny(directory: Path) -> tuple[Path, Path]:
     return make_tiny_base(directory / "base"), make_tiny_dataset(directory / "train.jsonl", 12)
 
 
-def _train(base: Path, data: Path, workdir: Path, **changes: Any) -> RecordLog:
+def _train(base: Path, data: Path, workdir: Path, **changes: Any) -> Attempt:
     targets = sorted(read_catalog_entry(base).target_modules)
     code, log = run_trainer(make_spec(base, data, **{"target_modules": targets} | changes), workdir)
     if code:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from app.domain.jobs.events import Planned, Probed
-from tests.gpu_check import __main__ as program
 from tests.gpu_check import checks
 from tests.gpu_check.checks import CheckFailed, attention, fall_problem, out_of_memory, resume
 from tests.tiny import make_tiny_base, make_tiny_dataset
@@ -88,20 +87,6 @@ class TestTraining:
         monkeypatch.setattr(objective, "hidden_states", other_after_a_while)
         with pytest.raises(CheckFailed):
             out_of_memory(CPU, tmp_path)
-
-
-class TestChild:
-    def test_a_check_that_takes_too_long_fails(self) -> None:
-        outcome, seen = program.run_in_child(program.CHECKS[0], CPU, 0.05)
-        assert (outcome, "0 s" in seen) == ("failed", True)
-        assert program.run_in_child(program.CHECKS[0], CPU, 0)[0] == "failed"
-
-    def test_a_check_that_breaks_is_a_finding(self, capsys: pytest.CaptureFixture[str]) -> None:
-        def breaks(device: torch.device, directory: Path) -> str:
-            raise KeyError("a typo")
-
-        assert program.run_here(replace(program.CHECKS[0], run=breaks), CPU) == ("failed", "KeyError: 'a typo'")
-        assert "Traceback" in capsys.readouterr().err
 
 
 def test_the_budget_of_a_slot_is_checked_with_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from _pytest.mark import ParameterSet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from app.domain.artifacts.engines import compatibility
+from app.domain.datasets.documents import Document
 from app.domain.jobs.events import Command, Done, Failed, Message, Metric, Record, SnapshotSaved
 from app.domain.jobs.layer_patterns import expand_patterns
 from app.domain.jobs.spec import Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
@@ -21,7 +23,8 @@ from app.domain.planning.estimate import Placement
 from app.system.artifact_directory import MANIFEST
 from app.system.model_files import hash_directory, linear_layers
 from app.system.tokenizer_files import load_renderer
-from worker.trainer.data.batch import PackedBatch, pack_batches
+from worker.trainer.checkpoint.checkpoint import save_checkpoint
+from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training import run as program
@@ -97,6 +100,25 @@ def write_answers(path: Path, examples: int, answer: str) -> Path:
     return path
 
 
+def change_config(base: Path, **changes: Any) -> None:
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(base: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(base / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, base / "model.safetensors")
+
+
+def dataset_of(*documents: tuple[Sequence[int], Collection[int]]) -> TokenizedDataset:
+    """Return a dataset with one example per document: (tokens, labelled positions)."""
+    dataset = TokenizedDataset()
+    for line, (tokens, labels) in enumerate(documents, 1):
+        dataset.add(line, [Document(line, list(tokens), [position in labels for position in range(len(tokens))])])
+    return dataset
+
+
 class RecordLog:
     """Collects the records of a run; calls `on_record` for each, which may request a stop."""
 
@@ -132,7 +154,8 @@ class Attempt(RecordLog):
 
     @property
     def failure(self) -> Failed:
-        return failure(self)
+        assert isinstance(self.last, Failed), self.last
+        return self.last
 
     @property
     def warnings(self) -> list[Message]:
@@ -211,16 +234,6 @@ def run_trainer(spec: TrainerSpec, workdir: Path, *, stop_at: tuple[int, Command
     return attempt.code, attempt
 
 
-def final_adapter(log: RecordLog, workdir: Path) -> dict[str, torch.Tensor]:
-    assert isinstance(log.last, Done), log.last
-    return load_file(workdir / log.last.directory / "adapter_model.safetensors")
-
-
-def failure(log: RecordLog) -> Failed:
-    assert isinstance(log.last, Failed), log.last
-    return log.last
-
-
 def load_tiny_base(directory: Path, quantization: QuantizationSpec | None = FLOAT32) -> FrozenBase:
     dtype = getattr(torch, quantization.compute_dtype) if quantization else torch.float32
     return load_base("tiny", directory, quantization, dtype, CPU)
@@ -230,6 +243,17 @@ def prepare(spec: TrainerSpec, base: FrozenBase, workdir: Path) -> Run:
     """Return the run of a spec before its first step."""
     renderer = load_renderer(spec.base.directory)
     return program.prepare(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
+
+
+def save_adapter(base: FrozenBase, run: Run, where: Path) -> Path:
+    """Save the adapter of a prepared run below `where`, with the facts that its files name. Returns its directory."""
+    run.directory = where
+    run.provenance |= {
+        "base_model": {"name": "tiny"}, "quantization": None, "lora": run.spec.lora.model_dump(mode="json"),
+        "hyperparameters": run.spec.hyperparameters.model_dump(mode="json"), "seed": run.spec.seed,
+        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
+    }  # fmt: skip
+    return save_checkpoint(run, base)
 
 
 def make_one_step(base: FrozenBase, run: Run, row_tokens: int = 2048) -> StepResult:

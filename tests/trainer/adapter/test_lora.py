@@ -135,12 +135,6 @@ class TestAdaptedLinear:
                 torch.testing.assert_close(adapted(x()), plain + (6 / 4) * (x() @ A.t() @ B.t()))
             assert torch.equal(adapted(x()), plain)
 
-    def test_a_layer_that_is_not_a_target_equals_the_frozen_layer(self) -> None:
-        adapted = layer()
-        adapter = LoraAdapter(0.0, torch.Generator(), {})
-        with adapted._switch.on(adapter):
-            assert torch.equal(adapted(x()), F.linear(x(), adapted.base.weight))
-
 
 class TestMakeAdapter:
     def test_masters_are_float32_for_every_dtype_of_the_base(self) -> None:
@@ -160,14 +154,6 @@ class TestMakeAdapter:
         assert scale_of(lora(r=4, alpha=6), "q_proj") == 1.5
         assert scale_of(lora(r=4, alpha=6, use_rslora=True), "q_proj") == 3.0
 
-    def test_only_the_target_layers_are_adapted_with_pefts_names(self) -> None:
-        layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.0.v_proj")}
-        adapter = make_adapter(lora(target_modules=["v_proj"]), 1, layers, CPU)
-        assert list(adapter.named_parameters()) == [
-            "base_model.model.model.layers.0.v_proj.lora_A.weight",
-            "base_model.model.model.layers.0.v_proj.lora_B.weight",
-        ]
-
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
@@ -186,10 +172,3 @@ class TestMakeAdapter:
         with pytest.raises(Failure, match=re.escape(said)) as caught:
             make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU, experts)
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")
-
-    def test_each_layer_has_the_rank_and_the_scale_of_its_pattern(self) -> None:
-        layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.1.q_proj")}
-        spec = lora(rank_pattern={r"^model\.layers\.1\.q_proj": 2}, alpha_pattern={r"model\.layers\.0\.q_proj": 12})
-        factors = make_adapter(spec, 1, layers, CPU).layers
-        assert [tuple(each.A_R_K.shape) for each in factors.values()] == [(4, K), (2, K)]
-        assert [each.scale for each in factors.values()] == [3.0, 3.0]

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.events import Command
 from app.domain.jobs.spec import QuantizationSpec
 from app.system.artifact_directory import verify
@@ -28,10 +27,10 @@ from tests.trainer.helpers import (
     make_spec,
     no_keepalive,
     prepare,
+    save_adapter,
     slow_but,
 )
 from worker.trainer.adapter.lora import LoraAdapter
-from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
 from worker.trainer.data.batch import PackedBatch
 from worker.trainer.model.base_model import FrozenBase, hidden_states
@@ -66,6 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS_OF_HEADS = ("head", "embedding and head", "embedding")
 STEPS = 5
+COMPARED_STEPS = 3  # A has no gradient in the first one, as B is zero
 # Each variant that differs in kind and each width is tested always; each variant with one width and each width with
 # some variants by `make test-all`, every other pair by `make test-slow`.
 PAIRS = list(product(VARIANTS, WIDTHS))
@@ -101,16 +101,6 @@ def trained(
     return loaded, run
 
 
-def saved(base: FrozenBase, run: Run, where: Path) -> Path:
-    run.directory = where
-    run.provenance |= {
-        "base_model": {"name": "tiny"}, "quantization": None, "hyperparameters": {}, "seed": 7,
-        "lora": run.spec.lora.model_dump(mode="json"),
-        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
-    }  # fmt: skip
-    return save_checkpoint(run, base)
-
-
 def a_batch(run: Run) -> PackedBatch:
     return batches_of(run, [0], 512)[0]
 
@@ -132,8 +122,8 @@ def test_a_variant_is_trained_as_in_plain_peft_which_loads_it_with_the_same_logi
     if width == "FP4":  # of which PEFT's own training has no reference here
         base, run = trained(tiny, examples, quantization, **changes)
     else:
-        base, run = plain_peft.compare(tiny, examples, quantization, STEPS, **changes)
-    batch, directory = a_batch(run), saved(base, run, tmp_path)
+        base, run = plain_peft.compare(tiny, examples, quantization, COMPARED_STEPS, **changes)
+    batch, directory = a_batch(run), save_adapter(base, run, tmp_path)
     theirs = plain_peft.logits(plain_peft.load(tiny, directory, quantization), batch.tokens_T.tolist())
     assert difference(our_logits(base, batch, run.adapter), our_logits(base, batch, None)) > 0.01
     assert difference(theirs, our_logits(base, batch, run.adapter)) < 1e-4
@@ -143,7 +133,7 @@ def test_a_variant_is_trained_as_in_plain_peft_which_loads_it_with_the_same_logi
 class TestTraining:
     @pytest.mark.parametrize("variant", slow_but(["head"], VARIANTS_OF_HEADS, VARIANTS_OF_HEADS))
     def test_an_untied_head_is_trained_as_in_plain_peft(self, untied: Path, examples: Path, variant: str) -> None:
-        plain_peft.compare(untied, examples, FLOAT32, STEPS, **VARIANTS[variant])
+        plain_peft.compare(untied, examples, FLOAT32, COMPARED_STEPS, **VARIANTS[variant])
 
     @pytest.mark.parametrize("variant", ["LoRA", "DoRA"])
     def test_layers_with_a_bias_are_trained_as_in_plain_peft(
@@ -154,9 +144,9 @@ class TestTraining:
         for name in [name for name in tensors if "self_attn" in name]:
             tensors[name.removesuffix("weight") + "bias"] = tensors[name][:, 0].clone()
         save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-        plain_peft.compare(base, examples, None, STEPS, **VARIANTS[variant])
+        plain_peft.compare(base, examples, None, COMPARED_STEPS, **VARIANTS[variant])
 
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("variant", KINDS)
     def test_step_0_is_the_base_model_which_training_leaves_unchanged_to_the_bit(
         self, tiny: Path, examples: Path, variant: str
     ) -> None:
@@ -182,21 +172,12 @@ class TestTraining:
 class TestSaved:
     def test_the_files_name_single_layers_and_never_a_pattern(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base, run = trained(tiny, examples, FLOAT32, **PATTERNS)
-        directory = saved(base, run, tmp_path)
+        directory = save_adapter(base, run, tmp_path)
         config = json.loads((directory / "adapter_config.json").read_text())
         names = {re.escape(name) for name in base.layers}
         for lora in (config, verify(directory)["lora"]):
             assert (len(lora["rank_pattern"]), len(lora["alpha_pattern"])) == (4, 3)
             assert lora["rank_pattern"].keys() | lora["alpha_pattern"].keys() <= names
-
-    @pytest.mark.parametrize("variant", ["DoRA with a head", "embedding and head"])
-    def test_verification_does_not_change_further_training(
-        self, tiny: Path, examples: Path, tmp_path: Path, variant: str
-    ) -> None:
-        base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
-        reference_base, reference = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
-        verify_adapter(base, run, saved(base, run, tmp_path))
-        assert make_one_step(base, run).loss == make_one_step(reference_base, reference).loss
 
     @pytest.mark.parametrize(
         ("variant", "tensor"),
@@ -206,7 +187,7 @@ class TestSaved:
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str, tensor: str
     ) -> None:
         base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
-        path = saved(base, run, tmp_path) / "adapter_model.safetensors"
+        path = save_adapter(base, run, tmp_path) / "adapter_model.safetensors"
         tensors = load_file(path)
         tensors[next(name for name in tensors if name.endswith(tensor))].view(-1)[0] += 0.01
         save_file(tensors, path)
@@ -215,7 +196,7 @@ class TestSaved:
 
     def test_verification_finds_a_wrong_scale_of_one_layer(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base, run = trained(tiny, examples, FLOAT32, **PATTERNS)
-        path = saved(base, run, tmp_path) / "adapter_config.json"
+        path = save_adapter(base, run, tmp_path) / "adapter_config.json"
         right = json.loads(path.read_text())
         for wrong in ({}, {"v_proj": 4}):
             path.write_text(json.dumps(right | {"alpha_pattern": wrong}))

@@ -144,10 +144,6 @@ class TestResponseFormat:
         assert [json.loads(text)["label"] in ("refund", "card") for text in texts] == [True, True]
         assert end.finish_reason == "stop"
 
-    def test_an_answer_that_the_limit_cuts_says_so(self, program: TrialProgram) -> None:
-        end = program.answer(question(json_schema=LABEL, max_new_tokens=4), None)
-        assert (end.type, end.finish_reason) == ("end", "length")
-
     def test_a_schema_that_cannot_be_kept_is_refused(self, program: TrialProgram) -> None:
         refused = program.answer(question(json_schema={"not": {}}), None)
         assert (refused.reason, refused.param) == ("invalid_value", "response_format")

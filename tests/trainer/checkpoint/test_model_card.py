@@ -85,13 +85,6 @@ class TestEngines:
             card, Engine.VLLM
         )
 
-    def test_merging_is_described_and_no_modelfile_contains_an_adapter(self, kind: str) -> None:
-        card = model_card(about(**KINDS[kind]))
-        assert "FROM ./model.gguf" in card
-        assert not re.search(r"\bADAPTER [^_]", card)
-        assert "convert_hf_to_gguf.py MODEL_DIRECTORY" in card
-        assert "sentencepiece" in card
-
 
 def test_the_card_agrees_with_the_manifest_about_the_class_of_the_base_model() -> None:
     manifest = about()
@@ -101,28 +94,7 @@ def test_the_card_agrees_with_the_manifest_about_the_class_of_the_base_model() -
     assert LOADERS[Engine.VLLM] not in card
 
 
-def test_the_card_describes_how_to_check_that_the_adapter_has_an_effect() -> None:
-    assert "base_model_name_or_path" in model_card(about())
-
-
-@pytest.mark.parametrize("kind", ["rank_pattern", "alpha_pattern"])
-def test_the_card_warns_of_an_earlier_vllm(kind: str) -> None:
-    assert "earlier release" in row(model_card(about(**KINDS[kind])), Engine.VLLM)
-
-
 class TestQuantizationNote:
-    def test_nf4_has_the_measured_difference(self) -> None:
-        assert "\n645 positions" in model_card(about(NF4))
-
-    @pytest.mark.parametrize(
-        "width", [NF4 | {"type": "fp4"}, {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "float16"}]
-    )
-    def test_other_quantizations_have_no_measured_difference(self, width: dict[str, Any]) -> None:
-        assert "645" not in model_card(about(width))
-
-    def test_16_bits_has_no_note(self) -> None:
-        assert "BitsAndBytesConfig" not in model_card(about(None))
-
     @pytest.mark.parametrize("width", [NF4, NF4 | {"type": "fp4", "compute_dtype": "float32"}])
     def test_the_base_can_be_loaded_with_its_options(self, tiny: Path, width: dict[str, Any]) -> None:
         (expression,) = re.findall(r"`quantization_config=(.*)`", model_card(about(width)))
@@ -167,7 +139,7 @@ class TestCommands:
             exec(compile(block, "README.md", "exec"), world)
         assert world["model"].config.model_type == "llama"
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", ["plain", "rank above 512", "everything"])
     def test_every_shell_block_runs_with_complete_arguments(self, kind: str, tmp_path: Path) -> None:
         ran = _run_noted(SHELL.findall(model_card(about(**KINDS[kind]))), tmp_path)
         assert {words[0] for words in ran} <= {"vllm", "curl", "git", "pip", "python", "llama-server", "ollama"}

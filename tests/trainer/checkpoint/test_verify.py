@@ -11,12 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
-from tests.trainer.helpers import load_tiny_base, make_one_step, make_spec, prepare
+from tests.trainer.helpers import load_tiny_base, make_one_step, make_spec, prepare, save_adapter
 from worker.trainer.checkpoint import verify
-from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure
@@ -25,24 +23,13 @@ from worker.trainer.training.state import Run
 Trained = tuple[FrozenBase, Run]
 
 
-def trained_once(tiny: Path, examples: Path, where: Path, **changes: Any) -> tuple[FrozenBase, Run, Path]:
-    base = load_tiny_base(tiny, QuantizationSpec())
-    spec = make_spec(tiny, examples, **changes)
-    run = prepare(spec, base, where)
-    facts = json.loads(spec.model_dump_json())
-    run.provenance = {
-        "base_model": {"name": "tiny"}, "quantization": facts["quantization"], "lora": facts["runs"][0]["lora"],
-        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
-        "hyperparameters": facts["runs"][0]["hyperparameters"], "seed": 7, "versions": {},
-    }  # fmt: skip
-    for _ in range(4):
-        make_one_step(base, run)
-    return base, run, save_checkpoint(run, base)
-
-
 @pytest.fixture(scope="module")
 def made(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FrozenBase, Run, Path]:
-    return trained_once(tiny, examples, tmp_path_factory.mktemp("made"))
+    base = load_tiny_base(tiny, QuantizationSpec())
+    run = prepare(make_spec(tiny, examples), base, Path("unused"))
+    for _ in range(4):
+        make_one_step(base, run)
+    return base, run, save_adapter(base, run, tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture

@@ -6,22 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.datasets.documents import Document
 from app.domain.datasets.jsonl import MAX_LINE_BYTES
 from app.domain.jobs.spec import DataParameters
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
-from tests.trainer.helpers import no_keepalive
+from tests.trainer.helpers import dataset_of, no_keepalive
 from worker.trainer.data.batch import TokenizedDataset, pack_batches, read_dataset
 from worker.trainer.runtime.failures import Failure
-
-
-def dataset_of(*documents: tuple[list[int], list[int]]) -> TokenizedDataset:
-    """Return a dataset with one example per document: (tokens, labelled positions)."""
-    dataset = TokenizedDataset()
-    for line, (tokens, labels) in enumerate(documents, 1):
-        dataset.add(line, [Document(line, tokens, [position in labels for position in range(len(tokens))])])
-    return dataset
 
 
 class TestPackBatches:
@@ -121,15 +112,3 @@ class TestReadDataset:
             [0, 1, 1, 1],
         ]
         assert dataset.labelled_tokens == 10 + 3
-
-    def test_a_file_without_any_label_is_refused_and_names_the_parameter_to_change(
-        self, tiny: Path, examples: Path
-    ) -> None:
-        with pytest.raises(Failure, match="context_length") as caught:
-            self.read(tiny, examples, context_length=8)
-        assert caught.value.reason is Reason.INVALID_TRAINING_FILE
-
-    def test_an_invalid_line_is_named_by_its_number(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_bytes(examples.read_bytes() + b'{"messages": NaN}\n')
-        with pytest.raises(Failure, match="Line 13: NaN"):
-            self.read(tiny, tmp_path / "a.jsonl")

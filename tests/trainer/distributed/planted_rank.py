@@ -1,8 +1,8 @@
 """A rank of a data-parallel training in which one process runs out of memory once, or loses its GPU.
 
 `torchrun ... --module tests.trainer.distributed.planted_rank WORKDIR`; the variable PLANTED says where in the
-second process: "rows" in its third packed batch, "update" in its first AdamW step, "full" in all of its AdamW steps;
-"gpu" is a lost GPU in its third packed batch.
+second process: "rows" in its third packed batch, "full" in all of its AdamW steps; "gpu" is a lost GPU in its third
+packed batch.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't alloc
 
 
 class FailsOnce:
-    """Replaces a function: the call with index `failing` raises, by default out of memory; with None all do."""
+    """Replaces a function: its third call raises."""
 
-    def __init__(self, function: Any, failing: int | None, text: str = SENTENCE) -> None:
+    def __init__(self, function: Any, text: str) -> None:
         self.function = function
-        self.failing = failing
         self.text = text
         self.calls = 0
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         self.calls += 1
-        if self.failing in (None, self.calls - 1):
+        if self.calls == 3:
             raise RuntimeError(self.text)
         return self.function(*arguments, **options)
 
 
 def plant(where: str) -> None:
-    if where in ("rows", "gpu"):
-        text = SENTENCE if where == "rows" else "CUDA error: unknown error"
-        objective.hidden_states = FailsOnce(objective.hidden_states, 2, text)
+    if where == "full":
+        torch.optim.AdamW.step = always_full  # type: ignore[method-assign,assignment]
     else:
-        failing = FailsOnce(torch.optim.AdamW.step, 0 if where == "update" else None)
-        torch.optim.AdamW.step = lambda *arguments: failing(*arguments)  # type: ignore[method-assign,assignment]
+        text = SENTENCE if where == "rows" else "CUDA error: unknown error"
+        objective.hidden_states = FailsOnce(objective.hidden_states, text)
+
+
+def always_full(*_: Any) -> None:
+    raise RuntimeError(SENTENCE)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def load(tmp_path: Path) -> Callable[[str], tuple[FrozenBase, LoraAdapter, Recom
 class TestCountActivations:
     @pytest.mark.parametrize(
         ("model_type", "ratio"),
-        [("llama", 1.0), ("mistral", 1.0), ("qwen3", 1.1), ("phi3", 1.2), ("glm4", 1.33), ("gemma3_text", 1.75)],
+        [("llama", 1.0), ("phi3", 1.2), ("gemma3_text", 1.75)],
     )
     def test_the_count_is_what_the_architecture_keeps_beside_a_llama_layer(
         self, load: Callable[..., Any], model_type: str, ratio: float

@@ -144,15 +144,6 @@ def test_if_the_smallest_plan_does_not_fit_the_job_fails_and_names_the_parameter
     assert not log.of(Metric)
 
 
-def test_another_error_does_not_count_as_out_of_memory(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any, **__: Any) -> torch.Tensor:
-        raise RuntimeError("shapes do not match")
-
-    monkeypatch.setattr(objective, "hidden_states", broken)
-    log = train()
-    assert (log.code, log.failure.reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
-
-
 def test_attempts_after_a_kill_plan_once_with_less_memory(train: Trainings) -> None:
     attempts = [train(stop_at=(1, Command.DRAIN))]
     for number in (1, 2):

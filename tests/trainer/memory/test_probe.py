@@ -7,7 +7,7 @@ import torch
 
 from app.domain.jobs.events import Planned, Probed
 from app.domain.jobs.states import ExitCode
-from tests.trainer.helpers import final_adapter, float32_spec, load_tiny_base, make_spec, prepare, run_trainer
+from tests.trainer.helpers import float32_spec, load_tiny_base, make_spec, prepare, run_trainer
 from worker.trainer.distributed import parallel
 from worker.trainer.memory.probe import probe
 from worker.trainer.training import run as program
@@ -26,7 +26,7 @@ def test_it_runs_the_largest_planned_batch_and_changes_nothing(
 
     monkeypatch.setattr(program, "_probe", lambda *_: None)
     _, plain = run_trainer(spec, tmp_path / "plain")
-    mine, theirs = final_adapter(log, tmp_path / "probed"), final_adapter(plain, tmp_path / "plain")
+    mine, theirs = log.adapter(), plain.adapter()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.datasets.documents import Document
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec, RunSpec
 from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
-from tests.trainer.helpers import CPU, FLOAT32, load_tiny_base
-from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from tests.trainer.helpers import CPU, FLOAT32, change_weights, dataset_of, load_tiny_base
+from worker.trainer.data.batch import PackedBatch, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, load_base, open_base, unwrapped
 from worker.trainer.model.checkpoint_tensors import CheckpointTensors
 from worker.trainer.runtime import records
@@ -26,9 +25,7 @@ TOKENS = [5, 80, 33, 7, 200, 41]
 
 
 def a_batch() -> PackedBatch:
-    dataset = TokenizedDataset()
-    dataset.add(1, [Document(1, TOKENS, [False, *[True] * 5])])
-    return next(pack_batches(dataset, [0], 100))
+    return next(pack_batches(dataset_of((TOKENS, range(1, 6))), [0], 100))
 
 
 @torch.no_grad()
@@ -74,7 +71,7 @@ class TestLoadBase:
         self, tmp_path: Path, change: dict[str, torch.Tensor], said: str
     ) -> None:
         directory = make_tiny_base(tmp_path / "base")
-        save_file(load_file(directory / "model.safetensors") | change, directory / "model.safetensors")
+        change_weights(directory, lambda tensors: tensors.update(change))
         with pytest.raises(Failure, match=said):
             load_tiny_base(directory)
 

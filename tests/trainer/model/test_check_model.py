@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from app.domain.base_models.architectures import (
 from app.domain.base_models.catalog import RefusedModel
 from app.system.model_files import read_catalog_entry, with_report
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, write_tokenizer
+from tests.trainer.helpers import change_config, change_weights
 from tests.trainer.model.bases import SIZES, make_base
 from worker.trainer.model import check_model as program
 from worker.trainer.model.check_model import check_model
@@ -44,17 +44,6 @@ def directory(tmp_path: Path) -> Path:
     return make_tiny_base(tmp_path / "base")
 
 
-def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, directory / "model.safetensors")
-
-
-def change_config(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
@@ -65,9 +54,15 @@ def change_config(directory: Path, **changes: Any) -> None:
     ],
     ids=["missing", "shape", "dtype", "inf"],
 )
-def test_a_damaged_tensor_is_named(directory: Path, edit: Any, problem: str) -> None:
-    change(directory, edit)
-    assert problem in check_model(directory).problems[0]
+def test_a_damaged_tensor_is_named_beside_other_problems(directory: Path, edit: Any, problem: str) -> None:
+    change_weights(directory, edit)
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["ab"] = 259
+    path.write_text(json.dumps(tokenizer))
+    of_tensor, of_tokenizer = check_model(directory).problems
+    assert problem in of_tensor
+    assert "259 rows" in of_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -75,24 +70,16 @@ def test_a_damaged_tensor_is_named(directory: Path, edit: Any, problem: str) -> 
     [
         (lambda tensors: tensors.pop(EXPERT), r"experts.down_proj has the shape [3, 64, 128]"),
         (lambda tensors: tensors.update({EXPERT: torch.ones(3, 128)}), "experts.down_proj do not fit together"),
-        (lambda tensors: tensors.update({EXPERT: torch.ones(64, 128, dtype=torch.int8)}), f"{EXPERT} torch.int8"),
-        (lambda tensors: tensors[EXPERT].fill_(torch.inf), f"not finite: {EXPERT}"),
         (lambda tensors: [tensors.pop(key) for key in list(tensors) if ".1.block_sparse_moe.experts" in key],
          "lack 2 of the weights that MixtralForCausalLM needs, such as model.layers.1.mlp.experts"),
     ],
-    ids=["missing", "shape", "dtype", "inf", "a layer missing"],
+    ids=["missing", "shape", "a layer missing"],
 )  # fmt: skip
 def test_a_damaged_expert_is_named(tmp_path: Path, edit: Any, problem: str) -> None:
     """The files have each expert by itself, the model has them in one tensor."""
     directory = make_base("Mixtral", tmp_path / "base")
-    change(directory, edit)
+    change_weights(directory, edit)
     assert problem in check_model(directory).problems[0]
-
-
-def test_all_problems_are_reported_at_once(directory: Path) -> None:
-    change(directory, lambda tensors: tensors.update({UP: torch.ones(3, 64)}))
-    change_config(directory, vocab_size=200)
-    assert len(check_model(directory).problems) == 2  # the shapes of both, and the tokenizer
 
 
 def test_a_tensor_in_two_files_is_refused(directory: Path) -> None:
@@ -101,14 +88,6 @@ def test_a_tensor_in_two_files_is_refused(directory: Path) -> None:
     index = {"weight_map": dict.fromkeys(tensors, "model.safetensors") | {UP: "more.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     assert UP in check_model(directory).problems[0]
-
-
-def test_a_tokenizer_whose_words_have_no_row_in_the_embedding_is_refused(directory: Path) -> None:
-    path = directory / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    tokenizer["model"]["vocab"]["ab"] = 259
-    path.write_text(json.dumps(tokenizer))
-    assert "259 rows" in check_model(directory).problems[0]
 
 
 def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refused(directory: Path) -> None:
@@ -130,18 +109,10 @@ def test_an_added_token_without_a_row_is_noted_and_one_that_ends_texts_is_refuse
         ({"hidden_size": 0}, "hidden_size 0; only positive integers"),
         ({"num_hidden_layers": "two"}, 'num_hidden_layers "two"; only positive integers'),
         ({"max_position_embeddings": 1}, "a context of 1 token"),
-        ({"hidden_size": [64]}, r"hidden_size \[64\]; only positive integers"),
-        ({"max_position_embeddings": [512]}, r"max_position_embeddings \[512\]; only positive integers"),
         ({"layer_types": 3}, "layer_types 3; only an array"),
-        ({"architectures": 3}, "architectures 3; only an array"),
         ({"rope_parameters": [1]}, r"rope_parameters \[1\]; only an object"),
         ({"num_experts": "four"}, 'num_experts "four"; only integers from 0'),
         ({"num_experts": 4, "num_experts_per_tok": 5}, "gives each token 5 experts, but has 4"),
-        ({"sliding_window": 0}, "sliding_window 0; only positive integers"),
-        (
-            {"original_max_position_embeddings": "4k", "rope_scaling": {"type": "longrope"}},
-            'original_max_position_embeddings "4k"; only positive integers',
-        ),
         (
             {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": "4k"}},
             'rope_scaling.original_max_position_embeddings "4k"; only positive integers',
@@ -184,18 +155,13 @@ def test_an_index_without_file_names_is_refused(directory: Path, weight_map: obj
             "{% for message in messages %}",
             "the model's chat template is invalid (Unexpected end",
         ),
+        ("chat_template.jinja", "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "chat template"),  # no end
         ("tokenizer_config.json", '{"eos_token": "<other>"}', 'no token "<other>", which ends a text'),
     ],
 )
 def test_a_damaged_tokenizer_file_is_named(directory: Path, name: str, text: str, problem: str) -> None:
     (directory / name).write_text(text)
     assert problem in check_model(directory).problems[0]
-
-
-def test_a_template_without_an_end_is_refused(directory: Path) -> None:
-    (directory / "chat_template.jinja").write_text("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3)
-    (problem,) = check_model(directory).problems
-    assert "chat template" in problem
 
 
 def test_another_class_in_config_json_is_noted(directory: Path) -> None:
@@ -283,14 +249,14 @@ def test_a_config_with_the_names_of_gpt_is_read(tmp_path: Path) -> None:
     assert check_model(tmp_path / "GPTJ").problems == (reason,)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
 def test_a_checkpoint_of_another_quantization_is_refused_with_what_to_use(directory: Path, method: str) -> None:
     change_config(directory, quantization_config={"quant_method": method})
     with pytest.raises(RefusedModel, match="in 16 bits"):
         read_catalog_entry(directory)
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "Gemma 4 text", "Gemma 3", "Gemma 3n text", "Gemma 4 MoE", "Qwen3-Next"])
+@pytest.mark.parametrize("name", ["Mixtral", "Gemma 3", "Gemma 4 MoE", "Qwen3-Next"])
 def test_routers_convolutions_and_embeddings_are_no_linear_layers(tmp_path: Path, name: str) -> None:
     """Names alone, without torch, give the targets that the trainer's own model has."""
     directory = make_base(name, tmp_path / "base")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base
+from tests.trainer.helpers import change_config
 from tests.trainer.model.bases import make_base
 from worker.trainer.model.check_model import check_model
 from worker.trainer.model.dequantize_checkpoint import dequantize, main
@@ -19,11 +20,6 @@ from worker.trainer.model.dequantize_checkpoint import dequantize, main
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 BLOCK = 48  # neither 64 nor 128, the sizes of this weight, is a multiple
-
-
-def set_quantization(directory: Path, **config: object) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
 
 
 @pytest.mark.parametrize("scale_shape", [(), (64, 1), (2, 3)], ids=["tensor", "row", "block"])
@@ -34,7 +30,8 @@ def test_fp8_weights_are_multiplied_with_their_scales(tmp_path: Path, scale_shap
     scale = torch.rand(scale_shape) + 0.5
     is_block = scale_shape == (2, 3)
     save_file(tensors | {WEIGHT: codes, f"{WEIGHT}_scale_inv": scale}, directory / "model.safetensors")
-    set_quantization(directory, quant_method="fp8", **({"weight_block_size": [BLOCK, BLOCK]} if is_block else {}))
+    blocks = {"weight_block_size": [BLOCK, BLOCK]} if is_block else {}
+    change_config(directory, quantization_config={"quant_method": "fp8", **blocks})
     dequantize(directory, tmp_path / "new")
     of_each = scale
     if is_block:
@@ -59,7 +56,7 @@ def test_mxfp4_experts_are_unpacked(tmp_path: Path) -> None:
         values = FP4[codes.int()] * 2.0 ** (exponents.float()[..., None] - 127)
         expected[name] = values.reshape(experts, outputs, inputs).transpose(1, 2).to(torch.bfloat16)
     save_file(tensors, directory / "model.safetensors")
-    set_quantization(directory, quant_method="mxfp4")
+    change_config(directory, quantization_config={"quant_method": "mxfp4"})
     dequantize(directory, tmp_path / "new")
     new = load_file(tmp_path / "new" / "model.safetensors")
     assert all(torch.equal(new[name], values) for name, values in expected.items())
@@ -70,7 +67,7 @@ def test_two_conversions_of_a_checkpoint_do_not_run_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], reviewed: Reviewed
 ) -> None:
     directory = make_tiny_base(tmp_path / "base")
-    set_quantization(directory, quant_method="fp8")
+    change_config(directory, quantization_config={"quant_method": "fp8"})
     with (tmp_path / ".new.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main([str(directory), str(tmp_path / "new")]) == 1

@@ -92,22 +92,13 @@ class TestReplacement:
         rotate = FusedRotary(apply_rotary_pos_emb, lambda *_: pytest.fail("the kernel was called"))
         assert torch.equal(rotate(query, query, cos, sin, unsqueeze_dim=2)[0], expected[0])
 
-    @pytest.mark.extended("each kind of module; hidden states of one are compared")
-    def test_another_load_replaces_transformers_own_rotary_function(self, load: Callable[[str], FrozenBase]) -> None:
-        base = load("llama")
-        load_base("llama", base.directory, None, torch.float32, CPU, cuda_kernels=True)
-        rotate = sys.modules[type(base.model).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
-        assert isinstance(rotate, FusedRotary)
-        assert not isinstance(rotate.original, FusedRotary)
-
-    @pytest.mark.parametrize(
-        "name", slow_but(["LigerRMSNormFunction"], ["LigerRMSNormFunction", "LigerRopeFunction"], ["LigerRopeFunction"])
-    )
     def test_a_kernel_that_fails_replaces_nothing(
-        self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch, name: str
+        self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As Triton fails without a C compiler or on a GPU that it does not support; the job trains without."""
-        monkeypatch.setattr(sys.modules["liger_kernel.ops"], name, failing("Failed to find\nC compiler"))
+        monkeypatch.setattr(
+            sys.modules["liger_kernel.ops"], "LigerRMSNormFunction", failing("Failed to find\nC compiler")
+        )
         base = load("llama")
         assert base.fused_modules == {}
         assert "C compiler" in base.fused_problem
@@ -127,13 +118,10 @@ class TestReplacement:
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ops = sys.modules["liger_kernel.ops"]
-        for name in ("LigerRMSNormFunction", "LigerSiLUMulFunction", "LigerGELUMulFunction", "LigerRopeFunction"):
-            function = getattr(ops, name)
-            wrong = type(
-                name, (), {"apply": staticmethod(lambda x, y, *rest, _f=function: _wrong(_f.apply(x, y, *rest)))}
-            )
-            monkeypatch.setattr(ops, name, wrong)
-        assert load("llama").fused_modules == {}
+        norm = ops.LigerRMSNormFunction.apply
+        function = type("Norm", (), {"apply": staticmethod(lambda *given: 1.01 * norm(*given))})
+        monkeypatch.setattr(ops, "LigerRMSNormFunction", function)
+        assert "norms" not in load("llama").fused_modules
 
     @pytest.mark.extended("each kind of module; hidden states of one are compared")
     @pytest.mark.parametrize(
@@ -195,10 +183,6 @@ def failing(text: str) -> type:
         raise RuntimeError(text)
 
     return type("Failing", (), {"apply": staticmethod(apply)})
-
-
-def _wrong(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    return 1.01 * result if isinstance(result, torch.Tensor) else tuple(1.01 * part for part in result)
 
 
 def PLAIN_ROTARY(  # noqa: N802

@@ -23,7 +23,6 @@ from tests.trainer.helpers import (
 )
 from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.data.batch import Pairs, pack_batches
-from worker.trainer.objective import losses as losses_module
 from worker.trainer.objective.losses import dpo_loss
 from worker.trainer.objective.objective import DpoObjective
 from worker.trainer.training.loop import optimizer_step
@@ -35,7 +34,7 @@ FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 
 
 def trained(
-    tiny: Path, pairs: Path, steps: int = 5, row_tokens: int = 2048, **changes: Any
+    tiny: Path, pairs: Path, steps: int = 3, row_tokens: int = 2048, **changes: Any
 ) -> tuple[list[StepResult], Run]:
     """Make `steps` steps in float32 on a newly loaded base."""
     base = load_tiny_base(tiny, None)
@@ -76,21 +75,10 @@ class TestDpoLoss:
 
 
 class TestOptimizerStep:
-    def test_the_first_loss_is_log_2(self, tiny: Path, pairs: Path) -> None:
-        steps, _ = trained(tiny, pairs, steps=1, dropout=0.1)
-        assert steps[0].loss == pytest.approx(math.log(2), abs=1e-12)
-        assert (steps[0].reward_margin, steps[0].reward_accuracy) == (0.0, 0.0)
-
     @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT, of transformers
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"beta": 1.5, "batch_size": 5, "weight_decay": 0.1},
-            pytest.param({}, marks=pytest.mark.extended("the same with other values")),
-        ],
-    )
-    def test_equals_a_plain_peft_loop_on_the_same_pairs(self, tiny: Path, pairs: Path, changes: dict[str, Any]) -> None:
+    def test_equals_a_plain_peft_loop_on_the_same_pairs(self, tiny: Path, pairs: Path) -> None:
         """The reference: log-softmax of all logits, PEFT with the adapter disabled, gradients by autograd."""
+        changes = {"beta": 1.5, "batch_size": 5, "weight_decay": 0.1}
         steps, run = trained(tiny, pairs, **changes)
         theirs = _plain_dpo(tiny, run, make_spec(tiny, pairs, **FLOAT32_LORA | changes))
         assert [step.loss for step in steps] == pytest.approx(theirs["losses"], rel=1e-5)
@@ -107,20 +95,6 @@ class TestOptimizerStep:
         assert [step.loss for step in one[0]] == pytest.approx([step.loss for step in other[0]], rel=1e-5)
         for mine, theirs in zip(one[1].parameters, other[1].parameters, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
-
-    def test_only_the_training_pass_computes_a_gradient_at_the_head(
-        self, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        needs_gradient: list[bool] = []
-        chunk = losses_module._chunk
-
-        def recorded_chunk(*arguments: Any) -> Any:
-            needs_gradient.append(arguments[-2])
-            return chunk(*arguments)
-
-        monkeypatch.setattr(losses_module, "_chunk", recorded_chunk)
-        trained(tiny, pairs, steps=1)
-        assert needs_gradient == [False, False, True]  # the reference, the margin, the step
 
     def test_the_loss_is_divided_by_pairs(self, tiny: Path, pairs: Path) -> None:
         steps, run = trained(tiny, pairs, steps=3, batch_size=5)

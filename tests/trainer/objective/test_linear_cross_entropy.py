@@ -103,9 +103,3 @@ class TestLinearCrossEntropy:
         expected.backward()
         assert total.item() == pytest.approx(expected.item(), rel=1e-2)
         assert (hidden.grad.float() - reference.grad).norm() < 0.01 * reference.grad.norm()  # type: ignore[union-attr, operator]
-
-    def test_large_logits_do_not_overflow(self) -> None:
-        hidden, head, targets = inputs()
-        total, losses, _ = linear_cross_entropy(hidden * 1e4, head, targets)
-        assert torch.isfinite(losses).all()
-        assert torch.isfinite(total)

@@ -56,12 +56,6 @@ class TestRecordWriter:
         assert writes.ending == reason
         assert said[-1] == record
 
-    def test_no_record_may_follow_the_last(self) -> None:
-        writes = writer([])
-        writes(Stopped(run_id="a", reason=Reason.DRAINED, step=1))
-        with pytest.raises(AssertionError):
-            writes(Message(run_id="a", message="m"))
-
     def test_an_error_ends_the_run_once(self) -> None:
         said: list[object] = []
         writes = writer(said)

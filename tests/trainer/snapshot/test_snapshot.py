@@ -96,23 +96,20 @@ class TestResume:
         assert effect in log.warnings[0].message
         assert (log.losses == made_once(train, dropout=dropout).losses[2:]) == (not dropout)
 
-    @pytest.mark.parametrize(("dropout", "effect"), [(0.0, "rounding"), (0.2, "dropout masks differ")])
-    def test_another_number_of_processes_causes_a_warning(self, train: Trainings, dropout: float, effect: str) -> None:
-        snapshot = rewritten(drained_at(1, train, dropout=dropout), identity={"world_size": 2})
-        log = train(resume_from=snapshot, dropout=dropout)
+    def test_another_number_of_processes_causes_a_warning(self, train: Trainings) -> None:
+        snapshot = rewritten(drained_at(1, train, dropout=0.2), identity={"world_size": 2})
+        log = train(resume_from=snapshot, dropout=0.2)
         assert log.code == ExitCode.DONE
         (message,) = (each.message for each in log.of(Message) if "processes 2 -> 1" in each.message)
-        assert effect in message
+        assert "dropout masks differ" in message
 
     @pytest.mark.parametrize(
         ("changes", "named"),
         [
             ({"learning_rate": 0.02}, "hyperparameters.learning_rate"),
-            ({"batch_size": 3}, "hyperparameters.batch_size"),
             ({"r": 2}, "lora.r"),
             ({"seed": 8}, "seed was 7"),
             ({"quantization": {"type": "fp4"}}, "quantization.type"),
-            ({"quantization": None}, "quantization.type"),
         ],
     )
     def test_a_changed_configuration_is_refused_by_name(
@@ -129,15 +126,13 @@ class TestResume:
         log = train(resume_from=snapshot, **{"validation_file": train.training_file, name: other})
         assert f"{name}_sha256" in log.failure.message
 
-    def test_another_tokenizer_is_refused_by_name(self, train: Trainings, tmp_path: Path) -> None:
+    def test_another_tokenizer_or_base_is_refused_by_name(self, train: Trainings, tmp_path: Path) -> None:
         base = make_tiny_base(tmp_path / "base")
         snapshot = drained_at(1, train, base=base)
         (base / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("\\n", " "))
         log = train(resume_from=snapshot, base=base)
         assert "tokenizer_sha256.chat_template.jinja" in log.failure.message
-
-    def test_another_base_is_refused_by_name(self, train: Trainings, tmp_path: Path) -> None:
-        log = train(resume_from=drained_at(1, train), base=make_tiny_base(tmp_path / "base", seed=1))
+        log = train(resume_from=snapshot, base=make_tiny_base(tmp_path / "other", seed=1))
         assert "base_model.manifest_sha256" in log.failure.message
         assert "tokenizer" not in log.failure.message
 
@@ -197,12 +192,9 @@ class TestDamage:
         assert log.of(Started)[0].start_step == 2
         assert_same_adapter(log, made_once(train))
 
-    @pytest.mark.parametrize("damage", DAMAGES)
     @pytest.mark.parametrize("name", FILES)
-    def test_a_damaged_snapshot_that_is_named_is_refused(
-        self, two: Path, train: Trainings, name: str, damage: str
-    ) -> None:
-        DAMAGES[damage](two / "step-000003" / name)
+    def test_a_damaged_snapshot_that_is_named_is_refused(self, two: Path, train: Trainings, name: str) -> None:
+        DAMAGES["flipped"](two / "step-000003" / name)
         log = train(resume_from=two / "step-000003")
         assert (log.code, log.failure.reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
         assert name in log.failure.message

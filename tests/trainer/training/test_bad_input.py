@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from app.domain.jobs.events import Failed, Record, Started, parse_record
@@ -20,7 +18,7 @@ from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from tests.fork_server import forked
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.trainer.helpers import make_spec, run_trainer
+from tests.trainer.helpers import change_config, change_weights, make_spec, run_trainer
 
 ROOT = Path(__file__).parents[3]
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -55,17 +53,6 @@ def refuse(base: Path, content: str, message: str) -> None:
     template = base / "chat_template.jinja"
     check = f"{{% if messages[-1]['content'] == {content!r} %}}{{{{ raise_exception({message!r}) }}}}{{% endif %}}"
     template.write_text(check + template.read_text())
-
-
-def change_config(base: Path, **changes: Any) -> None:
-    path = base / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def change_weights(base: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(base / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, base / "model.safetensors")
 
 
 def extend_tokenizer(base: Path) -> None:
@@ -108,9 +95,6 @@ CASES = (
     Case("a sample prompt that the template refuses", Reason.INVALID_SPEC, "sample_prompts.1",
          "no shouting",
          {"sample_prompts": ["say 3", "SAY 3"]}, edit=lambda base: refuse(base, "SAY 3", "no shouting")),
-    Case("a base without one of its files", Reason.MODEL_UNAVAILABLE, "model",
-         "has changed",
-         damage=lambda base: (base / "model.safetensors").unlink()),
     Case("a base with a flipped bit", Reason.MODEL_UNAVAILABLE, "model",
          "has changed", damage=flip_a_bit),
     Case("a base whose directory is missing", Reason.MODEL_UNAVAILABLE, "model",
@@ -129,15 +113,11 @@ CASES = (
     Case("a base with a tensor missing", Reason.MODEL_UNAVAILABLE, "model",
          UP,
          edit=lambda base: change_weights(base, lambda tensors: tensors.pop(UP))),
-    Case("a base with an infinite weight", Reason.MODEL_UNAVAILABLE, "model", "not finite",
-         edit=lambda base: change_weights(base, lambda tensors: tensors[UP][3, 3].fill_(torch.inf))),
     Case("a token without a row in the embedding", Reason.INVALID_TRAINING_FILE, "training_file",
          '"amber" (259)',
          edit=extend_tokenizer),
     Case("a template whose answers do not start with its generation prompt", Reason.INVALID_TRAINING_FILE,
          "training_file", "generation prompt", edit=change_generation_prompt),
-    Case("a context of one token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
-         "1 token", {"context_length": 1}),
     Case("experts of a dense base", Reason.INVALID_SPEC, "lora.target_parameters", "it has no experts",
          {"target_parameters": ["mlp.experts.down_proj"]}),
 )  # fmt: skip
@@ -156,7 +136,6 @@ def spec_of(case: Case, workdir: Path) -> TrainerSpec:
     return spec
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy: the infinite weights
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_bad_input_ends_with_a_reason_and_a_message_and_the_log_has_the_details(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,61 +1,30 @@
-"""Whole runs on a CPU with what TUNERY_CUDA_KERNELS turns on: the same results, and an exact resume."""
+"""A whole run on a CPU with what TUNERY_CUDA_KERNELS turns on: the same results."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.llama import modeling_llama
 
 from app.domain.jobs.events import Message
-from app.domain.planning.execution_plan import ExecutionPlan
-from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.trainer.helpers import RecordLog, make_spec, run_trainer
+from tests.trainer.helpers import Trainings
 from tests.trainer.model import fake_liger_kernel
 from worker.trainer.data.batch import BatchesAhead
 from worker.trainer.training import run as trainer
 
-OPTIONS: dict[str, Any] = {
-    "quantization": {"compute_dtype": "float32"},
-    "dropout": 0.2,
-    "lr_scheduler_type": "constant",
-}
 
-
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    return make_tiny_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl", 12)
-
-
-@pytest.fixture
-def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_the_losses_of_a_plain_one(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, with a stand-in for Liger Kernel."""
+    plain = train(dropout=0.2)
     for name, module in fake_liger_kernel.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    from transformers.models.llama import modeling_llama
-
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
     initial_plan = trainer._initial_plan
-
-    def plan(*arguments: Any) -> ExecutionPlan:
-        return initial_plan(*arguments).model_copy(update={"cuda_kernels": True})
-
-    monkeypatch.setattr(trainer, "_initial_plan", plan)
-
-
-def train(files: tuple[Path, Path], workdir: Path, **changes: Any) -> RecordLog:
-    code, log = run_trainer(make_spec(*files, **OPTIONS | changes), workdir)
-    assert code == 0, log.last
-    return log
-
-
-def test_a_run_has_the_losses_of_a_plain_one(
-    files: tuple[Path, Path], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    plain = train(files, tmp_path / "plain")
-    request.getfixturevalue("with_kernels")
-    log = train(files, tmp_path / "fused")
+    with_kernels = {"cuda_kernels": True}
+    monkeypatch.setattr(trainer, "_initial_plan", lambda *parts: initial_plan(*parts).model_copy(update=with_kernels))
+    log = train(dropout=0.2)
     assert any("TUNERY_CUDA_KERNELS" in message.message for message in log.of(Message))
     assert log.losses == pytest.approx(plain.losses, rel=1e-4)
 

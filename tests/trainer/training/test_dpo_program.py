@@ -14,7 +14,6 @@ from tests.tiny import make_tiny_dataset, make_tiny_pairs
 from tests.trainer.helpers import (
     Trainings,
     assert_same_adapter,
-    failure,
     load_tiny_base,
     make_one_step,
     make_spec,
@@ -80,5 +79,5 @@ class TestRun:
         file = pairs if method == "supervised" else make_tiny_dataset(tmp_path / "chat.jsonl")
         beta = BETA if method == "dpo" else None
         code, log = run_trainer(make_spec(tiny, file, method=method, beta=beta), tmp_path)
-        assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_TRAINING_FILE)
-        assert expected_text in failure(log).message
+        assert (code, log.failure.reason) == (ExitCode.BAD_SPEC, Reason.INVALID_TRAINING_FILE)
+        assert expected_text in log.failure.message

@@ -7,7 +7,8 @@ eight of sixteen, and its result is the adapter of step 4, which the files of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ from worker.trainer.training.run import run
 
 STEPS, BEST = 8, 4
 SOME_STEPS = (1, BEST, BEST + 1, STEPS)  # the others repeat a step within an epoch, far from the best
-
 SNAPSHOTS = Path("runs/run-a/snapshots")
 CHANGES: dict[str, Any] = {
     "n_epochs": 4, "batch_size": 4, "dropout": 0.2, "eval_steps": 1, "early_stopping": {"patience": 4},
@@ -55,34 +55,20 @@ class Killed(BaseException):
     """Stands for SIGKILL within one process: no handler catches it, nothing is saved."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    base: Path
-    training_file: Path
-    validation_file: Path
-
-    def spec(self, **changes: Any) -> TrainerSpec:
-        return float32_spec(
-            self.base, self.training_file, **{"validation_file": self.validation_file, **CHANGES, **changes}
-        )
+Spec = Callable[..., TrainerSpec]
 
 
 @pytest.fixture(scope="module")
-def setup(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+def spec(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Spec:
     at = tmp_path_factory.mktemp("contrary")
-    return Setup(tiny, write_answers(at / "yes.jsonl", 16, "yes"), write_answers(at / "no.jsonl", 4, "no"))
-
-
-@pytest.fixture
-def train(setup: Setup, tmp_path: Path) -> Trainings:
-    return Trainings(setup.base, setup.training_file, tmp_path)
+    yes, no = write_answers(at / "yes.jsonl", 16, "yes"), write_answers(at / "no.jsonl", 4, "no")
+    return partial(float32_spec, tiny, yes, validation_file=no, **CHANGES)
 
 
 @pytest.fixture(scope="module")
-def whole(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+def whole(tiny: Path, examples: Path, spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
     """The uninterrupted run."""
-    train = Trainings(setup.base, setup.training_file, tmp_path_factory.mktemp("whole"))
-    log = train.run(setup.spec())
+    log = Trainings(tiny, examples, tmp_path_factory.mktemp("whole")).run(spec())
     assert log.code == ExitCode.DONE
     assert [metric.step for metric in log.of(Metric)] == list(range(1, STEPS + 1))
     assert log.last.step == BEST
@@ -114,26 +100,26 @@ def seen(log: RecordLog) -> list[Any]:
 
 @pytest.mark.parametrize("step", slow_but([BEST + 1], range(1, STEPS + 1), SOME_STEPS))
 def test_a_run_that_is_killed_at_a_step_resumes_exactly(
-    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, step: int
+    spec: Spec, train: Trainings, whole: Attempt, tmp_path: Path, step: int
 ) -> None:
-    killed_at(step, setup.spec(), tmp_path / "first")
-    again = train.run(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS))
+    killed_at(step, spec(), tmp_path / "first")
+    again = train.run(spec(resume_from=tmp_path / "first" / SNAPSHOTS))
     assert again.of(Started)[0].start_step == step - 1
     assert_same_result(whole, again)
 
 
 @pytest.mark.extended("exact resume at more steps")
 def test_a_run_that_is_killed_at_every_step_resumes_exactly(
-    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path
+    spec: Spec, train: Trainings, whole: Attempt, tmp_path: Path
 ) -> None:
-    spec = setup.spec(resume_from=SNAPSHOTS)
+    resumed = spec(resume_from=SNAPSHOTS)
     for step in range(1, STEPS + 1):
-        killed_at(step, spec, tmp_path)
-    assert_same_result(whole, train.run(spec, tmp_path))
+        killed_at(step, resumed, tmp_path)
+    assert_same_result(whole, train.run(resumed, tmp_path))
 
 
 def test_a_pause_while_the_best_adapter_is_in_place_saves_the_last_one(
-    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path
+    spec: Spec, train: Trainings, whole: Attempt, tmp_path: Path
 ) -> None:
     stops = StopRequests("run-a")
 
@@ -142,55 +128,41 @@ def test_a_pause_while_the_best_adapter_is_in_place_saves_the_last_one(
             stops.add(Command.PAUSE)
 
     first = Attempt(tmp_path / "first", pause)
-    assert run(setup.spec(snapshot_interval_seconds=3600), first.workdir, first, stops) == ExitCode.PAUSED
+    assert run(spec(snapshot_interval_seconds=3600), first.workdir, first, stops) == ExitCode.PAUSED
     assert first.of(SnapshotSaved)[-1].step == STEPS
     state = load_file(first.snapshot / "state.safetensors")
     names = [name.removeprefix("best/") for name in state if name.startswith("best/")]
     assert not any(torch.equal(state[f"best/{name}"], state[f"adapter/{name}"]) for name in names)
-    assert_same_result(whole, train.run(setup.spec(resume_from=first.snapshot)))
+    assert_same_result(whole, train.run(spec(resume_from=first.snapshot)))
 
 
 def test_an_attempt_on_another_machine_keeps_the_plan_of_the_first(
-    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: Spec, train: Trainings, whole: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed_at(3, setup.spec(), tmp_path / "first")
+    killed_at(3, spec(), tmp_path / "first")
     set_row_tokens(monkeypatch, 64)
     monkeypatch.setattr(program, "choose_threads", lambda: 2)
     monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.bfloat16)
-    log = train.run(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None))
+    log = train.run(spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None))
     assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "float32")
     assert_same_result(whole, log)
 
 
 def test_a_run_that_is_killed_before_the_first_snapshot_keeps_its_plan(
-    setup: Setup, train: Trainings, whole: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: Spec, train: Trainings, whole: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed_at(3, setup.spec(snapshot_interval_seconds=3600), tmp_path / "first")
+    killed_at(3, spec(snapshot_interval_seconds=3600), tmp_path / "first")
     set_row_tokens(monkeypatch, 64)
-    log = train.run(setup.spec(resume_from=tmp_path / "first" / SNAPSHOTS))
+    log = train.run(spec(resume_from=tmp_path / "first" / SNAPSHOTS))
     assert log.of(Started)[0].start_step == 0
     assert_same_result(whole, log)
 
 
-def test_a_template_that_prints_the_date_prints_that_of_the_first_attempt(
-    setup: Setup, train: Trainings, tmp_path: Path
-) -> None:
+def test_a_template_that_prints_the_date_prints_that_of_the_first_attempt(train: Trainings, tmp_path: Path) -> None:
     dated = make_tiny_base(tmp_path / "dated")
     template = dated / "chat_template.jinja"
     template.write_text("{{ strftime_now('%H:%M:%S.%f') }}" + template.read_text())
-    spec = float32_spec(dated, setup.training_file, snapshot_interval_seconds=0)
-    first = train.run(spec, tmp_path)
-    resumed = spec.run.model_copy(update={"resume_from": SNAPSHOTS / "step-000007"})
-    second = train.run(spec.model_copy(update={"runs": (resumed,)}), tmp_path)
-    assert second.of(Started)[0].start_step == 7
-    assert seen(second) == seen(first)[7:]
-
-
-@pytest.mark.extended("shows that the plan has an effect")
-def test_the_result_would_differ_without_the_saved_plan(
-    setup: Setup, train: Trainings, whole: Attempt, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_row_tokens(monkeypatch, 64)
-    log = train.run(setup.spec(resume_from=SNAPSHOTS))
-    assert seen(log) != seen(whole)
-    assert "step 0" in log.of(Message)[0].message
+    first = train(tmp_path, base=dated, snapshot_interval_seconds=0)
+    second = train(tmp_path, base=dated, snapshot_interval_seconds=0, resume_from=SNAPSHOTS / "step-000005")
+    assert second.of(Started)[0].start_step == 5
+    assert seen(second) == seen(first)[5:]

@@ -54,7 +54,7 @@ class TestOptimizerStep:
     def test_a_run_equals_a_plain_peft_loop_on_the_same_batches(
         self, tiny: Path, examples: Path, changes: dict[str, Any]
     ) -> None:
-        plain_peft.compare(tiny, examples, FLOAT32, 6, **changes)
+        plain_peft.compare(tiny, examples, FLOAT32, 4, **changes)
 
     def test_a_loss_that_is_not_a_number_leaves_the_run_unchanged(self, tiny: Path, examples: Path) -> None:
         base, run = started(tiny, examples)

@@ -70,7 +70,7 @@ class TestAgainstPlainPeft:
     ) -> None:
         assert_equal(ours(tiny, conversations, tmp_path), oracle)
 
-    @settings(max_examples=4, deadline=None)
+    @settings(max_examples=3, deadline=None)
     @given(row_tokens=st.integers(1, 1200), packing=st.booleans())
     def test_every_batch_length_has_the_same_result(
         self,
@@ -85,13 +85,6 @@ class TestAgainstPlainPeft:
         workdir = tmp_path_factory.mktemp("rows")
         assert_equal(ours(tiny, conversations, workdir, row_tokens, packing=packing), oracle)
 
-    def test_a_loss_averaged_over_examples_would_not_be_equal(
-        self, tiny: Path, conversations: Path, oracle: Training
-    ) -> None:
-        wrong = plain_script(tiny, make_spec(tiny, conversations, **CHANGES), mean_of_examples=True)
-        with pytest.raises(AssertionError):
-            assert_equal(wrong, oracle)
-
 
 def assert_equal(one: Training, other: Training) -> None:
     assert one.losses == pytest.approx(other.losses, rel=1e-5)
@@ -100,7 +93,7 @@ def assert_equal(one: Training, other: Training) -> None:
         torch.testing.assert_close(tensor, other.tensors[name], rtol=1e-3, atol=2e-5)
 
 
-def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = False) -> Training:
+def plain_script(tiny: Path, spec: TrainerSpec) -> Training:
     lora, hyperparameters = spec.run.lora, spec.run.hyperparameters
     run = prepare(spec, load_tiny_base(tiny, None), Path("unused"))
     config = LoraConfig(r=lora.r, lora_alpha=int(lora.alpha), target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
@@ -118,8 +111,7 @@ def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = Fals
     losses = []
     for step in range(STEPS):
         rows = [_tokenize(tokenizer, lines[example]) for example in run.schedule.examples_of(step)]
-        batches = [[row] for row in rows] if mean_of_examples else [rows]
-        loss = torch.stack([model(**_padded(batch)).loss for batch in batches]).mean()
+        loss = model(**_padded(rows)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), hyperparameters.max_grad_norm)
         optimizer.step()

@@ -11,10 +11,9 @@ from app.domain.jobs.events import CheckpointSaved, Command, Message, Metric, Sn
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.host import cpu_name
 from tests.tiny import make_tiny_dataset
-from tests.trainer.helpers import Attempt, Trainings, assert_same_adapter
+from tests.trainer.helpers import Attempt, Trainings
 from worker.trainer.checkpoint import provenance
 from worker.trainer.training import step_actions
-from worker.trainer.validation import evaluate
 
 
 class TestWholeRun:
@@ -33,21 +32,15 @@ class TestWholeRun:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"quantization": None},
             {"quantization": {"type": "fp4", "double_quant": False}},
             {"quantization": {"compute_dtype": "float16"}},
             {"quantization": {"bits": 8}, "use_dora": True},
-            {"packing": False},
-            *(
-                pytest.param(changes, marks=pytest.mark.extended("options that no other one changes"))
-                for changes in ({"lr_scheduler_type": "cosine", "warmup_ratio": 0.3}, {"use_rslora": True})
-            ),
         ],
     )
-    def test_every_option_is_trained_and_verified(self, train: Trainings, changes: dict[str, Any]) -> None:
-        log = train(**{"quantization": {}} | changes)
-        assert (log.code, log.last.step) == (ExitCode.DONE, 6), log.last
-        asked = changes.get("quantization") or {}
+    def test_every_quantization_is_trained_and_verified(self, train: Trainings, changes: dict[str, Any]) -> None:
+        log = train(**changes, n_epochs=1, lr_scheduler_type="cosine", warmup_ratio=0.3)
+        assert (log.code, log.last.step) == (ExitCode.DONE, 3), log.last
+        asked = changes["quantization"]
         assert log.of(Started)[0].compute_dtype == asked.get("compute_dtype", "bfloat16")
         assert ("8-bit" in (log.result / "README.md").read_text()) == (asked.get("bits") == 8)
 
@@ -73,17 +66,6 @@ class TestRun:
         assert all(metric.peak_memory_bytes > 1 << 20 for metric in metrics)
         assert metrics[-1].trained_tokens == log.last.trained_tokens == 2 * log.of(Started)[0].tokens_per_epoch
         assert metrics[-1].train_loss < metrics[0].train_loss
-
-    def test_the_validation_file_is_evaluated_after_each_epoch(self, train: Trainings, tmp_path: Path) -> None:
-        log = train(validation_file=make_tiny_dataset(tmp_path / "valid.jsonl", 5, seed=9))
-        measured = [metric for metric in log.of(Metric) if metric.full_valid_loss is not None]
-        assert [metric.step for metric in measured] == [3, 6]
-        assert all(metric.valid_loss == metric.full_valid_loss for metric in measured)
-        assert measured[1].full_valid_loss < measured[0].full_valid_loss
-        assert measured[1].full_valid_mean_token_accuracy is not None
-
-    def test_the_same_spec_gives_the_same_adapter_to_the_bit(self, train: Trainings) -> None:
-        assert_same_adapter(train(dropout=0.1), train(dropout=0.1))
 
     def test_plain_text_is_trained_piece_by_piece(self, train: Trainings, tmp_path: Path) -> None:
         lines = [json.dumps({"text": f"{number} green bottles hanging on the wall " * 4}) for number in range(6)]
@@ -112,19 +94,6 @@ class TestRun:
         assert all(sample["base"] != sample["tuned"] for sample in samples[2:])
         assert log.code == ExitCode.DONE
 
-    def test_the_base_answers_once(self, train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked = []
-        generate = evaluate._generate
-
-        def counted(base: Any, prompts: Any, adapter: Any, renderer: Any) -> list[str]:
-            asked.append("adapter" if adapter else "base")
-            return generate(base, prompts, adapter, renderer)
-
-        monkeypatch.setattr(evaluate, "_generate", counted)
-        monkeypatch.setattr(evaluate, "MAX_NEW_TOKENS", 2)
-        train(sample_prompts=("1: red",))
-        assert asked == ["base", "adapter", "adapter"]
-
     @pytest.mark.parametrize(("ratio", "effect"), [(3.04, "3.0 times"), (71.0, "converted to float32")])
     def test_a_processor_that_emulates_the_compute_dtype_causes_a_warning(
         self, train: Trainings, monkeypatch: pytest.MonkeyPatch, ratio: float, effect: str
@@ -150,11 +119,6 @@ class TestStopping:
             ("snapshot", 2), ("checkpoint", 2), ("stopped", 2)
         ]  # fmt: skip
         assert not log.of(CheckpointSaved)[0].final
-
-    def test_drain_leaves_a_snapshot(self, train: Trainings) -> None:
-        log = train(stop_at=(2, Command.DRAIN))
-        assert log.code == ExitCode.DRAINED
-        assert [record.kind for record in log.records[-2:]] == ["snapshot", "stopped"]
 
     def test_a_pause_after_an_epoch_reports_its_checkpoint_once(self, train: Trainings) -> None:
         assert [record.step for record in train(stop_at=(3, Command.PAUSE)).of(CheckpointSaved)] == [3]

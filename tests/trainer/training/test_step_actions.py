@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.events import CheckpointSaved, Message, Metric
 from app.system import artifact_directory
 from app.system.tokenizer_files import load_renderer
@@ -26,6 +25,7 @@ from tests.trainer.helpers import (
     make_one_step,
     no_keepalive,
     prepare,
+    save_adapter,
     write_answers,
 )
 from worker.trainer.checkpoint.verify import verify_adapter
@@ -95,6 +95,10 @@ class TestEarlyStopping:
         log = validated([3.0, 2.8, 2.5, 2.0, 2.1, 2.2], early_stopping={"patience": 2}, promote_best=True)
         assert (log.of(Metric)[-1].step, log.last.step, len(log.of(Message))) == (6, 4, 1)
 
+    def test_a_fall_by_less_than_the_threshold_does_not_count(self, validated: Callable[..., Attempt]) -> None:
+        log = validated([3.0, 2.95, 2.94, 1.0, 1.0, 1.0], early_stopping={"patience": 2, "threshold": 0.1})
+        assert log.last.step == 3
+
 
 class TestPromotion:
     def test_the_result_is_the_adapter_of_the_lowest_loss(
@@ -159,7 +163,7 @@ class TestSideEffects:
         base = load_tiny_base(tiny)
         run = prepare(train.spec(dropout=0.2, sample_prompts=("1: red",)), base, tmp_path)
         make_one_step(base, run)
-        directory = step_actions.save_checkpoint(with_facts(run), base)
+        directory = save_adapter(base, run, tmp_path)
         before = fingerprint(base, run)
         check_base(base)
         assert fingerprint(base, run) == before
@@ -171,15 +175,6 @@ class TestSideEffects:
         assert fingerprint(base, run) == before
         make_one_step(base, run)
         assert fingerprint(base, run) != before
-
-
-def with_facts(run: Run) -> Run:
-    run.provenance |= {
-        "base_model": {"name": "tiny"}, "lora": run.spec.lora.model_dump(mode="json"), "quantization": None,
-        "hyperparameters": run.spec.hyperparameters.model_dump(mode="json"), "seed": run.spec.seed,
-        "compatibility": compatibility(run.spec.lora, run.spec.run_id).model_dump(mode="json"),
-    }  # fmt: skip
-    return run
 
 
 def fingerprint(base: FrozenBase, run: Run) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.domain.jobs.states import ExitCode, Reason
-from tests.trainer.helpers import failure, make_spec, run_trainer
+from tests.trainer.helpers import make_spec, run_trainer
 from worker.trainer.model.attention import attention
 from worker.trainer.model.attention.attention import Heads, document_attention
 from worker.trainer.model.attention.attention_check import AttentionCall, check_attention
@@ -106,4 +106,4 @@ def test_a_job_does_not_train_with_a_faulty_kernel(
     monkeypatch.setattr(attention, "_block_kernel", with_doubled_scale(attention._block_kernel))
     code, log = run_trainer(make_spec(tiny, examples, quantization={"compute_dtype": "bfloat16"}), tmp_path)
     assert code == ExitCode.BAD_SPEC
-    assert "blocks of documents" in failure(log).message
+    assert "blocks of documents" in log.failure.message

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,13 +48,6 @@ class TestBlockAttention:
             results.append([out, *(tensor.grad for tensor in tensors)])
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-    @pytest.mark.parametrize("lengths", [(5,), (70, 70, 3), (100, 20, 90, 1)])
-    def test_attention_in_16_bits_is_close_to_float32(self, lengths: tuple[int, ...]) -> None:
-        narrow = heads(sum(lengths), torch.bfloat16)
-        wide = tuple(tensor.detach().float() for tensor in narrow)
-        difference = block_attention(*narrow, lengths, 0.3).float() - one_by_one(*wide, lengths)
-        assert difference.abs().max() < 0.03
 
 
 class TestMakeBlocks:
