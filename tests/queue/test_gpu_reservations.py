@@ -69,16 +69,12 @@ def attempt_of(sessions: Sessions, job_id: str) -> Attempt:
 
 
 class TestClaim:
-    def test_the_attempt_has_the_budget_of_a_slot(self, card: Sessions) -> None:
-        add(card, "a0")
-        assert take(card, "w0") == "a0"
+    def test_an_attempt_has_the_budget_of_a_slot_and_a_gpu_as_many_of_them_as_slots(self, card: Sessions) -> None:
+        add(card, "a0", "a1", "a2")
+        assert [take(card, f"w{number}") for number in range(3)] == ["a0", "a1", None]
         attempt = attempt_of(card, "a0")
         assert (attempt.gpu_uuids, attempt.budget_bytes) == (["GPU-1"], SLOT.slot_bytes)
         assert (attempt.gpus, attempt.gpu_share) == (1, 0.5)
-
-    def test_no_slot_is_free_above_the_number_of_slots(self, card: Sessions) -> None:
-        add(card, "a0", "a1", "a2")
-        assert [take(card, f"w{number}") for number in range(3)] == ["a0", "a1", None]
         assert take(card, "v0", OTHER_GPU) == "a2"
 
     def test_a_job_for_a_whole_gpu_excludes_all_others(self, card: Sessions) -> None:

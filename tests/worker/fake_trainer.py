@@ -91,8 +91,7 @@ class FakeTrainer:
 
     def listen(self) -> None:
         for line in sys.stdin:
-            if "ignore control" not in self.faults:
-                self.commands.add(json.loads(line)["command"])
+            self.commands.add(json.loads(line)["command"])
 
     def start(self) -> int:
         step = json.loads(Path(self.resume_from, "MANIFEST.json").read_text())["step"] if self.resume_from else 0
@@ -145,8 +144,6 @@ class FakeTrainer:
             self.snapshot(step)
 
     def stop(self, step: int) -> None:
-        if "cancel" in self.commands:
-            self.exit("cancelled", step, 77)
         if "pause" in self.commands:
             self.checkpoint(step)
         self.write_last_snapshot(step)

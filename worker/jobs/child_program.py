@@ -126,10 +126,7 @@ class ChildProgram:
             return None
         for thread in self._threads:
             thread.join(timeout_seconds)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                if pipe is not None:
-                    pipe.close()
+        close_pipes(self._process)
         return exit_code
 
     def log_tail(self) -> str:
@@ -144,6 +141,13 @@ class ChildProgram:
         with contextlib.suppress(ProcessLookupError):
             if self._process.returncode is None:  # the kernel may reuse the pid of a reaped process
                 os.killpg(self._process.pid, number)
+
+
+def close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if pipe is not None:
+                pipe.close()
 
 
 def launch(

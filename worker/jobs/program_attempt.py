@@ -159,9 +159,8 @@ class ProgramAttempt(LeaseKeeper[Row], Generic[Row]):
             found = session.get(type(row), row.id)
             return found is not None and found.state == WorkState.SUCCEEDED and found.attempt == row.attempt
 
-        with stored_files.delete_unless_committed() as undo:
-            stored = stored_files.put_directory(self, directory, stored_files.unique(prefix))
-            undo.callback(stored_files.discard, self.resources.storage, [file.key for file in stored])
+        with stored_files.deleted_unless_committed(self.resources.storage) as keys:
+            stored = stored_files.put_directory(self, directory, stored_files.unique(prefix), keys)
             self.finish(write, has_succeeded)
 
 

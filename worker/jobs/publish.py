@@ -7,7 +7,6 @@ committed. Files that no row names in the end are deleted again.
 from __future__ import annotations
 
 import secrets
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +56,8 @@ class Publisher:
         if self.attempt.transact(lambda session: self._is_published(session, record.step)):
             return
         name = f"{self._model_name()}:ckpt-step-{record.step}"
-        with stored_files.delete_unless_committed() as undo:
-            stored = self._store(undo, record.directory, record.step, name, record.metrics, "")
+        with stored_files.deleted_unless_committed(self.resources.storage) as keys:
+            stored = self._store(keys, record.directory, record.step, name, record.metrics, "")
             self.attempt.transact(
                 lambda session: self._add_checkpoint(session, stored),
                 lambda session: self._is_published(session, record.step),
@@ -70,18 +69,18 @@ class Publisher:
         Raises FencedError, NoLongerDesiredError, ManifestMismatch, OSError.
         """
         self.attempt.update(phase="publishing")
-        with stored_files.delete_unless_committed() as undo:
-            stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
-            results = self._store_results(undo)
+        with stored_files.deleted_unless_committed(self.resources.storage) as keys:
+            stored = self._store(keys, done.directory, done.step, self._model_name(), metrics, "-result")
+            results = self._store_results(keys)
             self.attempt.finish(
                 lambda session: self._succeed(session, stored, results, done.trained_tokens),
                 lambda session: session.get_one(Job, self.job.id).fine_tuned_model == stored.name,
             )
 
     def _store(
-        self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None], suffix: str
+        self, keys: list[str], directory: str, step: int, name: str, metrics: dict[str, float | None], suffix: str
     ) -> StoredCheckpoint:
-        """Copy a checkpoint directory, verify it, and move it into storage. Closing `undo` deletes it again.
+        """Copy a checkpoint directory, verify it, and move it into storage.
 
         `suffix` distinguishes the keys of the result from those of an earlier checkpoint of the same step, whose
         objects are deleted with its files.
@@ -90,18 +89,15 @@ class Publisher:
         copy = self.attempt.directory / "outbox" / f"checkpoint-{step:06d}"
         manifest = stored_files.copy_verified(stored_files.resolve_inside(self.attempt.directory, directory), copy)
         archive = StoredFile(stored_files.ARCHIVE, f"{prefix}/{stored_files.ARCHIVE}", *describe_archive(copy))
-        parts = stored_files.put_directory(self.attempt, copy, f"{prefix}/files")
-        undo.callback(stored_files.discard, self.resources.storage, [part.key for part in parts])
+        parts = stored_files.put_directory(self.attempt, copy, f"{prefix}/files", keys)
         copy.rmdir()
         return StoredCheckpoint(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
 
-    def _store_results(self, undo: ExitStack) -> StoredFile:
+    def _store_results(self, keys: list[str]) -> StoredFile:
         rows = self.attempt.transact(lambda session: events.all_metrics(session, self.job.id))
         path = self.attempt.directory / "outbox" / RESULTS
         path.write_bytes(results_csv(rows))
-        key = f"{stored_files.unique(self._prefix)}/{RESULTS}"
-        undo.callback(stored_files.discard, self.resources.storage, [key])
-        return stored_files.put_file(self.attempt, path, key)
+        return stored_files.put_file(self.attempt, path, f"{stored_files.unique(self._prefix)}/{RESULTS}", keys)
 
     def _add_checkpoint(self, session: Session, stored: StoredCheckpoint) -> Checkpoint:
         message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"

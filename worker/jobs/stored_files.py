@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,22 +105,19 @@ def unique(prefix: str) -> str:
     return f"{prefix}/{secrets.token_hex(4)}"
 
 
-def put_directory(attempt: LeaseKeeper[Any], directory: Path, prefix: str) -> list[StoredFile]:
-    """Move every file of `directory` into storage below `prefix`. On an error, delete what was stored."""
-    stored: list[StoredFile] = []
-    try:
-        for path in sorted(directory.iterdir()):
-            stored.append(put_file(attempt, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (for `discard`)
-    except BaseException:
-        discard(attempt.resources.storage, (file.key for file in stored))
-        raise
-    return stored
+def put_directory(attempt: LeaseKeeper[Any], directory: Path, prefix: str, keys: list[str]) -> list[StoredFile]:
+    """Move every file of `directory` into storage below `prefix`, as `put_file` does."""
+    return [put_file(attempt, path, f"{prefix}/{path.name}", keys) for path in sorted(directory.iterdir())]
 
 
-def put_file(attempt: LeaseKeeper[Any], path: Path, key: str) -> StoredFile:
-    """Move a file into storage; an event says if the storage is unavailable for some time. Raises FencedError."""
+def put_file(attempt: LeaseKeeper[Any], path: Path, key: str, keys: list[str]) -> StoredFile:
+    """Move a file into storage, and add its key to `keys`, which `deleted_unless_committed` yields.
+
+    An event says if the storage is unavailable for some time. Raises FencedError.
+    """
     sha256 = sha256_file(path)
     resources = attempt.resources
+    keys.append(key)
     stored = resources.storage_outage.retry(
         lambda: resources.storage.put(key, path),
         notify=lambda message: attempt.append_event(message, level="warn"),
@@ -130,16 +127,16 @@ def put_file(attempt: LeaseKeeper[Any], path: Path, key: str) -> StoredFile:
 
 
 @contextmanager
-def delete_unless_committed() -> Iterator[ExitStack]:
-    """Run the callbacks, which delete stored objects, if the rows that name the objects were certainly not
-    committed."""
-    with ExitStack() as undo:
-        try:
-            yield undo
-        except LeaseUncertain:
-            undo.pop_all()
-            raise
-        undo.pop_all()
+def deleted_unless_committed(storage: Storage) -> Iterator[list[str]]:
+    """A list of keys, whose objects are deleted if the rows that name them were certainly not committed."""
+    keys: list[str] = []
+    try:
+        yield keys
+    except LeaseUncertain:
+        raise
+    except BaseException:
+        discard(storage, keys)
+        raise
 
 
 def discard(storage: Storage, keys: Iterable[str]) -> bool:
@@ -198,12 +195,10 @@ def _put_snapshot(attempt: JobAttempt, source: Path, record: SnapshotSaved) -> N
     if sha256_file(source / MANIFEST) != record.manifest_sha256:
         raise ManifestMismatch(f"{record.directory}: the manifest differs from the one in the trainer's record")
     prefix = unique(f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}")
-    with delete_unless_committed() as undo:
-        stored = put_directory(attempt, source, prefix)
-        keys = {file.filename: file.key for file in stored}
-        undo.callback(discard, resources.storage, list(keys.values()))
+    with deleted_unless_committed(resources.storage) as keys:
+        stored = {file.filename: file.key for file in put_directory(attempt, source, prefix, keys)}
         attempt.transact(
-            lambda session: _add_snapshot(session, attempt, record, keys),
+            lambda session: _add_snapshot(session, attempt, record, stored),
             lambda session: _is_stored(session, job, record.step),
         )
     newest_first = attempt.transact(lambda session: checkpoints.snapshots(session, job.id))

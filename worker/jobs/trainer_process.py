@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from app.domain.jobs.events import AnyRecord, Begin, Command, Control, Done, Failed, Metric, Stopped, parse_record
 from app.log import get_logger
-from worker.jobs.child_program import LOG_NAME, TEMPORARY, ChildProgram, launch
+from worker.jobs.child_program import LOG_NAME, TEMPORARY, ChildProgram, close_pipes, launch
 from worker.node.slot import try_lock
 
 TRAINER_COMMAND = (sys.executable, "-m", "worker.trainer")
@@ -245,7 +245,4 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(EXIT_TIMEOUT_SECONDS)
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        with contextlib.suppress(OSError):
-            if pipe is not None:
-                pipe.close()
+    close_pipes(process)

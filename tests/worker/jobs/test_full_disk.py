@@ -5,7 +5,6 @@ With real file systems, once with work directories and storage on one, once on t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,11 +74,6 @@ def end_the_pause(harness: WorkerHarness, job: Job) -> None:
         session.execute(update(Job).where(Job.id == job.id).values(run_after=func.clock_timestamp()))
 
 
-def pause_seconds(harness: WorkerHarness, job: Job) -> float:
-    """Between the event of the full disk and the next attempt."""
-    return (harness.job(job).run_after - harness.events(job)[-1].created_at).total_seconds()
-
-
 class TestFullAtTheLastStep:
     def test_the_job_waits_for_storage_and_no_step_is_repeated(
         self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
@@ -107,20 +101,6 @@ class TestFullAtTheLastStep:
         assert harness.snapshots(job) == []
         assert list(harness.resources.storage.staging.iterdir()) == []
 
-    def test_no_trainer_is_started_on_a_full_disk_and_the_delays_grow(
-        self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
-    ) -> None:
-        job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
-        train_while_full(harness, disk, job, plan)
-        assert 29 < pause_seconds(harness, job) <= 31
-        disk.fill()
-        for _ in range(2):
-            age_the_wait(harness, job, 100)
-            assert harness.run_next_job(TrainerPlan(faults={"*": {"SIGTERM": "a crash", "1": "exit:70"}}))
-            assert harness.job(job).phase == "waiting_for_storage"
-        assert 229 < pause_seconds(harness, job) <= 235
-        assert (harness.job(job).crash_streak, harness.snapshots(job)[0].step) == (0, 4)
-
     def test_a_shutdown_on_a_full_disk_keeps_the_last_step(
         self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
@@ -147,22 +127,15 @@ class TestFullAtTheStart:
         harness.run_next_job(plan_of(step_log, tmp_path / "go"))
         waiting = harness.job(job)
         assert (waiting.state, waiting.phase, waiting.crash_streak) == ("queued", "waiting_for_storage", 0)
+        end_the_pause(harness, job)
+        harness.run_next_job(TrainerPlan(faults={"*": {"SIGTERM": "a crash", "1": "exit:70"}}))
+        assert (harness.job(job).phase, harness.job(job).crash_streak) == ("waiting_for_storage", 0)
         assert step_log.all_steps() == []
         disk.empty()
         end_the_pause(harness, job)
         (tmp_path / "go").touch()
         harness.run_next_job(plan_of(step_log, tmp_path / "go"))
         assert harness.job(job).state == "succeeded"
-
-    def test_reserved_space_is_allocated_and_released(self, disk: SmallDisk, tmp_path: Path) -> None:
-        before = disk.free_bytes
-        disk_space.allocate(disk.path / "reserved", 3 * MB)
-        assert before - disk.free_bytes >= 3 * MB
-        with pytest.raises(OSError, match="No space left"):
-            disk_space.allocate(disk.path / "too-much", 100 * MB)
-        assert os.listdir(disk.path).count("too-much") == 0
-        (disk.path / "reserved").unlink()
-        assert disk.free_bytes == before
 
     def test_space_reserved_by_a_killed_worker_is_released(
         self, storage_disk: SmallDisk, harness: WorkerHarness
@@ -177,19 +150,6 @@ class TestFullAtTheStart:
         cleanup.delete_reserved_space(harness.resources)
         assert held.exists()
         assert not left.exists()
-
-
-class TestEndOfTheWait:
-    def test_the_job_can_be_cancelled_and_paused_while_it_waits(self, disk: SmallDisk, harness: WorkerHarness) -> None:
-        job = waiting_job(disk, harness)
-        harness.pause(job)
-        assert (harness.job(job).state, harness.job(job).phase) == ("paused", None)
-        harness.resume(job)
-        assert harness.job(job).storage_full_since is None
-        harness.run_next_job(TrainerPlan())
-        assert harness.job(job).phase == "waiting_for_storage"
-        harness.cancel(job)
-        assert (harness.job(job).state, harness.job(job).phase) == ("cancelled", None)
 
 
 @pytest.mark.timeout(400)
@@ -250,20 +210,3 @@ class TestRealTrainer:
             assert done.progress is not None
             assert steps == list(range(1, done.progress["total_steps"] + 1))
         assert weights_of(harness, uninterrupted) == weights_of(harness, filled)
-
-
-def waiting_job(disk: SmallDisk, harness: WorkerHarness) -> Job:
-    job = harness.create_queued_job()
-    disk.fill()
-    harness.run_next_job(TrainerPlan())
-    assert harness.job(job).phase == "waiting_for_storage"
-    return job
-
-
-def age_the_wait(harness: WorkerHarness, job: Job, seconds: float) -> None:
-    """Set the time of the first full disk back; the next attempt is due."""
-    since = Job.storage_full_since - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
-    with transaction(harness.sessions) as session:
-        session.execute(
-            update(Job).where(Job.id == job.id).values(storage_full_since=since, run_after=func.clock_timestamp())
-        )

@@ -14,10 +14,8 @@ import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 
 from app.db.engine import transaction
-from app.db.jobs import claims, jobs, leases, lost_workers
-from app.db.jobs.leases import Lease
+from app.db.jobs import leases, lost_workers
 from app.db.tables import Job
-from app.domain.jobs.states import Reason
 from app.storage import StoredObject
 from tests.damages import DAMAGES
 from tests.deadline import until
@@ -86,19 +84,6 @@ class TestPause:
         thread.join(10)
         assert harness.job(job).state == "paused"
 
-    def test_a_resume_during_the_stop_queues_the_job(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        with transaction(harness.sessions) as session:
-            claimed = claims.claim(session, "train", "gpu0@test#1", 60)
-            assert claimed is not None
-            lease = Lease(job.id, claimed.attempt, "gpu0@test#1")
-            assert jobs.pause(session, job.project_id, job.id) is not None
-        with transaction(harness.sessions) as session:
-            session.get_one(Job, job.id).desired = "run"
-        with transaction(harness.sessions) as session:
-            claims.finish_held_attempt(session, lease, Reason.PAUSED, "The job was paused")
-        assert harness.job(job).state == "queued"
-
     def test_a_pause_during_the_publication_pauses(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed
     ) -> None:
@@ -148,19 +133,6 @@ class TestShutdown:
         harness.resources.stop.clear()
         assert harness.run_next_job(plan) is True
         assert step_log.all_steps() == list(range(1, 61))
-
-    def test_a_trainer_that_does_not_drain_is_killed_after_the_grace_period(
-        self, harness: WorkerHarness, step_log: StepLog
-    ) -> None:
-        job = harness.create_queued_job()
-        harness.resources.settings.drain_grace_seconds = 0.5
-        plan = slow(step_log, faults={"*": {"SIGTERM": "ignored", "5": "hang"}})
-        thread = harness.start_next_job(plan)
-        pid = step_log.pid()
-        harness.resources.stop.set()
-        thread.join(10)
-        assert not is_alive(pid)
-        assert (harness.job(job).state, harness.job(job).reason) == ("queued", "drained")
 
 
 class TestFencing:
@@ -259,17 +231,6 @@ class TestStorageErrors:
         warning = next(event for event in harness.events(job) if event.level == "warn")
         reviewed(warning.message)
 
-    def test_an_adapter_that_does_not_fit_leaves_the_job_waiting(
-        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        job = harness.create_queued_job()
-        before(harness, monkeypatch, "adapter_model", no_space)
-        harness.run_next_job(TrainerPlan(steps=2))
-        waiting = harness.job(job)
-        assert (waiting.state, waiting.phase, waiting.error_code) == ("queued", "waiting_for_storage", None)
-        assert (waiting.reason, waiting.crash_streak) == ("storage_full", 0)
-        assert harness.stored_files() == []
-
     def test_an_unavailable_storage_counts_no_crash(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -323,6 +284,8 @@ class TestSnapshots:
         job, _ = self.crashed_after(harness, step_log, steps=4)
         assert [row.step for row in harness.snapshots(job)] == [4, 3, 2, 1]
         monkeypatch.undo()
+        cleanup.drop_snapshots(harness.resources)
+        assert len(harness.snapshots(job)) == 4
         harness.cancel(job)
         cleanup.drop_snapshots(harness.resources)
         assert harness.snapshots(job) == []

@@ -13,15 +13,14 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
-from app.db.jobs import claims, leases
+from app.db.jobs import leases
 from app.db.jobs.leases import FencedError
-from app.db.tables import Attempt, Job, JobEvent
+from app.db.tables import Job, JobEvent
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.host import boottime_seconds
 from tests.deadline import until
 from tests.worker.fake_trainer import TrainerPlan
-from tests.worker.worker_harness import OWNER, WorkerHarness
+from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import JobAttempt, LeaseKeeper, LeaseUncertain
 
@@ -51,12 +50,6 @@ def test_the_lease_is_renewed_before_it_expires(harness: WorkerHarness, keeper: 
     until(lambda: row(harness, keeper).lease_expires_at != first, "a renewal")
     until(lambda: counted("lease_renewals", outcome="confirmed") > renewals, "its count")
     assert keeper.unconfirmed_seconds < 2
-
-
-def test_a_pause_request_is_read(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
-    with transaction(harness.sessions) as session:
-        session.get_one(Job, keeper.lease.row_id).desired = "pause"
-    until(lambda: keeper.desired == "pause", "the poll")
 
 
 def test_a_cancel_ends_the_lease(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
@@ -117,16 +110,6 @@ def test_a_write_whose_lease_expired_is_uncertain(
     with pytest.raises(LeaseUncertain):
         keeper.transact(write)
     assert keeper.fenced
-
-
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_a_claim_records_the_gpus_of_its_attempt(harness: WorkerHarness, gpus: int) -> None:
-    job = harness.create_queued_job()
-    offer = WorkerCapacity("cuda", 1 << 40, gpus=gpus)
-    with transaction(harness.resources.sessions) as session:
-        assert claims.claim(session, "train", OWNER, 60, offer) is not None
-        attempts = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
-        assert [attempt.gpus for attempt in attempts] == [gpus]
 
 
 def test_a_claim_whose_commit_was_not_confirmed_is_recovered(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from app.db.tables import BaseModelRow, Job
 from tests.deadline import until
 from tests.factories import chat_lines
 from tests.fork_server import forked
-from tests.tiny import make_tiny_pairs
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
@@ -67,37 +65,6 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
         assert samples[0]["step"] == 36
         assert {sample["prompt"] for sample in samples} == {"say 3"}
     assert weights_of(harness, left_alone) == weights_of(harness, drained)
-
-
-def test_a_job_with_older_line_rules_trains(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file has what a new job rejects: a refusal next to content, and a line of ASCII white space."""
-    allow_slow_training(harness)
-    lines = [json.loads(line) for line in chat_lines(12).splitlines()]
-    for line in lines:
-        line["messages"][1]["refusal"] = "No way"
-    content = b"\x0b\n".join(json.dumps(line).encode() + b"\n" for line in lines)
-    with monkeypatch.context() as earlier:
-        earlier.setattr("app.domain.jobs.resolve.LINE_RULES", 1)
-        job = harness.create_job(content, body={"hyperparameters": {"n_epochs": 3, "batch_size": 1}, "lora": {"r": 4}})
-    assert Validator(harness.resources, "cpu0@test#1").run_next()
-    train(harness)
-    assert harness.job(job).state == "succeeded", harness.messages(job)
-
-
-def test_a_job_learns_preferences(harness: WorkerHarness, tmp_path: Path) -> None:
-    allow_slow_training(harness)
-    pairs, valid = (make_tiny_pairs(tmp_path / f"{seed}.jsonl", 12, seed=seed).read_bytes() for seed in (1, 2))
-    hyperparameters = {"beta": 0.5, "n_epochs": 2, "batch_size": 4, "learning_rate": 0.01}
-    method = {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
-    job = harness.create_job(pairs, validation=valid, body={"method": method, "lora": {"r": 4}})
-    assert Validator(harness.resources, "cpu0@test#1").run_next()
-    train(harness)
-    assert harness.job(job).state == "succeeded", harness.messages(job)
-    first, *_, last = harness.metrics(job)
-    assert first["train_loss"] == pytest.approx(0.693, abs=1e-3)
-    assert last["full_valid_reward_accuracy"] is not None
-    (final, *_) = harness.checkpoints(job)
-    assert final.metrics["train_reward_margin"] == last["train_reward_margin"] > 0
 
 
 def drain_after(harness: WorkerHarness, job: Job, step: int) -> None:

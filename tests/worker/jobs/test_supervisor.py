@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import shutil
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
-from structlog.testing import capture_logs
 
 from app.db import files
 from app.db.base_models import models
@@ -28,43 +26,27 @@ from worker.reconciler import cleanup
 
 
 class TestSuccess:
-    def test_the_job_has_its_results(self, harness: WorkerHarness) -> None:
+    def test_the_job_has_its_row_its_events_its_results_file_and_no_snapshots(
+        self, harness: WorkerHarness, reviewed: Reviewed
+    ) -> None:
         job = harness.create_queued_job(suffix="demo")
-        assert harness.run_next_job(TrainerPlan(steps=4))
+        assert harness.run_next_job(TrainerPlan(steps=2, validation=True, snapshot_every=1))
         done = harness.job(job)
         assert (done.state, done.phase, done.reason, done.lease_owner) == ("succeeded", None, "done", None)
-        assert done.trained_tokens == 400
+        assert done.trained_tokens == 200
         assert done.fine_tuned_model is not None
         assert done.fine_tuned_model.startswith("ft:tiny:tunery:demo:")
         assert done.progress is not None
         assert abs(done.progress.pop("estimated_finish") - time.time()) < 20
-        assert done.progress == {
-            "step": 4,
-            "total_steps": 4,
-            "epoch": 1.0,
-            "tokens_per_second": 1000.0,
-            "eta_seconds": 0.1,
-        }
+        of_last_step = {"total_steps": 2, "tokens_per_second": 1000.0, "eta_seconds": 0.1}
+        assert done.progress == {"step": 2, "epoch": 1.0, **of_last_step}
 
-    def test_events_are_in_openais_order_without_gaps(self, harness: WorkerHarness, reviewed: Reviewed) -> None:
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=2))
         events = harness.events(job)
-        name = harness.job(job).fine_tuned_model
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
-        messages = [event.message for event in events]
-        assert messages[3] == "Fine-tuning job started"
-        reviewed(messages[4])
-        reviewed("\n".join(messages[5:]).replace(name, "MODEL"))
-
-    def test_a_metrics_event_has_openais_keys_and_ours(self, harness: WorkerHarness, reviewed: Reviewed) -> None:
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=2, validation=True))
-        event = next(event for event in harness.events(job) if event.type == "metrics")
-        reviewed(event.message)
-        assert event.data == {
+        assert events[3].message == "Fine-tuning job started"
+        reviewed("\n".join(event.message for event in events[4:]).replace(done.fine_tuned_model, "MODEL"))
+        assert next(event.data for event in events if event.type == "metrics") == of_last_step | {
             "step": 1,
-            "total_steps": 2,
             "train_loss": 1.0,
             "train_mean_token_accuracy": 0.75,
             "valid_loss": 2.0,
@@ -74,29 +56,19 @@ class TestSuccess:
             "epoch": 0.5,
             "num_tokens": 100,
             "labelled_tokens": 30,
-            "tokens_per_second": 1000.0,
-            "eta_seconds": 0.1,
         }
 
-    def test_the_results_file_has_openais_five_columns_first(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=2))
-        (file_id,) = harness.job(job).result_file_ids
-        rows = list(csv.reader(io.StringIO(harness.content(file_id).decode())))
-        assert rows[0][:5] == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
-        assert rows[0][5:] == [
-            "train_mean_token_accuracy",
-            "full_valid_loss",
-            "full_valid_mean_token_accuracy",
-            "learning_rate",
-            "grad_norm",
-            "epoch",
-            "num_tokens",
+        (file_id,) = done.result_file_ids
+        assert harness.content(file_id).decode().splitlines() == [
+            "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,train_mean_token_accuracy,"
+            "full_valid_loss,full_valid_mean_token_accuracy,learning_rate,grad_norm,epoch,num_tokens",
+            "1,1.0,0.75,2.0,0.5,0.75,,,0.001,0.5,0.5,100",
+            "2,0.5,0.75,1.0,0.5,0.75,,,0.001,0.5,1.0,200",
         ]
-        assert rows[1:] == [
-            ["1", "1.0", "0.75", "", "", "0.75", "", "", "0.001", "0.5", "0.5", "100"],
-            ["2", "0.5", "0.75", "", "", "0.75", "", "", "0.001", "0.5", "1.0", "200"],
-        ]
+
+        assert (harness.snapshots(job), harness.stored_files("snapshots")) == ([], [])
+        directory = harness.resources.settings.work_dir / job.id / "attempt-2"
+        assert [path.name for path in directory.iterdir()] in ([], ["trainer.log"])
 
     def test_the_last_checkpoint_has_the_models_name_and_the_others_their_step(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
@@ -113,25 +85,20 @@ class TestSuccess:
         assert [c.name.rpartition(":")[2] for c in kept[1:]] == ["ckpt-step-3", "ckpt-step-2"]
         assert sorted(tuned) == sorted(checkpoint.name for checkpoint in kept)
 
-    def test_the_best_checkpoint_is_never_retired(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        crash = {"2": {"6": "signal:SIGKILL"}}
-        harness.run_next_job(
-            TrainerPlan(steps=6, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6, 2.7), faults=crash)
-        )
-        assert [checkpoint.step_number for checkpoint in harness.checkpoints(job)] == [5, 4, 2]
-
-    def test_a_best_checkpoint_that_is_the_result_is_listed_first_with_its_own_files(
+    def test_the_best_checkpoint_is_never_retired_and_is_listed_first_with_its_own_files_when_it_is_the_result(
         self, harness: WorkerHarness
     ) -> None:
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=5, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6)))
+        job, crash = harness.create_queued_job(), {"2": {"6": "signal:SIGKILL"}}
+        plan = TrainerPlan(steps=6, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6, 2.7), faults=crash)
+        harness.run_next_job(plan)
+        assert [checkpoint.step_number for checkpoint in harness.checkpoints(job)] == [5, 4, 2]
+        harness.run_next_job(plan)
         done = harness.job(job)
-        assert (done.state, done.progress["step"]) == ("succeeded", 5)
+        assert (done.state, done.progress["step"]) == ("succeeded", 6)
         first, *others = harness.checkpoints(job)
         assert (first.name, first.step_number, first.metrics["full_valid_loss"]) == (done.fine_tuned_model, 2, 1.0)
         assert first.archive_file_id == done.adapter_archive_file_id
-        assert [checkpoint.step_number for checkpoint in others] == [5, 4]
+        assert [checkpoint.step_number for checkpoint in others] == [6, 5]
         weights = next(harness.file(id) for id in first.file_ids if harness.file(id).filename.endswith(".safetensors"))
         assert harness.content(weights.id).startswith(b"weights of step 2 ")
         cleanup.purge_files(harness.resources)
@@ -157,35 +124,10 @@ class TestSuccess:
         names = [harness.file(file_id).filename for file_id in checkpoint.file_ids]
         assert names == ["MANIFEST.json", "README.md", "adapter_config.json", "adapter_model.safetensors"]
 
-    def test_snapshots_and_work_directory_are_deleted_and_the_log_is_kept(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=4, snapshot_every=1))
-        assert harness.snapshots(job) == []
-        assert harness.stored_files("snapshots") == []
-        directory = harness.resources.settings.work_dir / job.id / "attempt-2"
-        assert [path.name for path in directory.iterdir()] in ([], ["trainer.log"])
-
-    def test_a_crash_after_the_final_record_changes_nothing(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"after done": "signal:SIGSEGV"}}))
-        assert harness.job(job).state == "succeeded"
-
-    def test_a_trainer_that_does_not_exit_after_its_final_record_is_killed(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        harness.resources.settings.stop_grace_seconds = 0.3
-        harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"after done": "hang"}}))
-        assert harness.job(job).state == "succeeded"
-
 
 class TestTrainerErrors:
     @pytest.mark.parametrize(
-        ("fault", "code"),
-        [
-            ("failed:non_finite_loss:64", "non_finite_loss"),
-            ("failed:out_of_memory:71", "out_of_memory"),
-            ("exit:71", "out_of_memory"),
-            ("exit:64", "invalid_spec"),
-        ],
+        ("fault", "code"), [("failed:non_finite_loss:64", "non_finite_loss"), ("exit:71", "out_of_memory")]
     )
     def test_a_permanent_failure_fails_the_job(self, harness: WorkerHarness, fault: str, code: str) -> None:
         job = harness.create_queued_job()
@@ -197,9 +139,7 @@ class TestTrainerErrors:
             assert failed.error_param == "model"
         assert harness.events(job)[-1].level == "error"
 
-    @pytest.mark.parametrize(
-        "fault", ["signal:SIGSEGV", "signal:SIGKILL", "exit:70", "exit:0", "failed:done:0", "exit:76"]
-    )
+    @pytest.mark.parametrize("fault", ["signal:SIGKILL", "exit:0"])
     def test_a_crash_is_retried_from_the_newest_snapshot(
         self, harness: WorkerHarness, step_log: StepLog, fault: str
     ) -> None:
@@ -211,22 +151,6 @@ class TestTrainerErrors:
         assert harness.job(job).state == "succeeded"
         assert step_log.steps() == {"2": [1, 2, 3], "3": [3, 4, 5]}
         assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3, 4, 5]
-
-    def test_a_full_disk_of_the_trainer_is_no_error_of_the_worker(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        with capture_logs() as lines:
-            harness.run_next_job(TrainerPlan(faults={"*": {"2": "failed:storage_full:75"}}))
-        assert harness.job(job).phase == "waiting_for_storage"
-        assert [line["event"] for line in lines if line["log_level"] == "error"] == []
-
-    def test_without_a_snapshot_the_job_starts_again_with_an_event(
-        self, harness: WorkerHarness, step_log: StepLog
-    ) -> None:
-        harness.create_queued_job()
-        plan = TrainerPlan(steps=2, step_log=str(step_log.path), faults={"2": {"2": "signal:SIGKILL"}})
-        harness.run_next_job(plan)
-        harness.run_next_job(plan)
-        assert step_log.steps() == {"2": [1], "3": [1, 2]}
 
     def test_progress_resets_the_crash_streak(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()

@@ -45,28 +45,21 @@ def message(text: str) -> str:
 
 
 class TestEnvironment:
-    def test_the_trainer_gets_no_secret_of_the_worker(self, tmp_path: Path) -> None:
-        parent = {
+    def test_the_trainer_gets_the_variables_of_the_machine_and_no_secret_of_the_worker(self, tmp_path: Path) -> None:
+        secret = {
             "DATABASE_URL": "postgresql://u:p@h/db",
             "REDIS_URL": "redis://h",
             "TUNERY_ADMIN_KEY_FILE": "/run/key",
             "AWS_SECRET_ACCESS_KEY": "x",
             "HF_TOKEN": "x",
             "PGPASSWORD": "x",
-            "PYTHONPATH": "/evil",
         }
-        environment = clean_environment(parent, tmp_path, threads=None)
-        assert not environment.keys() & (parent.keys() - {"PYTHONPATH"})
+        machine = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "GPU-1", "LD_LIBRARY_PATH": "/cuda", "LC_ALL": "C"}
+        environment = clean_environment(secret | machine | {"PYTHONPATH": "/evil"}, tmp_path, threads=3)
+        assert not environment.keys() & secret.keys()
         assert "/evil" not in environment["PYTHONPATH"]
-
-    def test_variables_that_describe_the_machine_are_inherited(self, tmp_path: Path) -> None:
-        parent = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "GPU-1", "LD_LIBRARY_PATH": "/cuda", "LC_ALL": "C"}
-        environment = clean_environment(parent, tmp_path, threads=3)
-        assert environment == environment | parent
+        assert environment == environment | machine
         assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
-
-    def test_a_trainer_is_offline_and_has_its_parents_pid(self, tmp_path: Path) -> None:
-        environment = clean_environment({}, tmp_path, threads=None)
         assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
         assert environment["TUNERY_PARENT_PID"] == str(os.getpid())
         assert environment["TMPDIR"] == str(tmp_path)
@@ -89,20 +82,12 @@ class TestEnvironment:
 
 
 class TestRecords:
-    def test_records_come_in_order(self, start) -> None:
-        trainer = start(f"for n in range(100): print({message('@')!r}.replace('@', str(n)))")
-        assert [record.message for record in trainer.records()] == [str(n) for n in range(100)]
-        assert trainer.wait(5) == 0
-
-    def test_a_last_line_without_a_line_feed_is_read(self, start) -> None:
-        trainer = start(f"print({message('x')!r}, end='')")
-        assert [record.message for record in trainer.records()] == ["x"]
-
-    def test_the_trainer_never_waits_for_the_reader(self, start) -> None:
+    def test_records_come_in_order_and_the_trainer_never_waits_for_the_reader(self, start) -> None:
         """5,000 records, about a megabyte, fit into no pipe: they are read before `records` is iterated."""
-        trainer = start(f"for n in range(5000): print({message('x' * 150)!r})")
+        padded = message("@" + "x" * 150)
+        trainer = start(f"for n in range(5000): print({padded!r}.replace('@', str(n)))")
         assert trainer.wait(20) == 0
-        assert sum(1 for _ in trainer.records()) == 5000
+        assert [record.message.rstrip("x") for record in trainer.records()] == [str(n) for n in range(5000)]
 
     def test_bad_lines_are_counted(self, start) -> None:
         other = message("x").replace("run_id", "run")
@@ -118,11 +103,6 @@ class TestRecords:
         assert trainer.bad_lines == 1  # it was echoed, and "pause" is no record
         trainer.send_command(Command.PAUSE)  # to a process that has exited: no error
 
-    def test_silent_seconds_grow_without_records(self, start) -> None:
-        trainer = start("import time; time.sleep(60)")
-        first = trainer.silent_seconds
-        assert trainer.silent_seconds > first
-
 
 class TestEnd:
     def test_close_kills_its_whole_process_group(self, start, tmp_path: Path) -> None:
@@ -137,11 +117,6 @@ class TestEnd:
         until(pid.exists, "a grandchild")
         assert trainer.close() == -signal.SIGKILL
         until(lambda: not is_alive(int(pid.read_text())), "its end")
-
-    def test_drain_is_sigterm(self, start) -> None:
-        trainer = start("import time; time.sleep(60)")
-        trainer.drain()
-        assert trainer.wait(5) == -signal.SIGTERM
 
     def test_the_lock_of_a_trainer_is_held_until_it_exits(self, tmp_path: Path) -> None:
         work = tmp_path / "work"

@@ -70,20 +70,22 @@ def is_free(lock_path: Path) -> bool:
 
 
 class TestTaking:
-    def test_a_job_gets_the_waiting_process(self, make: Make, tmp_path: Path) -> None:
+    def test_the_waiting_process_holds_the_slots_lock_and_goes_to_the_next_job_until_that_ends(
+        self, make: Make, lock_path: Path, tmp_path: Path
+    ) -> None:
         warm = make(WAITS)
         pid = start(warm)
+        assert (start(warm), is_free(lock_path)) == (pid, False)
         with warm.lock():
             child = warm.take(tmp_path, RUN)
-            assert child is not None
-            assert (child.pid, warm.pid) == (pid, None)
-            record = next(child.records())
-            assert str(tmp_path) in record.message
-            child.close()
-
-    def test_a_waiting_trainer_is_not_started_again(self, make: Make) -> None:
-        warm = make(WAITS)
-        assert start(warm) == start(warm)
+        assert child is not None
+        assert (child.pid, warm.pid) == (pid, None)
+        assert str(tmp_path) in next(child.records()).message
+        with warm.lock() as lock:  # a trainer that cannot be killed keeps its slot
+            assert (lock, is_free(lock_path)) == (None, False)
+        child.close()
+        with warm.lock() as lock:
+            assert lock is not None
 
     @pytest.mark.parametrize("is_enabled", [False, True], ids=["disabled", "directly after the start of the worker"])
     def test_no_trainer_is_started_that_may_not_wait(self, lock_path: Path, is_enabled: bool) -> None:
@@ -151,30 +153,6 @@ class TestDeath:
         until(lambda: not is_alive(pids[0]), "its exit")
         warm.close()
         assert is_free(lock_path)
-
-
-class TestLock:
-    def test_a_waiting_trainer_holds_the_slots_lock(self, make: Make, lock_path: Path) -> None:
-        warm = make(WAITS)
-        start(warm)
-        assert not is_free(lock_path)
-        warm.close()
-        assert is_free(lock_path)
-
-    def test_a_warm_trainer_that_cannot_be_killed_keeps_its_slot(
-        self, make: Make, lock_path: Path, tmp_path: Path
-    ) -> None:
-        warm = make(WAITS)
-        start(warm)
-        with warm.lock():
-            child = warm.take(tmp_path, RUN)
-        assert child is not None
-        assert not is_free(lock_path)
-        with warm.lock() as lock:
-            assert lock is None
-        child.close()
-        with warm.lock() as lock:
-            assert lock is not None
 
 
 @pytest.mark.extended("another start of the real program")

@@ -14,17 +14,13 @@ from sqlalchemy import text, update
 
 from app.db import files
 from app.db.engine import transaction
-from app.db.jobs import checkpoints, leases
+from app.db.jobs import leases
 from app.db.operations import status
 from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
-from app.domain.jobs.states import Reason
 from app.job_queue import Queue
-from app.system.host import boottime_seconds
-from tests.factories import expire_leases, make_file, make_succeeded_job, put_bytes
+from tests.factories import expire_leases, make_file
 from tests.worker.worker_harness import WorkerHarness
-from worker.jobs.exit_classification import AttemptOutcome
-from worker.jobs.lease import JobAttempt
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import ADVISORY_LOCK, Reconciler
 
@@ -59,19 +55,6 @@ class TestSeveralReconcilers:
         monkeypatch.setattr(reconciler, "round", fail)
         reconciler.run()
         assert len(rounds) == 3
-
-
-def test_a_wait_for_storage_is_ended_after_the_time_of_the_settings(
-    harness: WorkerHarness, reconciler: Reconciler
-) -> None:
-    job = harness.create_queued_job()
-    outcome = AttemptOutcome(Reason.STORAGE_FULL, "Full.")
-    JobAttempt(harness.resources, harness.claim(), boottime_seconds()).end(outcome)
-    reconciler.pause_overdue()
-    assert harness.job(job).state == "queued"
-    harness.resources.settings.storage_full_wait_seconds = 0
-    reconciler.pause_overdue()
-    assert harness.job(job).state == "paused"
 
 
 class TestHints:
@@ -161,37 +144,10 @@ class TestCleanup:
         with pytest.raises(FileNotFoundError):
             harness.resources.storage.stat(key)
 
-    def test_snapshots_of_ended_jobs_are_deleted(self, harness: WorkerHarness) -> None:
-        with transaction(harness.sessions) as session:
-            ended = make_succeeded_job(session, harness.resources.storage, harness.project)
-            put_bytes(harness.resources.storage, "snapshot/of/ended", b"x")
-            checkpoints.add_snapshot(session, ended, 1, "0" * 64, {"state": "snapshot/of/ended"})
-        alive = harness.create_queued_job()
-        with transaction(harness.sessions) as session:
-            put_bytes(harness.resources.storage, "snapshot/of/alive", b"x")
-            checkpoints.add_snapshot(session, session.get_one(Job, alive.id), 1, "0" * 64, {"s": "snapshot/of/alive"})
-        cleanup.drop_snapshots(harness.resources)
-        with transaction(harness.sessions) as session:
-            assert checkpoints.snapshots(session, ended.id) == []
-            assert len(checkpoints.snapshots(session, alive.id)) == 1
-        with pytest.raises(FileNotFoundError):
-            harness.resources.storage.stat("snapshot/of/ended")
-        assert harness.resources.storage.stat("snapshot/of/alive")
-
-    def test_work_directories_of_ended_attempts_are_emptied_except_for_logs(self, harness: WorkerHarness) -> None:
-        job = harness.create_queued_job()
-        running = harness.claim()
-        work_dir = harness.resources.settings.work_dir
-        names = (f"{job.id}/attempt-1", f"{job.id}/attempt-2", "x/attempt-1")
-        over, now, unknown = (self.make(work_dir, name) for name in names)
-        assert running.attempt == 2
-        cleanup.clean_work_directories(harness.resources)
-        assert sorted(path.name for path in over.iterdir()) == ["trainer.log"]
-        assert sorted(path.name for path in unknown.iterdir()) == ["trainer.log"]
-        assert sorted(path.name for path in now.iterdir()) == ["runs", "spec.json", "trainer.log"]
-
     def test_a_log_is_deleted_after_a_week(self, harness: WorkerHarness) -> None:
-        directory = self.make(harness.resources.settings.work_dir, "ftjob-gone/attempt-1")
+        directory = harness.resources.settings.work_dir / "ftjob-gone" / "attempt-1"
+        directory.mkdir(parents=True)
+        (directory / "trainer.log").touch()
         os.utime(directory / "trainer.log", (time.time() - 8 * 86_400, time.time() - 8 * 86_400))
         cleanup.clean_work_directories(harness.resources)
         assert list(harness.resources.settings.work_dir.iterdir()) == []
@@ -204,13 +160,6 @@ class TestCleanup:
         cleanup.clean_up(harness.resources)
         with transaction(harness.sessions) as session:
             assert [worker.id for worker in workers.alive(session, within_seconds=10**9)] == ["gpu0@here#1"]
-
-    def make(self, work_dir: Path, name: str) -> Path:
-        directory = work_dir / name
-        (directory / "runs").mkdir(parents=True)
-        (directory / "spec.json").write_text("{}")
-        (directory / "trainer.log").write_text("log")
-        return directory
 
 
 def test_a_round_runs_every_step(harness: WorkerHarness) -> None:
@@ -225,12 +174,11 @@ def test_a_round_runs_every_step(harness: WorkerHarness) -> None:
         assert status.reports(session)["reconciler"].age_seconds < 60
 
 
-@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.ESTALE])
 def test_a_data_directory_that_fails_keeps_no_round_from_its_work(
-    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, error: int
+    harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OSError(error, os.strerror(error))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def round_and_stop() -> bool:
         harness.resources.stop.set()
