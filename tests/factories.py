@@ -182,7 +182,7 @@ def make_job(
         suffix=suffix,
         user_metadata=dict(metadata) if metadata is not None else None,
     )
-    return jobs.insert(session, job)
+    return session.get_one(Job, jobs.insert(session, job).id)
 
 
 def validate_job(session: Session, owner: str = WORKER) -> Job:

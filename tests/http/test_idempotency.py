@@ -22,7 +22,7 @@ from app.api.idempotency import IdempotentRoute, get_idempotent_request
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions, transaction
-from app.db.jobs import jobs
+from app.db.fast_reads import job_reads
 from app.db.tables import File, IdempotencyKey, Job, Project
 from app.main import ROUTERS
 from app.storage import LocalStorage
@@ -176,7 +176,7 @@ class TestWhatWasRefused:
         assert count(sessions, IdempotencyKey) == 0
         assert create().status_code == 200
 
-    @pytest.mark.parametrize(("module", "function"), [(jobs, "append_event"), (idempotency, "store_response")])
+    @pytest.mark.parametrize(("module", "function"), [(job_reads, "of_new"), (idempotency, "store_response")])
     def test_a_failed_request_leaves_no_job_and_frees_its_key(
         self, create: Create, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str
     ) -> None:

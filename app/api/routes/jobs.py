@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.auth import AUTHENTICATED, Caller, CallerDep, JobDep
-from app.api.dependencies import AppState, AppStateDep, SessionDep, hold_connection_permit
+from app.api.dependencies import AppState, AppStateDep, SessionDep, app_state_of, hold_connection_permit
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute, respond_once
 from app.api.openapi import responses
 from app.api.schemas.common import UnixSeconds, list_of, utc_datetime
@@ -165,13 +165,11 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 
 @router.post("", response_model=JobBody, summary="Create a job")
 async def create_job(
-    request: Annotated[Request, RequestBody(CreateJob)],
-    caller: CallerDep,
-    app_state: AppStateDep,
-    idempotent_request: IdempotentRequestDep,
+    request: Annotated[Request, RequestBody(CreateJob)], caller: CallerDep, idempotent_request: IdempotentRequestDep
 ) -> Response:
     """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
     # With few dependencies and one thread: those of the other routes take as long as the job itself.
+    app_state = app_state_of(request)
     data = await read_body(request, caller)
     body = await read_json_object(request, data)
 

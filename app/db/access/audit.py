@@ -83,9 +83,9 @@ def add_object(object_id: str, project_id: str | None) -> None:
         context.project_id = context.project_id or project_id
 
 
-def record(session: Session, object_id: str) -> None:
-    """Write an entry for an action that changes no row, such as a backup."""
-    session.info.setdefault(CHANGED_KEY, []).append((object_id, None))
+def record(session: Session, object_id: str, project_id: str | None = None) -> None:
+    """Write an entry for an action whose statement the session does not know, or that changes no row (a backup)."""
+    session.info.setdefault(CHANGED_KEY, []).append((object_id, project_id))
 
 
 def _on_statement(state: ORMExecuteState) -> None:

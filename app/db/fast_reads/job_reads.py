@@ -23,7 +23,6 @@ from sqlalchemy import (
     case,
     exists,
     func,
-    inspect,
     literal,
     or_,
     select,
@@ -203,12 +202,11 @@ def get(session: Session, job_id: str) -> Row[*tuple[Any, ...]]:
     return session.execute(ONE_JOB, {"job_id": job_id}).one()
 
 
-def of_new(job: Job) -> Any:
-    """The row of JOB of a job that this transaction has inserted, without a query: nothing refers to it yet."""
-    mapper = inspect(Job)
-    values: dict[str, Any] = dict.fromkeys(JOB.selected_columns.keys())
-    values |= {column.key: getattr(job, mapper.get_property_by_column(column).key) for column in core_table(Job).c}
-    return SimpleNamespace(**values | {"training_seconds": 0.0})
+def of_new(row: Row[*tuple[Any, ...]]) -> Any:
+    """The row of JOB for the row of `jobs` that this transaction has inserted: nothing refers to it yet."""
+    return SimpleNamespace(
+        **dict.fromkeys(JOB.selected_columns.keys()) | dict(row._mapping) | {"training_seconds": 0.0}
+    )
 
 
 def find_last(session: Session, project_id: str | None, job_id: str) -> Job | None:

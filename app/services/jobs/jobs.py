@@ -40,9 +40,8 @@ def create(
     job = build_job(session, project_id, is_admin, body, settings.endpoints, original)
     quotas.require_queue_quota(session, project_id, settings.max_queued_jobs)
     job.request_id, job.traceparent = audit.request_id(), current_traceparent()
-    jobs.insert(session, job)
+    row: JobRow = job_reads.of_new(jobs.insert(session, job))
     notifier.after_commit(session, "cpu")
-    row: JobRow = job_reads.of_new(job)
     return row
 
 
