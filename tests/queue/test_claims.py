@@ -205,6 +205,13 @@ class TestEnds:
             claims.finish_held_attempt(session, lease_of(claimed), Reason.TRAINER_CRASHED, "because")
         assert read(sessions, job).state == "paused"
 
+    def test_a_pause_that_is_taken_back_while_the_trainer_stops_leaves_the_job_queued(
+        self, sessions: Sessions, queued: MakeJob
+    ) -> None:
+        job = queued()
+        self.end(sessions, Reason.PAUSED)
+        assert (read(sessions, job).desired, read(sessions, job).state) == ("run", "queued")
+
     def test_a_validation_that_is_interrupted_waits_for_the_next(self, sessions: Sessions, created: MakeJob) -> None:
         job = created()
         claimed = claim(sessions, "validate")
