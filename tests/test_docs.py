@@ -35,6 +35,15 @@ def test_every_setting_is_documented_with_its_environment_variable() -> None:
     assert [name for name in variables if f"`{name}`" not in page] == []
 
 
+def test_the_settings_page_has_the_defaults_of_the_code() -> None:
+    written = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)`", read("settings.md"), re.M))
+    fields = {variable_of(name): field.default for name, field in Settings.model_fields.items()}
+    fields |= {web_variable_of(name): field.default for name, field in WebSettings.model_fields.items()}
+    defaults = {name: str(value).removesuffix(".0").lower() for name, value in fields.items() if name in written}
+    assert len(defaults) > 50
+    assert defaults == {name: written[name] for name in defaults}
+
+
 def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
     read_variables = {variable_of(name) for name in Settings.model_fields} | {
         *map(web_variable_of, WebSettings.model_fields),

@@ -28,7 +28,7 @@ from app.cli.commands import (
 from app.cli.commands.jobs import adapters, evaluations, jobs, progress, results
 from app.cli.errors import CliError, CommandExit, NotFoundError, UsageError
 from app.cli.local_stack.machine import CannotStart
-from app.cli.options import DataDir
+from app.cli.options import AsJson, DataDir
 from app.cli.output.console import print_checks, print_error, print_line
 from app.errors import NotFound, TuneryError
 
@@ -81,6 +81,7 @@ def doctor(
         bool,
         typer.Option("--before-upgrade", help="Check with a new release, before it is started, what it will change."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine and the running service, and print what to install or change.
 
@@ -91,7 +92,7 @@ def doctor(
 
     root = find_layout(data_dir).root
     checks = upgrade_checks(data_dir) if before_upgrade else machine_checks(root, host, port)
-    raise typer.Exit(print_checks(checks))
+    raise typer.Exit(print_checks(checks, as_json=as_json))
 
 
 @app.command()

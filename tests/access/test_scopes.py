@@ -18,6 +18,7 @@ class TestNeeded:
             ("POST", "/v1/uploads/{upload_id}/parts", "files:write"),
             ("POST", "/v1/fine_tuning/jobs", "jobs:write"),
             ("POST", "/v1/fine_tuning/jobs/plan", "jobs:read"),
+            ("POST", "/v1/files/{file_id}/validate", "files:read"),
             ("GET", "/v1/fine_tuning/jobs/{job_id}/adapter/archive", "jobs:read"),
             ("DELETE", "/v1/models/{model}", "models:write"),
             ("PUT", "/v1/models/{model}", "models:write"),

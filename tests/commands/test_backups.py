@@ -37,6 +37,7 @@ def test_a_backup_is_listed_and_is_in_the_audit_log(
     made = operator("backup", tmp_path / "backups", "--json").json
     assert (made["objects"], made["copied"], made["damaged"]) == (1, 1, {})
     assert operator("restore", tmp_path / "backups", "--list").out.strip() == made["name"]
+    assert operator("restore", tmp_path / "backups", "--list", "--json").json == [made["name"]]
     with transaction(sessions) as session:
         (entry,) = session.scalars(select(AuditEntry))
     assert (entry.action, entry.object_ids) == ("backups.create", [made["name"]])
@@ -65,6 +66,16 @@ def test_a_damaged_file_is_found_and_restored_from_the_backup(
 def test_a_backup_inside_the_data_directory_is_refused(operator: Tunery, settings: Settings, inside: str) -> None:
     done = operator("backup", settings.data_dir / inside)
     assert done.exit_code == 2
+
+
+def test_a_restore_over_a_used_data_directory_is_refused(
+    operator: Tunery, stored_key: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator("backup", tmp_path / "backups")
+    monkeypatch.delenv("DATABASE_URL")
+    done = operator("restore", tmp_path / "backups")
+    assert (done.exit_code, f"{settings.data_dir} is not empty" in done.err) == (2, True)
+    assert operator("restore", tmp_path, "--list").exit_code == 2  # no directory of backups
 
 
 def test_a_backup_reads_the_storage_of_the_running_service(
@@ -110,9 +121,9 @@ def test_keep_deletes_older_backups_and_a_name_selects_one(
     monkeypatch.setenv("DATABASE_URL", blank_database_url)
     monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path / "restored"))
     unknown = operator("restore", tmp_path / "backups", "--name", first["name"])
-    assert (unknown.exit_code, third["name"] in unknown.err) == (1, True)
-    done = operator("restore", tmp_path / "backups", "--name", second["name"])
-    assert f"Restored the backup {second['name']}." in done.out
+    assert (unknown.exit_code, third["name"] in unknown.err) == (3, True)
+    done = operator("restore", tmp_path / "backups", "--name", second["name"], "--json")
+    assert done.json == {"name": second["name"], "damaged": {}, "copy": False}
     assert (tmp_path / "restored" / "storage" / "objects" / stored_key).exists()
 
 

@@ -23,7 +23,7 @@ from tests.serving import LiveServer
 
 MACHINE_COMMANDS = {"up", "doctor", "demo"}  # they start or look at the service of the host that they run on
 DATABASE_COMMANDS = {"backup", "restore", "fsck", "storage copy"}
-WITHOUT_JSON = MACHINE_COMMANDS | {"restore", "storage copy"}
+WITHOUT_JSON = {"up", "demo"}
 JOB = "{job}"  # a job that has succeeded
 
 

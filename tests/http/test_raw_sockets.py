@@ -28,13 +28,13 @@ from app.storage import LocalStorage
 from tests.deadline import until
 from tests.factories import make_file, make_key, make_project
 from tests.operations.deploy.containers import free_port
-from tests.operations.deploy.nginx import run_example
+from tests.operations.deploy.nginx import EXAMPLES, run_example
 from tests.serving import api_process
 
 LIMITS = {"TUNERY_KEEP_ALIVE_SECONDS": "1", "TUNERY_BODY_IDLE_SECONDS": "0.8", "TUNERY_BODY_RATE_WINDOW_SECONDS": "1.2"}
 PROXY_LIMITS = {
     "client_header_timeout 10s": "client_header_timeout 1s",
-    "client_body_timeout 30s": "client_body_timeout 2s",
+    "client_body_timeout 40s": "client_body_timeout 2s",
     "send_timeout 300s": "send_timeout 1s",
     "keepalive_timeout 75s": "keepalive_timeout 1s",
     "limit_conn clients 1000": "limit_conn clients 3",
@@ -232,6 +232,11 @@ class TestSlowClients:
         assert status(answer) == 408
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
 
+    def test_the_proxy_waits_longer_for_a_body_than_the_api_which_answers(self) -> None:
+        text = (EXAMPLES / "tls-proxy/nginx.conf").read_text()
+        (seconds,) = re.findall(r"client_body_timeout (\d+)s;", text)
+        assert int(seconds) > Settings.model_fields["body_idle_seconds"].default
+
     def test_a_body_announced_by_expect_that_never_arrives_is_a_408(self, target: Target) -> None:
         answer = target.answer(target.head("POST /v1/fine_tuning/jobs", "Content-Length: 10", "Expect: 100-continue"))
         assert answer.startswith(b"HTTP/1.1 100")
@@ -261,7 +266,8 @@ class TestSizes:
     @pytest.mark.parametrize("lines", [1, 64])
     def test_huge_headers_are_refused(self, target: Target, lines: int) -> None:
         headers = [f"X-{number}: {'a' * (4 * MAX_HEADER_BYTES // lines)}" for number in range(lines)]
-        assert status(target.answer(target.head("GET /healthz", *headers))) == 400
+        answer = target.answer(target.head("GET /healthz", *headers))
+        assert (status(answer), list(json.loads(answer.partition(b"\r\n\r\n")[2]))) == (400, ["error"])
 
     def test_a_head_without_an_end_is_refused_by_the_proxy(self, proxy: Target) -> None:
         assert status(proxy.answer(b"GET /healthz HTTP/1.1\r\nX: " + b"a" * (4 * MAX_HEADER_BYTES))) == 400

@@ -18,12 +18,13 @@ from app.db.tables import Project
 from tests.factories import make_project
 
 
-def test_every_connection_has_a_timeout_for_idle_transactions(database_url: str) -> None:
+def test_every_connection_has_timeouts_of_statements_and_idle_transactions(database_url: str) -> None:
     engine = make_engine(database_url)
+    names = ("statement_timeout", "idle_in_transaction_session_timeout")
     with engine.connect() as connection:
-        limit = connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one()
+        limits = [connection.execute(text(f"SHOW {name}")).scalar_one() for name in names]
     engine.dispose()
-    assert limit == "20s"
+    assert limits == ["30s", "20s"]
 
 
 def test_a_frozen_process_keeps_no_row_locked(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from app.cli.errors import AccessDenied, CliError, UsageError
+from app.cli.errors import AccessDenied, CliError, ServiceUnreachable, UsageError
 from app.cli.local_stack.data_directory import Layout, default_data_dir
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
@@ -27,9 +27,17 @@ def find_service(base_url: str | None, data_dir: Path | None) -> ServiceAddress:
     """The service and its API key.
 
     The key in a data directory, and that of TUNERY_ADMIN_KEY_FILE (in a container), is only sent to the service there.
+    Raises ServiceUnreachable for the directory of a `tunery up` that is stopped or not ready: another service may
+    listen on the default port.
     """
     layout = find_layout(data_dir)
-    local_url = _normalize_url((layout.read_runtime() or {}).get("base_url") or DEFAULT_BASE_URL)
+    runtime = layout.read_runtime()
+    if runtime is None and not base_url and layout.lock.exists():
+        raise ServiceUnreachable(
+            f"No `tunery up` is ready in {layout.root}. Start it, wait until it prints `ready`, or set the URL of "
+            "another service with --base-url or TUNERY_BASE_URL."
+        )
+    local_url = _normalize_url((runtime or {}).get("base_url") or DEFAULT_BASE_URL)
     requested_url = _normalize_url(base_url) if base_url else local_url
     environment_key = _validate_key(os.environ.get("TUNERY_API_KEY", "").strip())
     if environment_key is not None or requested_url != local_url:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.client.service_discovery import find_database, find_layout
-from app.cli.errors import CliError, UsageError
+from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, DataDir, with_database
 from app.cli.output.console import print_fields, print_json, print_line, print_note, size_text
 from app.cli.output.progress import bytes_bar
+from app.cli.output.results import line
 from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def restore_backup(
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the backups and restore nothing.")] = False,
     data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Restore a backup into a new data directory, or into the empty database of DATABASE_URL (on the server).
 
@@ -106,7 +108,10 @@ def restore_backup(
     repository, layout = BackupRepository(directory.resolve()), find_layout(data_dir)
     with _as_cli_errors():
         if show:
-            for each in repository.names():
+            names = repository.names()
+            if as_json:
+                print_json(names)
+            for each in [] if as_json else names:
                 print_line(each)
             return
         database_url = os.environ.get("DATABASE_URL")
@@ -117,6 +122,9 @@ def restore_backup(
             else:
                 _check_apart(repository.root, layout.root)
                 restore_data_directory(layout, repository, manifest, DATA_FILES, print_note, copy)
+    if as_json:
+        print_json({"name": manifest.name, "damaged": dict(manifest.damaged), "copy": copy})
+        return
     print_line(f"Restored the backup {manifest.name}.")
     if manifest.damaged:
         print_note(f"Damaged when it was made: {counted(len(manifest.damaged), 'object')}:\n{_lines(manifest)}")
@@ -177,12 +185,13 @@ def check(
 
 @contextlib.contextmanager
 def _as_cli_errors() -> Iterator[None]:
-    from app.services.operations.backup_repository import BackupError
+    from app.services.operations.backup_repository import BackupError, BackupNotFound, UnsuitableDirectory
 
+    classes = {BackupNotFound: NotFoundError, UnsuitableDirectory: UsageError}
     try:
         yield
     except BackupError as error:
-        raise CliError(str(error)) from None
+        raise classes.get(type(error), CliError)(str(error)) from None
 
 
 def _check_apart(backups: Path, data: Path) -> None:
@@ -232,6 +241,7 @@ def _group() -> None:
 def copy(
     database: "Database",
     directory: Annotated[Path, typer.Argument(help="The directory to copy from: DATA-DIR/storage.")],
+    as_json: AsJson = False,
 ) -> None:
     """Copy every file, adapter and snapshot from a directory to the bucket (on the server), and verify each.
 
@@ -264,9 +274,11 @@ def copy(
             ) from None
     for problem in problems[:MAX_PROBLEMS]:
         print_note(problem)
-    print_line(
+    counts = {"copied": len(sizes), "objects": len(objects), "copied_bytes": sum(sizes)}
+    shown = (
         f"{len(sizes)} of {len(objects)} objects ({size_text(sum(sizes))}) are in {url}, each with its SHA-256 verified"
     )
+    line({**counts, "storage_url": url, "problems": problems}, shown).print(as_json)
     if problems:
         raise CliError(
             f"Not copied: {counted(len(problems), 'object')}; the lines above name the first {MAX_PROBLEMS}."

@@ -6,7 +6,6 @@ those of app.domain.operations.checks.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -25,7 +24,7 @@ import redis
 from sqlalchemy.exc import ProgrammingError
 
 from app.cli.client.database import Database
-from app.cli.client.service_discovery import find_database, find_layout
+from app.cli.client.service_discovery import find_database, find_layout, read_key
 from app.cli.errors import CliError
 from app.cli.local_stack import first_run, machine
 from app.cli.local_stack.data_directory import Layout
@@ -285,14 +284,17 @@ def _service(layout: Layout, host: str, port: int) -> Iterator[Check]:
         yield Check("tunery up", "problem", f"runs at {base_url} but is not ready", advice)
         return
     yield Check("tunery up", "ok", f"runs at {base_url}")
-    with contextlib.suppress(OSError):
-        key = layout.admin_key.read_text(encoding="utf-8").strip()
-        code, answer = http_get(base_url, "/v1/organization/status", {"Authorization": f"Bearer {key}"})
-        if code == 200:
-            yield from checks_of_service(json.loads(answer))
-        else:
-            advice = f"/v1/organization/status returns {code} {answer[:300]}"
-            yield Check("service", "problem", "its status cannot be read", advice)
+    key = read_key(layout.admin_key)
+    if key is None:
+        remedy = "if it is lost, `tunery keys create --database` makes another; write it there"
+        yield Check("service", "advice", f"its status needs the admin key, and {layout.admin_key} has none", remedy)
+        return
+    code, answer = http_get(base_url, "/v1/organization/status", {"Authorization": f"Bearer {key}"})
+    if code == 200:
+        yield from checks_of_service(json.loads(answer))
+    else:
+        advice = f"/v1/organization/status returns {code} {answer[:300]}"
+        yield Check("service", "problem", "its status cannot be read", advice)
 
 
 def _is_held(lock: Path) -> bool:

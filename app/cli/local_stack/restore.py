@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from app.cli.errors import UsageError
 from app.cli.local_stack.data_directory import IGNORED_NAMES, LOCK_NAME, RESTORE_LOCK, Layout, root_mode, write_secret
 from app.cli.local_stack.machine import CannotStart, local_postgres_account
 from app.cli.local_stack.processes import exclusive_lock, private_files
@@ -30,7 +31,7 @@ def restore_data_directory(
     report: Callable[[str], None],
     is_copy: bool,
 ) -> None:
-    """Raises CannotStart if the directory is in use or not empty, BackupError."""
+    """Raises UsageError if the directory is not empty, CannotStart if it is in use, BackupError."""
     _check_unused(layout.root)
     unfinished = Layout(layout.root / UNFINISHED)
     is_traversable = local_postgres_account() is not None
@@ -60,7 +61,7 @@ def _check_unused(root: Path) -> None:
             "the hidden files, and restore again."
         )
     if names - IGNORED_NAMES - {UNFINISHED} or (root.exists() and not root.is_dir()):
-        raise CannotStart(f"{root} is not empty. A backup is restored into a new directory: choose another one.")
+        raise UsageError(f"{root} is not empty. A backup is restored into a new directory: choose another one.")
 
 
 def _restore(

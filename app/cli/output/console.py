@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -47,8 +48,12 @@ def print_note(text: str) -> None:
     stderr_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_checks(checks: Iterable[Check], print_line: Callable[[str], None] = print_line) -> int:
+def print_checks(checks: Iterable[Check], print_line: Callable[[str], None] = print_line, as_json: bool = False) -> int:
     """Print each check, with its remedy below. Returns the exit code: 1 if there is a problem, else 0."""
+    if as_json:
+        checks = list(checks)
+        print_json([asdict(check) for check in checks])
+        return int(any(check.level == "problem" for check in checks))
     exit_code = 0
     for check in checks:
         print_line(f"{check.level:<8} {check.name:<20} {check.observed}")

@@ -40,6 +40,14 @@ class BackupError(Exception):
     """A backup, a restore or a check cannot go on; the message says what to do."""
 
 
+class BackupNotFound(BackupError):
+    """The repository has no backup of that name."""
+
+
+class UnsuitableDirectory(BackupError):
+    """Another directory must be given."""
+
+
 @dataclass(frozen=True)
 class BackupManifest:
     name: str
@@ -79,7 +87,9 @@ class BackupRepository:
     def locked(self) -> Iterator[None]:
         """Create the directory if it is missing, and lock it. Raises BackupError if it is another's or in use."""
         if self.root.exists() and not self.marker.exists() and set(os.listdir(self.root)) - IGNORED_NAMES:
-            raise BackupError(f"{self.root} is neither empty nor a directory of backups. Choose another directory.")
+            raise UnsuitableDirectory(
+                f"{self.root} is neither empty nor a directory of backups. Choose another directory."
+            )
         for directory in (self.root, self.objects, self.backups):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.marker.open("a") as marker:
@@ -124,7 +134,7 @@ class BackupRepository:
         if not names:
             raise BackupError(f"{self.root} contains no complete backup.")
         if name is not None and name not in names:
-            raise BackupError(f"{self.root} has no backup {name!r}. It has: {', '.join(names)}.")
+            raise BackupNotFound(f"{self.root} has no backup {name!r}. It has: {', '.join(names)}.")
         text = (self.backups / (name or names[-1]) / MANIFEST).read_text(encoding="utf-8")
         return BackupManifest.from_json(text)
 
@@ -175,4 +185,4 @@ class BackupRepository:
 
     def _check_marker(self) -> None:
         if not self.marker.exists():
-            raise BackupError(f"{self.root} is not a directory of backups: it has no file {MARKER}.")
+            raise UnsuitableDirectory(f"{self.root} is not a directory of backups: it has no file {MARKER}.")

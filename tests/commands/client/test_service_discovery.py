@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.client.service_discovery import find_database, find_service
-from app.cli.errors import AccessDenied, CliError, UsageError
+from app.cli.errors import AccessDenied, CliError, ServiceUnreachable, UsageError
 from tests.sentences import Reviewed
 
 RUNNING = {"base_url": "http://127.0.0.1:4321", "database_url": "postgresql://here/tunery"}
@@ -31,6 +31,18 @@ def test_a_running_stack_is_found_by_its_data_directory(data_dir: Path, monkeypa
     monkeypatch.setenv("DATABASE_URL", "postgresql://there/tunery")
     assert find_service(None, data_dir).api_key == "tnry_mine"
     assert find_database(data_dir) == "postgresql://there/tunery"
+
+
+def test_a_stopped_stack_is_not_replaced_by_what_listens_on_the_default_port(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / "runtime.json").unlink()
+    (data_dir / "up.lock").touch()
+    for _ in range(2):
+        with pytest.raises(ServiceUnreachable):
+            find_service(None, data_dir)
+        monkeypatch.setenv("TUNERY_API_KEY", "tnry_mine")
+    assert find_service("https://gpu.example.com", data_dir).api_key == "tnry_mine"
 
 
 def test_a_local_key_is_never_sent_to_another_server(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

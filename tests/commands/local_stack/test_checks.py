@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from app.cli.local_stack import checks
 from app.cli.local_stack.checks import machine_checks, preflight
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.processes import exclusive_lock
@@ -49,6 +50,16 @@ def test_a_taken_port_is_a_problem(place: Path) -> None:
 def test_a_start_in_progress_is_reported(place: Path) -> None:
     with exclusive_lock(place / "up.lock", ""):
         assert "is starting" in find(machine_checks(place), "tunery up").observed
+
+
+def test_a_lost_admin_key_is_named_with_the_command_that_makes_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "http_get", lambda *_: (200, "{}"))
+    (place / "runtime.json").write_text('{"base_url": "http://127.0.0.1:1"}')
+    with exclusive_lock(place / "up.lock", ""):
+        found = find(machine_checks(place), "service")
+    assert (found.level, "keys create --database" in found.remedy) == ("advice", True)
 
 
 def test_a_bucket_is_tried_and_its_problem_named(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.cli.errors import UsageError
 from app.cli.local_stack import restore
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.machine import CannotStart
@@ -66,7 +67,7 @@ class TestRestoreDataDirectory:
         assert (layout.root / "storage" / "object").read_text() == "restored"
         assert layout.admin_key.read_text() == "tnry_key"
         assert not (layout.root / restore.UNFINISHED).exists()
-        with pytest.raises(CannotStart, match="is not empty"):
+        with pytest.raises(UsageError, match="is not empty"):
             restore_files()
 
     def test_a_restore_into_a_mount_point_succeeds(self, restore_files: RestoreOfFiles) -> None:

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from app.api.dependencies import SessionDep
 from app.errors import TuneryError, Unavailable
+from tests.sentences import Reviewed
 
 
 def error_of(answer: object) -> dict[str, object]:
@@ -57,7 +58,8 @@ def test_a_url_that_is_not_offered_gets_what_takes_its_place(
     assert instead in str(error["message"])
 
 
-def test_another_unknown_url_gets_no_suggestion(client: TestClient) -> None:
+def test_another_unknown_url_gets_no_suggestion(client: TestClient, reviewed: Reviewed) -> None:
+    reviewed(str(error_of(client.get("/v1/nowhere"))["message"]))
     for path in ("/v1", "/v1/nowhere", "/nowhere/", "/v1/fine_tuning/alpha", "/v1/fine_tuning"):
         assert "Did you mean" not in str(error_of(client.get(path))["message"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -22,6 +23,7 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests.api_objects import error_of
 from tests.factories import chat_lines
+from tests.sentences import Reviewed
 
 Json = dict[str, Any]
 CONTENT = chat_lines(30)
@@ -243,8 +245,9 @@ class TestTheEnd:
 
     @pytest.mark.parametrize("ending", ["cancelled", "completed", "expired"])
     def test_an_ended_upload_takes_nothing_more(
-        self, client: TestClient, begin: Begin, add: Add, complete: Complete, sessions: Sessions, ending: str
-    ) -> None:
+        self, client: TestClient, begin: Begin, add: Add, complete: Complete, sessions: Sessions, ending: str,
+        reviewed: Reviewed,
+    ) -> None:  # fmt: skip
         upload_id = begin(5, purpose="batch")["id"]
         path, part_id = f"/v1/uploads/{upload_id}", add(upload_id, b"12345").json()["id"]
         calls: dict[str, Callable[[], Any]] = {
@@ -258,7 +261,9 @@ class TestTheEnd:
         calls.pop("expired", None)
         assert client.get(path).json()["status"] == ending
         code = "upload_expired" if ending == "expired" else "invalid_upload_state"
-        assert {name: error_of(call())["code"] for name, call in calls.items()} == dict.fromkeys(calls, code)
+        errors = {name: error_of(call()) for name, call in calls.items()}
+        assert {name: error["code"] for name, error in errors.items()} == dict.fromkeys(calls, code)
+        reviewed(re.sub("(upload_|file-)[0-9a-f]+", r"\1…", errors["part"]["message"]))
 
     @pytest.mark.parametrize("ending", ["cancel", "expire"])
     def test_an_end_during_a_completion_is_decided_by_the_row(

@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, update
 from starlette.testclient import TestClient
 
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Job, Project, Upload
 from app.services import webhooks
 from app.services.access import quotas
 from app.services.deliveries import targets
@@ -113,11 +113,17 @@ def test_creates_at_once_that_begin_far_from_a_limit_do_not_exceed_it(
     assert Counter(answer.status_code for answer in answers) == {200: 45, 429: 15}
 
 
-def test_an_upload_that_has_ended_makes_room(client: TestClient, creations: dict[str, tuple[str, Body]]) -> None:
+def test_an_upload_that_has_ended_or_expired_makes_room(
+    client: TestClient, creations: dict[str, tuple[str, Body]], sessions: Sessions
+) -> None:
     path, body = creations["max_pending_uploads"]
     made = [client.post(f"/v1/{path}", json=body(0)) for _ in range(LIMIT + 1)]
     assert [answer.status_code for answer in made] == [200] * LIMIT + [429]
     assert client.post(f"/v1/uploads/{made[0].json()['id']}/cancel").status_code == 200
+    assert client.post(f"/v1/{path}", json=body(0)).status_code == 200
+    assert client.post(f"/v1/{path}", json=body(0)).status_code == 429
+    with transaction(sessions) as session:
+        session.execute(update(Upload).where(Upload.id == made[1].json()["id"]).values(expires_at=func.now()))
     assert client.post(f"/v1/{path}", json=body(0)).status_code == 200
 
 

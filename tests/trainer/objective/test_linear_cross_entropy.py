@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from worker.trainer.objective import losses as module
-from worker.trainer.objective.losses import linear_cross_entropy
+from worker.trainer.objective.losses import LogitScaling, linear_cross_entropy
 
 N, D, V = 70, 16, 301
 
@@ -17,6 +17,17 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
 
 
 class TestLinearCrossEntropy:
+    def test_scaled_and_capped_logits_equal_those_of_torch_in_value_and_gradient(self) -> None:
+        hidden, head, targets = inputs()
+        total, losses, _ = linear_cross_entropy(hidden, head, targets, scaling=LogitScaling(0.5, cap=2.0))
+        total.backward()
+        reference = hidden.detach().clone().requires_grad_()
+        logits = 2.0 * torch.tanh(0.5 * (reference @ head.t()) / 2.0)
+        expected = F.cross_entropy(logits, targets, reduction="none")
+        expected.sum().backward()
+        torch.testing.assert_close(losses, expected)
+        torch.testing.assert_close(hidden.grad, reference.grad)
+
     def test_the_gradient_is_multiplied_by_the_upstream_gradient(self) -> None:
         hidden, head, targets = inputs()
         (linear_cross_entropy(hidden, head, targets)[0] * 0.25).backward()

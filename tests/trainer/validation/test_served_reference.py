@@ -11,12 +11,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from app.domain.datasets.documents import Document
 from app.domain.deliveries.served_check import ServedPrompt, ServedReference, Verdict, judge
 from app.domain.jobs.events import Message, ServedReferenceMeasured
 from app.system.model_files import linear_layers
 from app.system.tokenizer_files import load_renderer
 from tests.trainer.helpers import FLOAT32, make_spec, run_trainer
+from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.runtime import records
+from worker.trainer.validation import served_reference
 
 NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "float32"}
 
@@ -96,3 +99,14 @@ def test_the_validation_file_is_preferred_and_every_answer_has_its_tokens(
         renderer = load_renderer(tiny)
         assert renderer.encode(renderer.text(prompt.messages, prompt=True)) == prompt.tokens[: prompt.positions[0]]
         assert 0 < len(prompt.answer) <= len(prompt.positions)
+
+
+def test_at_most_16_prompts_of_at_most_512_tokens_are_chosen() -> None:
+    """An expected token behind them counts for nothing."""
+    dataset = TokenizedDataset()
+    for line in range(1, 21):
+        first_label = 600 if line == 1 else 511
+        dataset.add(line, [Document(line, [7] * 700, [position >= first_label for position in range(700)])])
+    chosen, lines = served_reference._choose(dataset)
+    assert [len(chosen.documents(example)) for example in range(len(chosen))] == [1] * 16
+    assert (chosen.tokens, chosen.labelled_tokens, lines) == (16 * 512, 16, list(range(2, 18)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.deliveries import targets
 from tests.deadline import until
 from tests.worker.deliveries.conftest import KEY, REFERENCE, DeliveryHarness
 from tests.worker.engine_stand_in import EngineStandIn, serving_engine
@@ -154,3 +155,8 @@ def test_a_full_disk_of_the_sender_is_named(delivery: DeliveryHarness, monkeypat
     delivery.attempt_due()
     assert delivery.delivery(job).state == "pending"
     assert os.strerror(errno.ENOSPC) in delivery.error(job)
+
+
+def test_a_delivery_is_tried_eleven_times_over_three_days() -> None:
+    delays = [targets.retry_delay_seconds(attempts, 0.0) for attempts in range(1, 12)]
+    assert delays == [5, 30, 120, 300, 1800, 7200, 18000, 36000, 72000, 108000, None]

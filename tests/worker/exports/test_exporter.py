@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,15 @@ class TestRetries:
         exporter(harness, tmp_path, *command).run_next()
         failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "storage_full")
+
+    def test_the_delay_doubles_with_each_crash(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
+        harness.resources.settings.requeue_delay_seconds = 60
+        export = ask(harness, trained)
+        for delay_seconds in (60, 120):
+            began = datetime.now(UTC)
+            exporter(harness, tmp_path, *fake(tmp_path, "sys.exit(1)")).run_next()
+            assert delay_seconds <= (read(harness, export).run_after - began).total_seconds() < delay_seconds + 30
+            end_the_pause(harness, export)
 
     def test_a_merge_that_hangs_is_stopped(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
         harness.resources.settings.stall_seconds = 0.5

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.jobs.states import Reason
-from worker.trainer.model.attention import attention
+from worker.trainer.model.attention import attention, explicit_attention
 from worker.trainer.model.attention.attention import Heads, document_attention
 from worker.trainer.runtime.failures import Failure
 
@@ -45,6 +45,22 @@ class TestDocumentAttention:
             torch.nn.Module(), query, key, value, None, document_lengths=tuple(lengths), sliding_window=window
         )
         torch.testing.assert_close(out, by_hand(query, key, value, lengths, window))
+
+    @pytest.mark.parametrize("window", [None, 2, 3])
+    def test_explicit_scores_equal_a_masked_softmax_in_value_and_gradient(
+        self, monkeypatch: pytest.MonkeyPatch, window: int | None
+    ) -> None:
+        monkeypatch.setattr(explicit_attention, "QUERIES", 3)
+        results = []
+        for compute in (
+            lambda *tensors: attention._explicit(Heads(*tensors, (4, 3), None, window)),
+            lambda *tensors: by_hand(*tensors, [4, 3], window)[0],
+        ):
+            tensors = [tensor.requires_grad_() for tensor in heads(7)]
+            out = compute(*tensors)
+            out.square().sum().backward()
+            results.append([out.detach(), *(tensor.grad for tensor in tensors)])
+        torch.testing.assert_close(*results)
 
     @pytest.mark.parametrize("lengths", [(4, 3), (1, 1, 5), (7,)])
     def test_a_layer_that_passes_only_the_positions_gives_the_same(self, lengths: tuple[int, ...]) -> None:
