@@ -14,6 +14,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
 from app.db import migrate
+from app.db.engine import make_engine
 from tests.stack import start_postgres
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
@@ -31,10 +32,9 @@ def virtual_database() -> Iterator[Engine]:
         with plain.begin() as connection:
             connection.execute(text("CREATE SCHEMA virtual"))
             connection.execute(text(CLOCK))
+            connection.execute(text("ALTER ROLE CURRENT_USER SET search_path = virtual, pg_catalog, public"))
         plain.dispose()
-        engine = create_engine(
-            url, connect_args={"options": "-c search_path=virtual,pg_catalog,public -c timezone=UTC"}
-        )
+        engine = make_engine(url)
         migrate.upgrade(engine)
         yield engine
         engine.dispose()
