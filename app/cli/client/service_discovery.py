@@ -27,8 +27,8 @@ def find_service(base_url: str | None, data_dir: Path | None) -> ServiceAddress:
     """The service and its API key.
 
     The key in a data directory, and that of TUNERY_ADMIN_KEY_FILE (in a container), is only sent to the service there.
-    Raises ServiceUnreachable for the directory of a `tunery up` that is stopped or not ready: another service may
-    listen on the default port.
+    Raises ServiceUnreachable for the directory of a `tunery up` that is stopped or not ready, except in a container:
+    another service may listen on the default port.
     """
     layout = find_layout(data_dir)
     runtime = layout.read_runtime()
