@@ -110,11 +110,6 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}"
 
 
-def counted(number: int, singular: str) -> str:
-    """1 job, 2 jobs."""
-    return f"{number:,} {singular if number == 1 else singular + 's'}"
-
-
 def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from app.cli.client.http import Client
 from app.cli.errors import ServiceUnreachable, TooManyRequests
 from app.cli.openai_import.record import ImportRecord, complete_lines
 from app.db.engine import Sessions, transaction
+from app.db.tables import File
 from app.errors import BadRequest
 from app.services import base_models
 from tests.commands.conftest import Tunery
@@ -352,18 +354,45 @@ class TestFaults:
         assert origins == ["file-second", "file-train"]
         assert sorted(job["metadata"]["openai_job"] for job in jobs(tunery)) == ["ftjob-aaaa", "ftjob-bbbb"]
 
+    @pytest.mark.parametrize("has_origin", [True, False])
     def test_the_state_of_an_earlier_release_is_continued(
-        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path
-    ) -> None:
+        self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, sessions: Sessions, tmp_path: Path,
+        has_origin: bool,
+    ) -> None:  # fmt: skip
         bring("--model", "tiny", "--run")
         known = facts(tmp_path)
-        state = {"files": {"file-train": known["file-train"]}, "jobs": {"ftjob-aaaa": known["ftjob-aaaa"]}}
+        files = {"file-train": known["file-train"] | {"has_origin": has_origin}}
+        state = {"files": files, "jobs": {"ftjob-aaaa": known["ftjob-aaaa"]}}
+        if not has_origin:  # it was killed between the two
+            with transaction(sessions) as session:
+                session.execute(update(File).values(origin=None))
         (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
         (tmp_path / "saved" / "record.jsonl").unlink()
         account.requests.clear()
         assert bring("--model", "tiny", "--run").exit_code == 0
         assert ("GET", "/v1/files/file-train/content") not in account.requests
-        assert len(jobs(tunery)) == len(tunery("files", "list", "--json").json) == 1
+        (file,) = tunery("files", "list", "--json").json
+        assert (file["origin"]["id"], len(jobs(tunery))) == ("file-train", 1)
+        assert facts(tmp_path)["file-train"]["has_origin"]
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the open files of the killed import
+    def test_a_state_of_an_earlier_release_that_was_read_in_part_is_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[dict[str, Any]] = []
+
+        def killed(row: dict[str, Any], **_: Any) -> str:
+            written.append(row)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+            return f'{{"id": "{row["id"]}"}}'
+
+        (tmp_path / "state.json").write_text('{"files": {"file-a": {}, "file-b": {}}, "jobs": {}}')
+        monkeypatch.setattr(json, "dumps", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ImportRecord(tmp_path)
+        with contextlib.closing(ImportRecord(tmp_path)) as record:
+            assert record.facts.keys() == {"file-a", "file-b"}
 
 
 class TestRecord:

@@ -21,6 +21,10 @@ def test_the_health_check_needs_only_the_data_directory_and_names_it(
     assert str(settings.data_dir.resolve()) in capsys.readouterr().err
     health.write_heartbeat(settings, "reconciler")
     assert health.main(["reconciler"]) == 0
+    [path] = (settings.data_dir / "run").iterdir()
+    too_early = time.monotonic() - 61
+    os.utime(path, (too_early, too_early))
+    assert health.main(["reconciler"]) == 1
 
 
 @pytest.mark.parametrize("step_seconds", [3600.0, -3600.0])

@@ -27,12 +27,13 @@ def find_service(base_url: str | None, data_dir: Path | None) -> ServiceAddress:
     """The service and its API key.
 
     The key in a data directory, and that of TUNERY_ADMIN_KEY_FILE (in a container), is only sent to the service there.
-    Raises ServiceUnreachable for the directory of a `tunery up` that is stopped or not ready: another service may
-    listen on the default port.
+    Raises ServiceUnreachable for the directory of a `tunery up` that is stopped or not ready, except in a container:
+    another service may listen on the default port.
     """
     layout = find_layout(data_dir)
     runtime = layout.read_runtime()
-    if runtime is None and not base_url and layout.lock.exists():
+    key_file = runtime is None and os.environ.get("TUNERY_ADMIN_KEY_FILE")  # in a container: its API is at the default
+    if runtime is None and not key_file and not base_url and layout.lock.exists():
         raise ServiceUnreachable(
             f"No `tunery up` is ready in {layout.root}. Start it, wait until it prints `ready`, or set the URL of "
             "another service with --base-url or TUNERY_BASE_URL."
@@ -42,9 +43,8 @@ def find_service(base_url: str | None, data_dir: Path | None) -> ServiceAddress:
     environment_key = _validate_key(os.environ.get("TUNERY_API_KEY", "").strip())
     if environment_key is not None or requested_url != local_url:
         return ServiceAddress(requested_url, environment_key)
-    files = (layout.admin_key, Path(os.environ.get("TUNERY_ADMIN_KEY_FILE") or layout.admin_key))
-    key, file = next(((key, file) for file in files if (key := read_key(file))), (None, layout.admin_key))
-    return ServiceAddress(local_url, key, str(file))
+    file = Path(key_file or layout.admin_key)
+    return ServiceAddress(local_url, read_key(file), str(file))
 
 
 def find_layout(data_dir: Path | None) -> Layout:

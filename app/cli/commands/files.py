@@ -21,7 +21,6 @@ from app.cli.options import with_client
 from app.cli.output.console import print_line, print_note, size_text, time_text
 from app.cli.output.results import Columns, Result, fields, line, print_rows, table
 from app.cli.resource import Resource
-from app.domain.datasets.warnings import LineCount
 from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
@@ -178,6 +177,8 @@ def _report_fields() -> Columns:
 
 def lines_text(lines: dict[str, Any]) -> str:
     """12 (lines 1, 5, 7, …)"""
+    from app.domain.datasets.warnings import LineCount  # slow import, which `--help` does not need
+
     return str(LineCount(lines["count"], lines["first_lines"])) if lines["count"] else ""
 
 
@@ -186,7 +187,8 @@ def _duplicates_text(duplicates: dict[str, Any]) -> str:
         return ""
     groups = "; ".join("lines " + ", ".join(map(str, group["lines"])) for group in duplicates["groups"][:3])
     more = "; …" if len(duplicates["groups"]) > 3 else ""
-    return f"{counted(duplicates['rows'], 'row')} like another ({groups}{more})"
+    repeats = "repeats" if duplicates["rows"] == 1 else "repeat"
+    return f"{counted(duplicates['rows'], 'row')} {repeats} another ({groups}{more})"
 
 
 def _print_histogram(buckets: list[dict[str, int]]) -> None:

@@ -119,7 +119,8 @@ class Importer:
     def _store_file(self, file_id: str) -> Json:
         """Store a file here, once, with its origin; what is known of it. Raises Refused, and errors of Tunery."""
         known = self.record.of(file_id)
-        if (stored := known.get("tunery_file")) and self._get(file_path(stored)) is not None:
+        stored, has_origin = known.get("tunery_file"), known.get("has_origin", True)  # False: of an earlier release
+        if stored and has_origin and self._get(file_path(stored)) is not None:
             return known
         known = self.save_file(file_id)  # it was deleted here, or the record is of another server
         path = self.path_of(file_id, known["filename"])
@@ -128,7 +129,7 @@ class Importer:
         origin = {"service": "openai", "id": file_id, "imported_at": known["saved_at"]}
         origin |= {key: known[key] for key in ("filename", "created_at")}
         self.client.post(file_path(stored), {"origin": origin})
-        return self.record.add(file_id, tunery_file=stored)
+        return self.record.add(file_id, tunery_file=stored, has_origin=True)
 
     def _find_job(self, openai_job: str) -> Json | None:
         """The job that an earlier import created, also if it was interrupted right after it."""

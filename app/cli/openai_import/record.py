@@ -37,10 +37,13 @@ class ImportRecord:
         for line in complete_lines(record).splitlines():
             row = json.loads(line)
             self.of(row.pop("id")).update(row)
-        self._out = record.open("a", encoding="utf-8")
         if not self.facts and earlier.exists():  # of an earlier release
             kinds = json.loads(earlier.read_text(encoding="utf-8"))
-            self._write(kinds["files"] | kinds["jobs"])
+            self.facts = kinds["files"] | kinds["jobs"]
+            temporary = root / ".record.part"  # a kill in the middle would leave a record that hides the earlier one
+            temporary.write_text("".join(_line(*each) for each in self.facts.items()), encoding="utf-8")
+            os.replace(temporary, record)
+        self._out = record.open("a", encoding="utf-8")
 
     def close(self) -> None:
         self._out.close()
@@ -51,15 +54,15 @@ class ImportRecord:
 
     def add(self, openai_id: str, **facts: Any) -> Json:
         """Record a step, on the disk before the next one; all facts of the id."""
-        self._write({openai_id: facts})
-        return self.of(openai_id)
-
-    def _write(self, added: dict[str, Json]) -> None:
-        for openai_id, facts in added.items():
-            self._out.write(json.dumps({"id": openai_id, **facts}, ensure_ascii=False) + "\n")
-            self.of(openai_id).update(facts)
+        self._out.write(_line(openai_id, facts))
         self._out.flush()
         os.fsync(self._out.fileno())
+        self.of(openai_id).update(facts)
+        return self.of(openai_id)
+
+
+def _line(openai_id: str, facts: Json) -> str:
+    return json.dumps({"id": openai_id, **facts}, ensure_ascii=False) + "\n"
 
 
 def complete_lines(path: Path) -> bytes:

@@ -50,17 +50,17 @@ def print_note(text: str) -> None:
 
 def print_checks(checks: Iterable[Check], print_line: Callable[[str], None] = print_line, as_json: bool = False) -> int:
     """Print each check, with its remedy below. Returns the exit code: 1 if there is a problem, else 0."""
-    if as_json:
-        checks = list(checks)
-        print_json([asdict(check) for check in checks])
-        return int(any(check.level == "problem" for check in checks))
-    exit_code = 0
+    printed: list[Check] = []
     for check in checks:
+        printed.append(check)
+        if as_json:
+            continue
         print_line(f"{check.level:<8} {check.name:<20} {check.observed}")
         if check.remedy:
             print_line(f"{'':<8} {'':<20} -> {check.remedy}")
-        exit_code = max(exit_code, int(check.level == "problem"))
-    return exit_code
+    if as_json:
+        print_json([asdict(check) for check in printed])
+    return int(any(check.level == "problem" for check in printed))
 
 
 def print_error(text: str) -> None:

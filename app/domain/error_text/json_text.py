@@ -65,6 +65,7 @@ def _escaped(character: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
+    """1 job, 1,000 jobs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

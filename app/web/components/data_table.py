@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from nicegui.element import Element
 
+from app.domain.error_text.json_text import counted
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import box, error_note, link, note, tag
-from app.web.formatting import age, clean, counted, moment
+from app.web.formatting import age, clean, moment
 
 PAGE_OBJECTS = 100
 MAX_CELL_CHARACTERS = 2_000

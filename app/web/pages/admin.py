@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.domain.error_text.json_text import counted
 from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.data_table import (
     CREATED,
@@ -18,7 +19,7 @@ from app.web.components.data_table import (
     wide_column,
 )
 from app.web.components.elements import card, error_note, facts, note, tag
-from app.web.formatting import age, count, counted, duration, size
+from app.web.formatting import age, count, duration, size
 from app.web.frame import View, screen
 from app.web.pages.jobs import wording
 from app.web.pages.project import show_audit

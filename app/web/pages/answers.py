@@ -9,11 +9,12 @@ from typing import Any
 from nicegui import background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
 
+from app.domain.error_text.json_text import counted
 from app.web.api_client import ApiClient, ApiError
 from app.web.api_streams import stream_answer
 from app.web.components.elements import box, button, card, error_note, tag
 from app.web.components.forms import text_area, text_field
-from app.web.formatting import clean_lines, counted, duration
+from app.web.formatting import clean_lines, duration
 from app.web.frame import View
 
 MAX_ANSWER_CHARACTERS = 20_000

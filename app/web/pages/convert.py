@@ -11,11 +11,12 @@ from typing import Any
 
 from nicegui import ui
 
+from app.domain.error_text.json_text import counted
 from app.web.api_client import ApiError, Json
 from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
 from app.web.components.forms import Field, select_field, text_field
 from app.web.csv_tables import Columns, TableError, json_line
-from app.web.formatting import counted, size
+from app.web.formatting import size
 from app.web.frame import View, screen
 from app.web.transfers import create_upload, send_piece
 

@@ -7,10 +7,11 @@ from functools import partial
 
 from nicegui import ui
 
+from app.domain.error_text.json_text import counted
 from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column
 from app.web.components.elements import TokenView, box, button, card, chart, facts, link, note, tag
-from app.web.formatting import count, counted
+from app.web.formatting import count
 
 MAX_LINES = 20  # of a warning
 HEIGHT_PX = 220

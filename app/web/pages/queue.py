@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from app.domain.error_text.json_text import counted
 from app.web.api_client import Json
 from app.web.components.data_table import (
     CREATED,
@@ -17,7 +18,7 @@ from app.web.components.data_table import (
     wide_column,
 )
 from app.web.components.elements import box, card, facts, note, refilled, tag
-from app.web.formatting import count, counted, duration, size, until
+from app.web.formatting import count, duration, size, until
 from app.web.frame import View, refresh_live, screen
 from app.web.pages.jobs import wording
 

@@ -50,8 +50,13 @@ def test_a_local_key_is_never_sent_to_another_server(data_dir: Path, monkeypatch
     secret = data_dir / "secret"
     secret.write_text("tnry_first\n")
     monkeypatch.setenv("TUNERY_ADMIN_KEY_FILE", str(secret))  # in a container
-    found = find_service(None, data_dir / "none")
-    assert (found.api_key, found.key_source) == ("tnry_first", str(secret))
+    assert find_service(None, data_dir).api_key == "tnry_local"
+    (data_dir / "runtime.json").unlink()
+    (data_dir / "up.lock").touch()  # of an earlier `tunery up`, as its key
+    for place in (data_dir, data_dir / "none"):
+        found = find_service(None, place)
+        assert (found.base_url, found.api_key) == ("http://127.0.0.1:8000", "tnry_first")
+        assert found.key_source == str(secret)
     assert find_service("https://gpu.example.com", data_dir / "none").api_key is None
 
 

@@ -72,12 +72,15 @@ class TestStop:
         stage.supervisor.stop()
         assert (stage.place / "order").read_text() == "cab"
 
-    def test_a_second_signal_kills_without_waiting(self, stage: Stage) -> None:
+    @pytest.mark.parametrize(("stop_seconds", "signals"), [(0.3, 0), (600, 2)], ids=["grace period", "second signal"])
+    def test_a_service_that_ignores_the_request_is_killed(
+        self, stage: Stage, stop_seconds: float, signals: int
+    ) -> None:
         stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); " + WAIT
-        stage.supervisor.start(stage.service("x", stubborn, stop_seconds=600))
+        stage.supervisor.start(stage.service("x", stubborn, stop_seconds=stop_seconds))
         until((stage.place / "x.log").read_text, "its line")
-        stage.ask_to_stop()
-        stage.ask_to_stop()
+        for _ in range(signals):
+            stage.ask_to_stop()
         stage.supervisor.stop()
         assert stage.supervisor.pids == {"x": None}
 

@@ -24,10 +24,11 @@ from app.storage import StorageError
 from app.storage.s3 import S3Storage
 from tests.deadline import until
 from tests.operations.deploy import compose
-from tests.operations.deploy.containers import Host, free_port
+from tests.operations.deploy.containers import START_SECONDS, Host, free_port
 from tests.operations.deploy.guide import FILE, shell_block
 from tests.s3 import BIN
 from tests.stack import as_redis_py, open_directory, start_postgres
+from tests.tiny import make_tiny_base
 
 pytestmark = pytest.mark.extended("the processes of the deployment files, started without containers")
 
@@ -121,6 +122,18 @@ class TestApi:
         assert "Application shutdown complete" in api.log.read_text()
         assert took < STOP_SECONDS
         assert migrated.health("api").returncode != 0
+
+    def test_the_guide_registers_a_base_model_through_it(self, migrated: Host) -> None:
+        make_tiny_base(migrated.directory / "models" / "Qwen3-4B")
+        words = shell_block("tunery models add").split()
+        assert words[:4] == ["docker", "compose", "exec", "api"]
+        root = f"http://127.0.0.1:{migrated.variables['API_PORT']}"  # in the container it is the default of commands
+        key = (migrated.directory / "secrets" / "admin_key").read_text().strip()
+        with migrated.running("api") as api, migrated.running("gpu-worker-without-gpu") as worker:
+            api.wait_until_healthy()
+            worker.wait_until_healthy()
+            done = migrated.run("api", words[4:], 5 * START_SECONDS, TUNERY_BASE_URL=root, TUNERY_API_KEY=key)
+        assert done.returncode == 0, done.stderr
 
 
 class TestWorkers:

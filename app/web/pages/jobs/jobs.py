@@ -13,6 +13,7 @@ from functools import partial
 
 from nicegui import ui
 
+from app.domain.error_text.json_text import counted
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.data_table import (
@@ -27,7 +28,7 @@ from app.web.components.data_table import (
 )
 from app.web.components.elements import box, busy, button, card, code_block, link, note, refilled, tabs, tag
 from app.web.components.forms import filter_select, filter_text
-from app.web.formatting import counted, duration, loss
+from app.web.formatting import duration, loss
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.metrics import request_charts_early

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from nicegui import ui
 
+from app.domain.error_text.json_text import counted
 from app.domain.jobs.create_job import SETTINGS, without
 from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.elements import (
@@ -30,7 +31,7 @@ from app.web.components.elements import (
     tag,
 )
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
-from app.web.formatting import count, counted, duration, size, until
+from app.web.formatting import count, duration, size, until
 from app.web.frame import View, screen
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled

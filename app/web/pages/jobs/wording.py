@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from app.domain.error_text.json_text import counted
 from app.domain.jobs.states import training_seconds
 from app.web.api_client import Json
 from app.web.components.elements import link
-from app.web.formatting import clean, count, counted, duration, size, until
+from app.web.formatting import clean, count, duration, size, until
 
 TONES = {
     "validating_files": "run",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings
 from app.domain.jobs.create_job import Setting
 from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column
 from app.web.components.elements import box, button, facts, link, note, progress_bar, tag
 from app.web.components.forms import select_field, text_field
-from app.web.formatting import count, counted, duration
+from app.web.formatting import count, duration
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import FormTexts, ResultsPanel
 
