@@ -61,6 +61,7 @@ class JobSupervisor(Runner[Job, JobAttempt]):
         """`alone` ends what else the idle slot does, while its block lasts."""
         super().__init__(resources, owner, self._hold_slot, alone)
         self.capacity = capacity
+        self.trainer_lock = trainer_lock
         self.trainer = trainer
         is_enabled = (
             self.settings.spare_trainer and self.settings.gpus_per_job == 1
@@ -100,14 +101,14 @@ class JobSupervisor(Runner[Job, JobAttempt]):
             self._must_check_gpus = outcome.reason == Reason.DEVICE_LOST
             log.info("attempt ended", reason=outcome.reason.value)
         finally:
-            self._clear(attempt)
+            disk_space.release(attempt)
             self._drop_snapshots_if_ended(attempt.row)
 
     @contextmanager
     def _hold_slot(self) -> Iterator[int | None]:
         with self.warm_trainer.lock() as lock:
             if lock is None:
-                log.error("a trainer of an earlier attempt still holds this slot")
+                log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))
             yield lock
 
     def _attempt(self, attempt: JobAttempt) -> AttemptOutcome:
@@ -126,7 +127,8 @@ class JobSupervisor(Runner[Job, JobAttempt]):
             raise
         except Exception as failed:
             error = failed
-        self._clear(attempt)  # before the free space is measured; PostgreSQL may need that space to end the attempt
+        disk_space.release(attempt)  # before the free space is measured; PostgreSQL may need it to end the attempt
+        workdir.remove_all_but_logs(attempt.directory)
         needed_bytes = needed.next_attempt_bytes if needed else None
         if error is None:
             return disk_space.disk_full_outcome(self.resources, attempt.directory, needed_bytes)
@@ -141,10 +143,6 @@ class JobSupervisor(Runner[Job, JobAttempt]):
         attempt.update(needed_cuda_bytes=slot_bytes)
         text = f"The memory of a slot ({slot_bytes / 1e9:.2f} GB) was too small; the job is queued for a whole GPU"
         return AttemptOutcome(Reason.SLOT_TOO_SMALL, text)
-
-    def _clear(self, attempt: JobAttempt) -> None:
-        disk_space.release(attempt)
-        workdir.remove_all_but_logs(attempt.directory)
 
     def _stop_request(self, attempt: JobAttempt) -> AttemptOutcome | None:
         """The outcome of a stop that was requested during the preparation, before there was a trainer to stop."""

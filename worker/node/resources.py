@@ -67,10 +67,11 @@ def errors_logged(what: str) -> Iterator[None]:
         yield
     except DATABASE_UNAVAILABLE as error:
         log.warning("database unavailable", during=what, error=first_line(error))
-    except OSError as error:  # of a disk that is full or not writable: its text has the path
-        log.error(f"{what} failed", error=str(error))
-    except Exception:
-        log.exception(f"{what} failed")
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # its text has the path: enough for the operator
+            log.error(f"{what} failed", error=str(error))
+        else:
+            log.exception(f"{what} failed")
 
 
 class StorageOutage:

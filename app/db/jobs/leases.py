@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, any_, func, null, select, update
-from sqlalchemy.orm import Session, lazyload
+from sqlalchemy.orm import Session, raiseload
 
 from app.db.tables import BaseModelRegistration, Delivery, Evaluation, Export, Job, WebhookDelivery
 from app.db.tables.base import Leased, LeasedRow
@@ -230,6 +230,6 @@ def expiry(seconds: float) -> ColumnElement[Any]:
 def _update(
     session: Session, table: type[Row], condition: ColumnElement[bool], columns: dict[str, Any]
 ) -> Sequence[Row]:
-    # Only the API reads related rows: the attempts of a webhook, the files of an export.
-    statement = update(table).where(condition).values(**columns).returning(table).options(lazyload("*"))
+    # Related rows (a webhook's attempts, an export's files) are not needed here; a caller that needs them selects them.
+    statement = update(table).where(condition).values(**columns).returning(table).options(raiseload("*"))
     return session.scalars(statement.execution_options(populate_existing=True)).all()

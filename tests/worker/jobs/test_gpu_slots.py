@@ -63,6 +63,13 @@ def test_out_of_memory_in_one_slot_leaves_the_other_running(
     assert [attempt.gpu_share for attempt in harness.attempts(second) if attempt.kind == "train"] == [0.5, 1.0]
 
 
+def test_out_of_memory_on_a_whole_gpu_fails_the_job(harness: WorkerHarness, tmp_path: Path) -> None:
+    job = create_job(harness, 15 * GB)
+    short = TrainerPlan(steps=2, faults={"*": {"1": "failed:out_of_memory:71"}})
+    assert supervisor(harness, tmp_path, "gpu0", short).run_next()
+    assert (harness.job(job).state, harness.job(job).reason) == ("failed", "out_of_memory")
+
+
 def test_the_trainer_gets_the_budget_of_its_slot(harness: WorkerHarness, tmp_path: Path) -> None:
     budgets = []
     for needed_bytes, capacity in ((5 * GB, SLOT), (15 * GB, SLOT), (5 * GB, replace(SLOT, slots_per_gpu=1))):

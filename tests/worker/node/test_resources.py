@@ -86,8 +86,13 @@ def test_a_lost_lease_ends_the_wait() -> None:
     assert bucket.calls == 1
 
 
-@pytest.mark.parametrize(("error", "has_traceback"), [(PermissionError(errno.EACCES, "no"), False), (KeyError(), True)])
-def test_a_loop_goes_on_after_an_error_and_only_a_bug_has_a_traceback(error: Exception, has_traceback: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "has_traceback"),
+    [(PermissionError(errno.EACCES, "no", "/data"), False), (OSError(errno.ENOSPC, "full"), True), (KeyError(), True)],
+)
+def test_a_loop_goes_on_after_an_error_and_only_one_with_a_path_has_no_traceback(
+    error: Exception, has_traceback: bool
+) -> None:
     with capture_logs() as lines, errors_logged("cleanup"):
         raise error
     (line,) = lines
