@@ -118,6 +118,10 @@ class TestLimits:
             assert "100,000 bytes" in answer.json()["error"]["message"]
         assert (rows(sessions), left_on_disk(storage)) == (0, [])
 
+    def test_a_line_over_the_limit_is_named(self, upload: Upload) -> None:
+        message = upload(GOOD + b'{"prompt": "' + b"x" * 10_000 + b'"}\n').json()["error"]["message"]
+        assert "Line 2: longer" in message
+
     def test_a_declared_length_over_the_limit_is_refused_unread(self, live_server: LiveServer, api_key: str) -> None:
         head = request_head(live_server, api_key, content_length=10**12)
         with raw_connection(live_server) as connection:
