@@ -6,6 +6,7 @@ import errno
 import json
 import math
 from collections.abc import Mapping
+from itertools import chain
 
 import psycopg
 from fastapi import FastAPI, Request
@@ -104,8 +105,9 @@ def _tunery_error(_request: Request, error: Exception) -> Response:
 
 def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fields = allowed_query(request.scope["route"]).by_name
-    return error_response(combine_errors(as_problems(error.errors(), fields)))
+    query = allowed_query(request.scope["route"]).by_name
+    found = (as_problems([each], query if each["loc"][0] == "query" else {}) for each in error.errors())
+    return error_response(combine_errors([*chain.from_iterable(found)]))
 
 
 def _http_exception(request: Request, error: Exception) -> Response:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.api.schemas.common import Strict
-from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, as_problems, error_sentence
+from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, as_problems, check_shape, error_sentence
 from app.domain.evaluations.graders import CreateEvaluation
 from app.domain.jobs.create_job import CreateJob, Dpo, Method, Supervised
 from app.domain.jobs.spec import EarlyStopping
@@ -27,10 +27,11 @@ HOSTILE: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-class OnlyNull(BaseModel):
-    """As `audio` of an answer in a dataset."""
+class Rare(BaseModel):
+    """As `audio` of an answer in a dataset, and `top_p` of a trial."""
 
     audio: None = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
 
 
 def request_models(model: type[BaseModel] = Strict) -> Iterator[type[BaseModel]]:
@@ -51,7 +52,7 @@ def errors_of(model: type[BaseModel]) -> Iterator[ErrorDetails]:
 @pytest.fixture(scope="module")
 def errors() -> list[tuple[type[BaseModel], ErrorDetails]]:
     assert create_app  # which imports every module that has a body
-    models = [*request_models(), CreateJob, Method, Supervised, Dpo, CreateEvaluation, EarlyStopping, OnlyNull]
+    models = [*request_models(), CreateJob, Method, Supervised, Dpo, CreateEvaluation, EarlyStopping, Rare]
     return [(model, error) for model in models for error in errors_of(model)]
 
 
@@ -71,6 +72,11 @@ class TestSentence:
             assert problem.param
             assert len(problem.param) < 300
             assert problem.message.count('"') % 2 == 0 or '\\"' in problem.message, problem.message
+
+    @pytest.mark.parametrize("value", [0, 2])
+    def test_an_exclusive_bound_is_named_with_the_other_one(self, value: int) -> None:
+        (problem,) = check_shape(Rare, {"top_p": value})[1]
+        assert problem.message == f"top_p: must be greater than 0 and at most 1, not {value}"
 
     @pytest.mark.parametrize("kind", ["missing", "frozen_instance", "url_parsing"])
     def test_a_problem_never_repeats_what_pydantic_says(self, kind: str) -> None:

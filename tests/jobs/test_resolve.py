@@ -218,6 +218,9 @@ class TestRefusals:
             error = refusal(validation_file="file-1", **dpo(**{parameter: value}))
             assert (error.param, error.code) == (f"method.dpo.hyperparameters.{parameter}", "invalid_value")
 
+    def test_a_context_of_one_token_is_refused_with_both_bounds(self, reviewed: Reviewed) -> None:
+        reviewed(refusal(**hyper(context_length=1)).message)
+
     @pytest.mark.parametrize("value", [1e308, 5e-324])
     def test_an_absurd_alpha_of_single_layers_is_refused(self, value: float, reviewed: Reviewed) -> None:
         reviewed(refusal(lora={"alpha_pattern": {"q_proj": value}}).message)

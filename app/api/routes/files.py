@@ -72,7 +72,7 @@ async def create_file(
         if is_long(file.purpose, staged.size_bytes):
             file = await app_state.check_limiter.run(request, caller.key_id, True, lambda check: accept(check=check))
         else:
-            file = await io_pools.storing.run(caller.key_id, accept, check=CheckProcess())
+            file = await io_pools.finishing(staged.size_bytes).run(caller.key_id, accept, check=CheckProcess())
     finally:
         staged.discard()
     return file

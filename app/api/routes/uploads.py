@@ -170,5 +170,5 @@ async def _complete(
         if upload.file_id is None and is_long(upload.purpose, upload.bytes):
             completed = await app_state.check_limiter.run(request, caller.key_id, True, complete)
         else:
-            completed = await io_pools.storing.run(caller.key_id, complete, CheckProcess())
+            completed = await io_pools.finishing(upload.bytes).run(caller.key_id, complete, CheckProcess())
     return completed

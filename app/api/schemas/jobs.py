@@ -222,7 +222,7 @@ class JobBody(QueuedFields):
 
     @classmethod
     def of_row(cls, row: Any, organization: str) -> dict[str, Any]:
-        """The body of a row of `app.db.jobs.job_reads.JOB`, without validation, which takes as long as the query."""
+        """The body of a row of `app.db.fast_reads.job_reads.JOB`, not validated, which takes as long as the query."""
         spec = row.spec
         hyperparameters = spec["hyperparameters"]
         method = spec.get("method", "supervised")  # old rows have no method

@@ -21,7 +21,7 @@ from app.api.schemas.records import CheckpointBody, EventBody
 
 
 def job_etag(organization: str, row: Any) -> str:
-    """The ETag of a row of `app.db.jobs.job_reads.VERSION`, or of one that has its columns."""
+    """The ETag of a row of `app.db.fast_reads.job_reads.VERSION`, or of one that has its columns."""
     return f'"{_version(row)}-{_representation_tag(organization)}"'
 
 

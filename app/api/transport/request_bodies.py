@@ -1,14 +1,15 @@
 """Large request bodies: streams with a size limit, forms (multipart/form-data), and thread pools for their work.
 
 A slow client holds a socket, a file and at most a megabyte of memory, never a thread or a database connection.
-Writing, storing and parsing have separate thread pools: uploads never exhaust the threads of other requests, and
-hashing the bytes of one upload never waits for the disk flush of another. A form has its fields in any order, and one
-file that is never held in memory.
+Writing, storing, finishing large files and parsing have separate thread pools: uploads never exhaust the threads of
+other requests, hashing the bytes of one upload never waits for the disk flush of another, and a flush never waits for
+the completion of a large file. A form has its fields in any order, and one file that is never held in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,10 +32,11 @@ Arguments = ParamSpec("Arguments")
 # Per call of a thread: large enough that switching threads costs little, small enough to hold in memory.
 BATCH_BYTES = 1 << 20
 WRITE_THREADS = 4  # hash and write; more threads only wait for the same disk
-STORE_THREADS, STORE_THREADS_PER_KEY = 16, 8  # they wait for the disk, a bucket or PostgreSQL, which may stall
+STORE_THREADS, STORE_THREADS_PER_KEY = 8, 6  # they wait for the disk, a bucket or PostgreSQL, which may stall
 PARSE_THREADS = 2  # parse large JSON bodies; they share the interpreter with the event loop
 MAX_INLINE_PARSE_BYTES = 16 << 10  # parsed in the event loop: at most some 3 ms; a thread costs 0.2 ms
 UNENCODED = ("", "identity", "utf-8")  # some clients send the charset utf-8 in this header by mistake
+MAX_SMALL_FILE_BYTES = 8 << 20  # hashed, checked and flushed within some tenths of a second
 MAX_FIELD_BYTES = 64 << 10
 MAX_FIELDS = 32
 MAX_BOUNDARY_BYTES = 256  # the parser's limit; the standard has 70
@@ -47,6 +49,7 @@ class IoPools:
     def __init__(self) -> None:
         self._writing = CapacityLimiter(WRITE_THREADS)
         self.storing = FairLimiter(STORE_THREADS, STORE_THREADS_PER_KEY)  # flush to the disk and insert the row
+        self._finishing = FairLimiter(max(2, os.cpu_count() or 2))
         self._parsing = FairLimiter(PARSE_THREADS)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -55,6 +58,10 @@ class IoPools:
     ) -> Result:
         """Run milliseconds of hashing and writing in a thread."""
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._writing)
+
+    def finishing(self, size_bytes: int) -> FairLimiter:
+        """The threads for what follows the last byte. A large file takes seconds; small files have another pool."""
+        return self.storing if size_bytes <= MAX_SMALL_FILE_BYTES else self._finishing
 
     async def parse(
         self,

@@ -25,6 +25,7 @@ NON_FIELD_PARTS = ("body", "query", "path", "header", "[key]")  # parts of pydan
 
 BOOLEAN, INTEGER, NUMBER = "must be true or false", "must be a whole number", "must be a number"
 STRING, ARRAY, OBJECT = "must be a string", "must be an array", "must be a JSON object"
+OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than_equal")  # numbers
 # The message appends the value: "must be a whole number, not true".
 RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "bool_type": BOOLEAN,
@@ -44,8 +45,7 @@ RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "none_required": "must be null",
     "literal_error": lambda context: f"must be {_in_json(context['expected'])}",
     "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
-    "greater_than_equal": lambda context: _range(context),
-    "less_than_equal": lambda context: _range(context),
+    **dict.fromkeys(OUT_OF_RANGE, lambda context: _range(context)),
     "union_tag_invalid": lambda context: f"type must be one of {_in_json(context['expected_tags'])}",
     "union_tag_not_found": "must have a type",
     "value_error": lambda context: str(context["error"]),
@@ -106,10 +106,10 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
 
 
 def bounds_of(definition: Any) -> dict[str, Any]:
-    """The bounds `ge` and `le` of a number, from its field or from a type such as Annotated[int, Ge(1)] | None."""
+    """The bounds `ge`, `gt`, `le` of a number, from its field or from a type such as Annotated[int, Ge(1)] | None."""
     is_field = isinstance(definition, FieldInfo)
     parts = (definition.annotation, *definition.metadata) if is_field else get_args(definition)
-    found = {name: getattr(definition, name) for name in ("ge", "le") if hasattr(definition, name)}
+    found = {name: getattr(definition, name) for name in ("ge", "gt", "le") if hasattr(definition, name)}
     for part in parts:
         found |= bounds_of(part)
     return found
@@ -127,7 +127,7 @@ def _as_problem(error: Mapping[str, Any], fields: Fields, earlier: int) -> BadRe
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    bounds = _bounds_at(fields, error["loc"]) if kind in ("greater_than_equal", "less_than_equal") else {}
+    bounds = _bounds_at(fields, error["loc"]) if kind in OUT_OF_RANGE else {}
     return BadRequest(f"{path}: {subject}{error_sentence(error, bounds)}", path, code)
 
 
@@ -166,7 +166,10 @@ def _length_problem(value: Any, min_length: int | None, max_length: int | None) 
 
 
 def _range(context: Mapping[str, Any]) -> str:
-    """What is allowed by the bounds `ge` and `le`, of which one may be missing."""
+    """What is allowed by the bounds `ge` or `gt`, and `le`, of which one may be missing."""
+    if context.get("gt") is not None:
+        above = f"must be greater than {plain_number(context['gt'])}"
+        return above if context.get("le") is None else f"{above} and at most {plain_number(context['le'])}"
     if context.get("le") is None:
         return f"must be at least {plain_number(context['ge'])}"
     if context.get("ge") is None:
@@ -211,9 +214,6 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return TEXTS[kind]
     if kind == "value_error":
         return str(context["error"])
-    if kind == "greater_than":
-        rule = f"must be greater than {context['gt']:g}"
-    else:
-        known = RULES.get(kind, "has an invalid value")
-        rule = known if isinstance(known, str) else known(context)
+    known = RULES.get(kind, "has an invalid value")
+    rule = known if isinstance(known, str) else known(context)
     return f"{rule}, not {quoted(str(error['input']))}"

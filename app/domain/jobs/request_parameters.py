@@ -239,7 +239,7 @@ class RequestParameters:
                 self.refuse_unknown(path, tuple(fields))
             else:
                 where = unquoted(path, MAX_PATH_CHARACTERS)
-                text = error_sentence(problem, bounds_of(fields[str(inner[0])]))
+                text = error_sentence(problem, bounds_of(fields.get(str(inner[0]))))
                 self.problems.append(BadRequest(f"{where}: {text}", where))
         elif isinstance(error, ParameterError):
             for text in error.texts:

@@ -24,7 +24,7 @@ from app.services.resources import Page
 from app.settings import Settings
 from app.telemetry.tracing import current_traceparent
 
-JobRow = Row[*tuple[Any, ...]]  # of app.db.jobs.job_reads.JOB
+JobRow = Row[*tuple[Any, ...]]  # of app.db.fast_reads.job_reads.JOB
 
 
 def create(

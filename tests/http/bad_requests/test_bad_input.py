@@ -93,10 +93,6 @@ def with_id(path: str, value: str) -> str:
     return "/".join(value if part.startswith("{") else part for part in path.split("/"))
 
 
-def lists(job: Job) -> tuple[str, ...]:
-    return ("/v1/files", JOBS, f"{JOBS}/{job.id}/events", f"{JOBS}/{job.id}/checkpoints")
-
-
 def test_a_malformed_id_is_a_client_error(client: TestClient, document: dict[str, Any], sampled: Sampled) -> None:
     for method, path, _ in operations(document):
         for value in sampled(IDS) if "{" in path else ():

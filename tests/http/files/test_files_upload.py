@@ -4,20 +4,26 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.api.transport import request_bodies
 from app.db.engine import Sessions, transaction
-from app.db.tables import File
+from app.db.tables import File, Project
 from app.settings import Settings
-from app.storage import LocalStorage
-from tests.factories import chat_lines
+from app.storage import LocalStorage, StoredObject
+from tests.deadline import until
+from tests.factories import chat_lines, make_key
 from tests.http.conftest import Upload
 from tests.serving import LiveServer
 
+STALLED = 12  # uploads at once, more than the threads that store
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 
 
@@ -117,6 +123,10 @@ class TestLimits:
             assert answer.json()["error"]["code"] == "file_too_large"
             assert "100,000 bytes" in answer.json()["error"]["message"]
         assert (rows(sessions), left_on_disk(storage)) == (0, [])
+
+    def test_a_line_over_the_limit_is_named(self, upload: Upload) -> None:
+        message = upload(GOOD + b'{"prompt": "' + b"x" * 10_000 + b'"}\n').json()["error"]["message"]
+        assert "Line 2: longer" in message
 
     def test_a_declared_length_over_the_limit_is_refused_unread(self, live_server: LiveServer, api_key: str) -> None:
         head = request_head(live_server, api_key, content_length=10**12)
@@ -219,3 +229,41 @@ class TestAFullDisk:
         monkeypatch.setattr("app.services.files.files.files.insert", fail)
         assert upload().status_code == 507
         assert left_on_disk(storage) == []
+
+
+class TestStalledStorage:
+    @pytest.mark.parametrize(("stalled_bytes", "another_key"), [(100, True), (200, False)], ids=["small", "large"])
+    def test_uploads_that_wait_leave_a_thread_for_a_small_one(
+        self,
+        client: TestClient,
+        upload: Upload,
+        storage: LocalStorage,
+        sessions: Sessions,
+        project: Project,
+        monkeypatch: pytest.MonkeyPatch,
+        stalled_bytes: int,
+        another_key: bool,
+    ) -> None:
+        """Of another key beside small uploads, of the same key beside large ones."""
+        resumed, put = threading.Event(), LocalStorage.put
+
+        def stall(self: LocalStorage, key: str, source: Path) -> StoredObject:
+            assert source.stat().st_size != stalled_bytes or resumed.wait(60)
+            return put(self, key, source)
+
+        def staged() -> int:
+            return sum(path.stat().st_size == stalled_bytes for path in storage.staging.iterdir())
+
+        monkeypatch.setattr(LocalStorage, "put", stall)
+        monkeypatch.setattr(request_bodies, "MAX_SMALL_FILE_BYTES", 150)
+        with ThreadPoolExecutor(STALLED + 1) as pool:
+            try:
+                stalled = [pool.submit(upload, b"x" * stalled_bytes, "batch") for _ in range(STALLED)]
+                until(lambda: staged() == STALLED, "all uploads are staged")
+                if another_key:
+                    with transaction(sessions) as session:
+                        client.headers["Authorization"] = f"Bearer {make_key(session, project, 'another')}"
+                assert pool.submit(upload, b"x", "batch").result(30).status_code == 200
+            finally:
+                resumed.set()
+            assert {each.result(60).status_code for each in stalled} == {200}

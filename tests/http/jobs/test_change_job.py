@@ -133,7 +133,7 @@ class TestAChange:
     def test_a_change_keeps_the_lease(self, client: TestClient, waiting: list[Job], sessions: Sessions) -> None:
         with transaction(sessions) as session:
             running = start_job(session)
-        change(client, running, priority=3, metadata={})
+        assert change(client, running, priority=3, metadata={}).json()["priority"] == 3
         with transaction(sessions) as session:
             assert leases.find_held(session, Job, running.lease_owner or "") is not None
 

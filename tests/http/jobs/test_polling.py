@@ -26,6 +26,8 @@ class TestGetJob:
 
     def test_each_change_has_another_etag(self, client: TestClient, job: Job, sessions: Sessions) -> None:
         seen = {client.get(f"{JOBS}/{job.id}").headers["etag"]}
+        client.post(f"{JOBS}/{job.id}", json={"metadata": {"a": "b"}})
+        seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
         with transaction(sessions) as session:
             validate_job(session)
         seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
@@ -35,7 +37,7 @@ class TestGetJob:
         with transaction(sessions) as session:
             append_step_event(session, session.get_one(Job, job.id), 1, 10)
         seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
-        assert len(seen) == 4
+        assert len(seen) == 5
 
     def test_a_running_job_has_progress_and_an_expected_end(
         self, client: TestClient, job: Job, sessions: Sessions
