@@ -76,10 +76,10 @@ def logits(model: Any, tokens: list[int]) -> torch.Tensor:
 
 def train(
     base: Path, ours: Run, start: dict[str, torch.Tensor], quantization: QuantizationSpec | None
-) -> tuple[list[float], dict[str, torch.Tensor]]:
+) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Train as many steps as `ours` has done, from the tensors `start`.
 
-    Returns the loss of each step, and the trained tensors by PEFT's names.
+    Returns the loss of each step, the norm of its gradient, and the trained tensors by PEFT's names.
     """
     model, named = peft_model(base, ours, start, quantization)
 
@@ -88,8 +88,8 @@ def train(
         loss: torch.Tensor = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)  # type: ignore[assignment]
         return loss
 
-    losses, _ = optimize(ours, named, loss_of)
-    return losses, {name: parameter.detach() for name, parameter in named.items()}
+    losses, norms = optimize(ours, named, loss_of)
+    return losses, norms, {name: parameter.detach() for name, parameter in named.items()}
 
 
 def peft_model(
@@ -129,13 +129,14 @@ def optimize(
 def compare(
     base: Path, training_file: Path, quantization: QuantizationSpec | None, steps: int, **changes: Any
 ) -> tuple[FrozenBase, Run]:
-    """Train with us and with PEFT: every loss and every trained tensor are equal. Returns our base and run."""
+    """Train with us and with PEFT: every loss, gradient norm and trained tensor is equal. Returns our base and run."""
     loaded = load_tiny_base(base, quantization)
     run = prepare(make_spec(base, training_file, quantization=quantization, **changes), loaded, Path("unused"))
     start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
-    losses = [make_one_step(loaded, run).loss for _ in range(steps)]
-    theirs, tensors = train(base, run, start, quantization)
-    assert losses == pytest.approx(theirs, rel=1e-4)
+    results = [make_one_step(loaded, run) for _ in range(steps)]
+    losses, norms, tensors = train(base, run, start, quantization)
+    assert [result.loss for result in results] == pytest.approx(losses, rel=1e-4)
+    assert [result.grad_norm for result in results] == pytest.approx(norms, rel=1e-3)
     assert run.adapter.named_parameters().keys() == tensors.keys()
     for name, parameter in run.adapter.named_parameters().items():
         assert not torch.equal(parameter, start[name]), f"{name} was not trained"

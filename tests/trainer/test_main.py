@@ -17,6 +17,7 @@ import pytest
 
 from app.domain.jobs.events import Begin, CheckpointSaved, Metric, Started, Stopped, parse_record
 from app.domain.jobs.states import ExitCode
+from tests.deadline import until
 from tests.fork_server import forked
 from tests.trainer.helpers import FLOAT32, make_spec
 from worker.trainer.__main__ import wait_for_work
@@ -73,6 +74,23 @@ class TestProcess:
         last = parse_record(output.splitlines()[-1])
         assert isinstance(last, Stopped)
         assert (tmp_path / f"runs/run-a/snapshots/step-{last.step:06d}/MANIFEST.json").exists()
+
+    def test_after_sigkill_it_resumes_from_its_newest_snapshot(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        snapshots = Path("runs/run-a/snapshots")
+        changes = {"max_steps": ENDLESS, "snapshot_interval_seconds": 0, "resume_from": snapshots}
+        with running(write_spec(tmp_path, tiny, examples, **changes)) as process:
+            until(lambda: [*tmp_path.glob(f"{snapshots}/*/MANIFEST.json")], "a snapshot")
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        newest = max(path.parent.name for path in tmp_path.glob(f"{snapshots}/*/MANIFEST.json"))
+        again = start(tmp_path, program=forked("worker.trainer"))
+        assert again.stdout is not None
+        started = next(each for line in again.stdout if isinstance(each := parse_record(line), Started))
+        again.kill()
+        again.communicate()
+        assert f"step-{started.start_step:06d}" == newest
 
     @pytest.mark.parametrize("content", [None, "{", '{"version": 2}', '{"version": 1, "typo": 1}'])
     def test_an_invalid_spec_is_refused(self, tmp_path: Path, content: str | None) -> None:

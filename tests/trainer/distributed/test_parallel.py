@@ -242,6 +242,17 @@ class TestEnd:
             assert os.read(first_rank.fileno(), 100) == b"pause\ncancel\n"
 
     @three_processes
+    def test_a_cancel_that_only_the_first_process_reads_ends_all(self, start: Callable[..., Trainer]) -> None:
+        trainer = start(max_steps=MANY_STEPS)
+        trainer.read_metric()
+        assert trainer.process.stdin is not None
+        trainer.process.stdin.write(b'{"command": "cancel", "run_id": "run-a"}\n')
+        trainer.process.stdin.flush()
+        assert trainer.wait() == ExitCode.CANCELLED, trainer.log_text()
+        (stopped,) = (record for record in trainer.records if isinstance(record, Stopped))
+        assert stopped.reason == Reason.CANCELLED
+
+    @three_processes
     def test_a_killed_process_ends_the_trainer_with_an_exit_code(self, start: Callable[..., Trainer]) -> None:
         trainer = start(max_steps=MANY_STEPS)
         trainer.read_metric()
@@ -252,7 +263,6 @@ class TestEnd:
         assert not any(rank.is_running() for rank in ranks)
         assert not isinstance(trainer.records[-1], Failed)  # the other process has no record of its own
 
-    @three_processes
     def test_no_process_outlives_the_trainer(self, start: Callable[..., Trainer]) -> None:
         trainer = start(max_steps=MANY_STEPS)
         trainer.read_metric()

@@ -92,6 +92,14 @@ class TestReplacement:
         rotate = FusedRotary(apply_rotary_pos_emb, lambda *_: pytest.fail("the kernel was called"))
         assert torch.equal(rotate(query, query, cos, sin, unsqueeze_dim=2)[0], expected[0])
 
+    @pytest.mark.extended("each kind of module; hidden states of one are compared")
+    def test_another_load_replaces_transformers_own_rotary_function(self, load: Callable[[str], FrozenBase]) -> None:
+        base = load("llama")
+        load_base("llama", base.directory, None, torch.float32, CPU, cuda_kernels=True)
+        rotate = sys.modules[type(base.model).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+        assert isinstance(rotate, FusedRotary)
+        assert not isinstance(rotate.original, FusedRotary)
+
     def test_a_kernel_that_fails_replaces_nothing(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:

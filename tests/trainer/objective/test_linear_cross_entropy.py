@@ -114,3 +114,8 @@ class TestLinearCrossEntropy:
         expected.backward()
         assert total.item() == pytest.approx(expected.item(), rel=1e-2)
         assert (hidden.grad.float() - reference.grad).norm() < 0.01 * reference.grad.norm()  # type: ignore[union-attr, operator]
+
+    def test_large_logits_do_not_overflow(self) -> None:
+        hidden, head, targets = inputs()
+        _, losses, _ = linear_cross_entropy(hidden * 1e4, head, targets)
+        torch.testing.assert_close(losses, F.cross_entropy(hidden * 1e4 @ head.t(), targets, reduction="none"))

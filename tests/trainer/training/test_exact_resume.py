@@ -145,6 +145,7 @@ def test_an_attempt_on_another_machine_keeps_the_plan_of_the_first(
     monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.bfloat16)
     log = train.run(spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None))
     assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "float32")
+    assert log.choices["row_tokens"] == whole.choices["row_tokens"] != 64
     assert_same_result(whole, log)
 
 
@@ -155,6 +156,7 @@ def test_a_run_that_is_killed_before_the_first_snapshot_keeps_its_plan(
     set_row_tokens(monkeypatch, 64)
     log = train.run(spec(resume_from=tmp_path / "first" / SNAPSHOTS))
     assert log.of(Started)[0].start_step == 0
+    assert log.choices["row_tokens"] == whole.choices["row_tokens"] != 64
     assert_same_result(whole, log)
 
 
