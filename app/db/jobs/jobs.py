@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import and_, case, func, null, select, text, update
+from sqlalchemy import and_, case, func, inspect, null, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.access import audit
@@ -23,33 +23,22 @@ from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 ACTIVE_STATES = [state.value for state in JobState if state not in TERMINAL]
 ALL_STATES = [state.value for state in JobState]
 
-# Of a new job, by attribute; the other columns have their defaults.
-GIVEN = {
-    attribute.key: attribute.expression.name
-    for attribute in (
-        *(Job.id, Job.project_id, Job.base_model, Job.training_file_id, Job.validation_file_id, Job.spec, Job.suffix),
-        *(Job.urgent, Job.worker_labels, Job.deliver_to, Job.cloned_from, Job.request, Job.request_id, Job.traceparent),
-        *(Job.user_metadata, Job.priority, Job.warnings, Job.event_seq),
-    )
-}
-DEFAULTS = {"is_urgent": False, "worker_labels": [], "deliver_to": [], "priority": 0, "warnings": []}
-# The job and its events in one round trip, without the ORM.
-INSERT = text(
-    f"""
-    WITH job AS (
-      INSERT INTO jobs ({", ".join(GIVEN.values())})
-      SELECT {", ".join(GIVEN.values())} FROM jsonb_populate_record(NULL::jobs, CAST(:given AS jsonb))
-      RETURNING {", ".join(core_table(Job).c.keys())}
-    ), events AS (
-      INSERT INTO job_events (job_id, seq, id, project_id, attempt, level, type, message, data)
-      SELECT job.id, event.seq, event.id, project_id, attempt, CASE event.seq WHEN 1 THEN 'info' ELSE 'warn' END,
-        'message', message, '{{}}'
-      FROM job,
-        unnest(CAST(:event_ids AS text[]), CAST(:messages AS text[])) WITH ORDINALITY AS event (id, message, seq)
-    )
-    SELECT * FROM job
-    """
+COLUMNS = {attribute.key: attribute.columns[0] for attribute in inspect(Job).column_attrs}
+RETURNED = ", ".join(core_table(Job).c.keys())
+# The job, of its `{given}` columns, and its events in one round trip, without the ORM.
+INSERT = f"""
+WITH job AS (
+  INSERT INTO jobs ({{given}}) SELECT {{given}} FROM jsonb_populate_record(NULL::jobs, CAST(:given AS jsonb))
+  RETURNING {RETURNED}
+), events AS (
+  INSERT INTO job_events (job_id, seq, id, project_id, attempt, level, type, message, data)
+  SELECT job.id, event.seq, event.id, project_id, attempt, CASE event.seq WHEN 1 THEN 'info' ELSE 'warn' END,
+    'message', message, CAST('{{{{}}}}' AS jsonb)
+  FROM job,
+    unnest(CAST(:event_ids AS text[]), CAST(:messages AS text[])) WITH ORDINALITY AS event (id, message, seq)
 )
+SELECT * FROM job
+"""
 
 
 def insert(session: Session, job: Job) -> Any:
@@ -57,11 +46,11 @@ def insert(session: Session, job: Job) -> Any:
     job.id = new_id("ftjob")
     messages = [f"Created fine-tuning job: {job.id}", *(warning["message"] for warning in job.warnings or ())]
     job.event_seq = len(messages)
-    given = {name: value for key, name in GIVEN.items() if (value := getattr(job, key)) is not None}
+    given = {COLUMNS[key].name: value for key, value in vars(job).items() if key in COLUMNS and value is not None}
     event_ids = [new_id("ftevent") for _ in messages]
     audit.record(session, job.id, job.project_id)
-    values = {"given": json.dumps(DEFAULTS | given), "event_ids": event_ids, "messages": messages}
-    return session.execute(INSERT, values).one()
+    values = {"given": json.dumps(given), "event_ids": event_ids, "messages": messages}
+    return session.execute(text(INSERT.format(given=", ".join(given))), values).one()
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
