@@ -51,7 +51,7 @@ def test_a_damaged_file_is_found_and_restored_from_the_backup(
     broken = operator("fsck")
     assert broken.exit_code == 1
     assert f"{stored_key}: missing" in broken.out
-    assert "Problems that remain: 1" in broken.err
+    assert "remain: 1" in broken.err
     copy = tmp_path / "backups" / "objects" / stored_key
     content = copy.read_bytes()
     copy.write_bytes(b"damaged")

@@ -16,6 +16,7 @@ from app.domain.jobs.create_job import CreateJob, Dpo, Method, Supervised
 from app.domain.jobs.spec import EarlyStopping
 from app.main import create_app
 from tests.python_words import python_words
+from tests.sentences import Reviewed
 
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 2**62, -(2**62), 1.5, -1e308, 1e308, 5e-324, float("nan"), float("inf"), "", " ", "7",
@@ -74,9 +75,9 @@ class TestSentence:
             assert problem.message.count('"') % 2 == 0 or '\\"' in problem.message, problem.message
 
     @pytest.mark.parametrize("value", [0, 2])
-    def test_an_exclusive_bound_is_named_with_the_other_one(self, value: int) -> None:
+    def test_an_exclusive_bound_is_named_with_the_other_one(self, value: int, reviewed: Reviewed) -> None:
         (problem,) = check_shape(Rare, {"top_p": value})[1]
-        assert problem.message == f"top_p: must be greater than 0 and at most 1, not {value}"
+        reviewed(problem.message)
 
     @pytest.mark.parametrize("kind", ["missing", "frozen_instance", "url_parsing"])
     def test_a_problem_never_repeats_what_pydantic_says(self, kind: str) -> None:

@@ -13,6 +13,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import File, Job
 from tests.http.conftest import Upload
 from tests.http.test_auth import asked, every_route
+from tests.sentences import Reviewed
 
 JOBS = "/v1/fine_tuning/jobs"
 LOG = "/v1/organization/audit_logs"
@@ -78,10 +79,8 @@ class TestAnUnknownParameter:
         for name in ("limit: ", "order: "):
             assert name in error["message"]
 
-    def test_a_route_without_parameters_refuses_one(self, client: TestClient) -> None:
-        assert error_of(client.get("/v1/models?limit=1"))["message"] == (
-            'unknown query parameter "limit"; GET /v1/models takes none'
-        )
+    def test_a_route_without_parameters_refuses_one(self, client: TestClient, reviewed: Reviewed) -> None:
+        reviewed(error_of(client.get("/v1/models?limit=1"))["message"])
 
     @pytest.mark.parametrize(
         ("url", "meant"),
@@ -186,9 +185,11 @@ class TestAKnownParameter:
         assert error_of(client.get(f"{JOBS}/{succeeded.id}?{query}"))["param"] == "wait"
 
     @pytest.mark.parametrize("query", ["max_points=1", "max_points=201", "max_points=1&zzz=1"])
-    def test_a_number_beyond_a_bound_is_refused_with_both_bounds(self, client: TestClient, query: str) -> None:
+    def test_a_number_beyond_a_bound_is_refused_with_both_bounds(
+        self, client: TestClient, query: str, reviewed: Reviewed
+    ) -> None:
         error = error_of(client.get(f"/v1/fine_tuning/loss_curves?jobs=ftjob-x&{query}"))
-        assert "max_points: must be from 2 to 200, not" in error["message"]
+        reviewed(error["message"])
 
 
 class TestABodyThatACallDoesNotTake:

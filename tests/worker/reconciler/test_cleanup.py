@@ -131,7 +131,7 @@ def test_what_killed_processes_have_staged_is_deleted_and_what_the_disk_refuses_
 ) -> None:
     staging = harness.resources.storage.staging
     (staging / "compose").mkdir()
-    for name in ("compose/.000000", "a", "b", "c", "of a living process"):
+    for name in ("compose/.000000", "a", "b", "c", "of-a-living-process"):
         (staging / name).write_bytes(b"x")
     for name in ("compose", "a", "b", "c"):
         os.utime(staging / name, (time.time() - 3700, time.time() - 3700))
@@ -144,7 +144,7 @@ def test_what_killed_processes_have_staged_is_deleted_and_what_the_disk_refuses_
 
     monkeypatch.setattr(Path, "unlink", fail)
     cleanup.delete_staged_files(staging)
-    assert sorted(path.name for path in staging.iterdir()) == ["b", "of a living process"]
+    assert sorted(path.name for path in staging.iterdir()) == ["b", "of-a-living-process"]
 
 
 def test_retention_rules_are_applied_until_nothing_is_due(
