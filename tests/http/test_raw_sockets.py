@@ -295,11 +295,13 @@ class TestTheStart:
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-    def test_a_start_behind_a_proxy_is_accepted(self, settings: Settings, host: str) -> None:
-        require_proxy(settings.model_copy(update={"behind_proxy": True}), host)
+    def test_a_start_behind_a_proxy_is_accepted(self, common_settings: Settings, host: str) -> None:
+        require_proxy(common_settings.model_copy(update={"behind_proxy": True}), host)
 
-    def test_a_start_with_another_parser_is_refused(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(main, "load_settings", lambda: settings)
+    def test_a_start_with_another_parser_is_refused(
+        self, common_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(main, "load_settings", lambda: common_settings)
         monkeypatch.setitem(sys.modules, main.H11_MODULE, main)
         with pytest.raises(SystemExit, match="--http httptools"):
             main.app_from_environment()
