@@ -45,7 +45,7 @@ test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model,
 test-fast: $(DEV) ## The tests that need no real model
 	$(PYTEST) -m "not extended and not e2e and not slow and not browser" $(ARGS)
 
-test-faults: $(DEV) ## 40 planted faults: the tests of make test must see each (an hour at most)
+test-faults: $(DEV) ## 40 planted faults: the tests of make test must see each (3 minutes on two idle cores)
 	$(BIN)/python -m tests.faults $(ARGS)
 
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails, jobs of two hosts
