@@ -20,10 +20,19 @@ from sqlalchemy import Engine, create_engine, event
 
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
-from app.db.tables import Base, Project
+from app.db.tables import Base, Job, Project
 from app.settings import Settings
 from app.storage import LocalStorage
-from tests.factories import BASE_MODEL, make_base_model, make_key, make_project
+from tests.factories import (
+    BASE_MODEL,
+    make_base_model,
+    make_file,
+    make_job,
+    make_key,
+    make_project,
+    start_job,
+    validate_job,
+)
 from tests.kept_engines import APPLICATION_NAME, close_kept_engines, keep_engine, kept_engines
 from tests.lanes import (  # noqa: F401 (hooks of pytest, and a fixture)
     pytest_collection_finish,
@@ -228,6 +237,21 @@ def base_model(sessions: Sessions, tmp_path: Path) -> str:
     with transaction(sessions) as session:
         make_base_model(session, tmp_path / "models" / BASE_MODEL)
     return BASE_MODEL
+
+
+@pytest.fixture
+def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    """A job in `validating_files`."""
+    with transaction(sessions) as session:
+        return make_job(session, project, make_file(session, storage, project))
+
+
+@pytest.fixture
+def running(sessions: Sessions, job: Job) -> Job:
+    """The same job with a trainer."""
+    with transaction(sessions) as session:
+        validate_job(session)
+        return start_job(session)
 
 
 @pytest.fixture

@@ -16,13 +16,9 @@ from app.services.access import keys
 from app.storage import LocalStorage
 from tests.factories import (
     chat_lines,
-    make_file,
-    make_job,
     make_key,
     make_project,
     make_succeeded_job,
-    start_job,
-    validate_job,
 )
 
 Upload = Callable[..., Response]
@@ -77,21 +73,6 @@ def admin_headers(sessions: Sessions) -> dict[str, str]:
     with transaction(sessions) as session:
         issued = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES)
     return {"Authorization": f"Bearer {issued.secret}"}
-
-
-@pytest.fixture
-def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
-    """A job in `validating_files`."""
-    with transaction(sessions) as session:
-        return make_job(session, project, make_file(session, storage, project))
-
-
-@pytest.fixture
-def running(sessions: Sessions, job: Job) -> Job:
-    """The same job with a trainer."""
-    with transaction(sessions) as session:
-        validate_job(session)
-        return start_job(session)
 
 
 @pytest.fixture
