@@ -6,7 +6,7 @@ import errno
 import json
 import math
 from collections.abc import Mapping
-from itertools import chain
+from itertools import chain, groupby
 
 import psycopg
 from fastapi import FastAPI, Request
@@ -106,7 +106,8 @@ def _tunery_error(_request: Request, error: Exception) -> Response:
 def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     query = allowed_query(request.scope["route"]).by_name
-    found = (as_problems([each], query if each["loc"][0] == "query" else {}) for each in error.errors())
+    groups = groupby(error.errors(), lambda each: each["loc"][0] == "query")
+    found = (as_problems([*errors], query if is_query else {}) for is_query, errors in groups)
     return error_response(combine_errors([*chain.from_iterable(found)]))
 
 
