@@ -110,11 +110,6 @@ class TestSeconds:
         found = [Correction.of([quick] * count + [slow] * 10, MODE, 1, 1) for count in range(3)]
         assert [getattr(each, field) for each in found] == [busy[field], busy[field], quiet[field]]
 
-    def test_a_run_on_a_crowded_machine_counts_less(self) -> None:
-        crowded = [Measurement(**PLAIN, flops=1e12, others_share=share) for share in (0.0, 0.8)]
-        quiet = [Measurement(**PLAIN, flops=2e12)] * 3
-        assert [Correction.of([each, each, *quiet], MODE, 1, 1).flops for each in crowded] == [1e12, 2e12]
-
     def test_validations_are_counted_each_time(self) -> None:
         job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 8, "n_epochs": 3})
         learned = self.measured(1e12, 0.0)

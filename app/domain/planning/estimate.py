@@ -50,7 +50,6 @@ TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast
 ONEDNN_MAPPING_OVERHEAD_BYTES = 26_000_000  # per batch length
 MAX_CACHED_LENGTHS = 5  # 128 / 30, calculated, not measured
 RECENCY = 0.7  # weight of a measured duration over that of the next newer job: the last two have half of all weight
-MIN_QUIET_SHARE = 0.1
 USABLE_MEMORY_SHARE = 0.97  # of the available memory; the rest is a reserve for estimation errors
 
 
@@ -106,16 +105,13 @@ class Correction:
         """
         same_layout = [each for each in measurements if each.has_layout_of(plan)]
         relevant = same_layout or measurements
+        other_seconds = [each.other_seconds for each in measurements if each.other_seconds is not None]
         similar = [each.working_ratio for each in relevant if each.is_similar_in_size(working_bytes, tokens)]
         at_least_one = [max(1.0, each.working_ratio) for each in relevant]
-        rates = [(each.flops, each.others_share) for each in relevant if each.flops]
-        other_seconds = [
-            (each.other_seconds, each.others_share) for each in measurements if each.other_seconds is not None
-        ]
         return cls(
             loaded=statistics.median([each.loaded_ratio for each in relevant] or [1.0]),
             working=statistics.median(similar or at_least_one or [1.0]),
-            flops=_recent_median(rates),
+            flops=_recent_median([each.flops for each in relevant if each.flops]),
             other_seconds=_recent_median(other_seconds),
             jobs=len(same_layout),
         )
@@ -322,14 +318,12 @@ def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: 
     return replace(corrected, cache=predicted.cache)
 
 
-def _recent_median(values: Sequence[tuple[float, float]]) -> float | None:
-    """The weighted median of (value, share of the CPU or GPU that others used), the newest first; None without values.
-
-    Two recent runs on a quiet machine outweigh any number of earlier ones, one run does not.
-    """
-    weights = [RECENCY**age * max(MIN_QUIET_SHARE, 1 - share) for age, (_, share) in enumerate(values)]
+def _recent_median(values: Sequence[float]) -> float | None:
+    """The weighted median of values, the newest first; None without values. Two recent ones outweigh all earlier ones,
+    one does not."""
+    weights = [RECENCY**age for age in range(len(values))]
     total = 0.0
-    for value, weight in sorted(zip((value for value, _ in values), weights, strict=True)):
+    for value, weight in sorted(zip(values, weights, strict=True)):
         total += weight
         if total >= sum(weights) / 2:
             return value

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from app.domain.jobs.layer_patterns import rank_of, scale_of
 from app.domain.jobs.spec import LoraSpec
 from app.domain.jobs.states import Reason
 from worker.trainer.model.frozen_linear import FrozenLinear
-from worker.trainer.runtime.device import linear, product
 from worker.trainer.runtime.failures import Failure
 
 PEFT_PREFIX = "base_model.model."  # PEFT's name of the model in its wrapper
@@ -122,11 +122,11 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
         ctx.base = base
-        return linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+        return F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
 
     @staticmethod
     def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        return product(dy_T_D, ctx.base.weight_in(dy_T_D.dtype)), None
+        return dy_T_D @ ctx.base.weight_in(dy_T_D.dtype), None
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -143,7 +143,7 @@ class _LoraLinear(torch.autograd.Function):
         B_D_R: torch.Tensor,
     ) -> torch.Tensor:
         A_R_K, B_D_R = A_R_K.to(x_T_K.dtype), B_D_R.to(x_T_K.dtype)
-        y_T_D = linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+        y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
         ctx.dropout, ctx.state = dropout, dropout.state()
         dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
         u_T_R = dropped_T_K @ A_R_K.t()
@@ -159,8 +159,8 @@ class _LoraLinear(torch.autograd.Function):
         x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
         if ctx.state is not None:
             keep_T_K = ctx.dropout.mask_of(ctx.state, x_T_K)
-        dx_T_K = product(dy_T_D, ctx.base.weight_in(dy_T_D.dtype)) if ctx.needs_input_grad[0] else None
-        du_T_R = product(dy_T_D, B_D_R).mul_(ctx.scale)
+        dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
+        du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
         dA_R_K = _sum_of_products(du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
         dB_D_R = _sum_of_products(dy_T_D, u_T_R, ctx.scale)
         if dx_T_K is not None and ctx.rate:

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from worker.trainer.data.batch import Pairs
-from worker.trainer.runtime.device import product
 
 CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
 MIN_CHUNK_TOKENS = 128
@@ -146,7 +145,7 @@ def _chunk(
     dz_M_V = z_M_V.to(hidden_M_D.dtype)
     if head_gradient_V_D is not None:
         head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)
-    return losses_M, is_correct_M, product(dz_M_V, head_V_D)
+    return losses_M, is_correct_M, dz_M_V @ head_V_D
 
 
 @dataclass(frozen=True)

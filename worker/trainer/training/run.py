@@ -34,7 +34,6 @@ from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
 from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
-from worker.trainer.runtime.autotune import with_fastest_dtype
 from worker.trainer.runtime.device import (
     choose_compute_dtype,
     choose_device,
@@ -124,19 +123,15 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
 
 
 def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPlan:
-    """Choose dtype, threads and batch length by rules, and a faster dtype where autotuning measures one.
-
-    Memory is planned once the base is loaded.
-    """
+    """Choose dtype, threads and batch length by rules. Memory is planned once the base is loaded."""
     spec = attempt.spec
-    default = ExecutionPlan(
+    return ExecutionPlan(
         row_tokens=CANDIDATE_ROW_TOKENS["cuda" if device.type == "cuda" else "cpu"][0],
         compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
         threads=spec.threads or parallel.threads_per_process(choose_threads()),
         device=device_name(device),
         cuda_kernels=spec.cuda_kernels and device.type == "cuda",
     )
-    return with_fastest_dtype(spec, attempt.workdir, device, default, attempt.emit)
 
 
 def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPlan) -> FrozenBase:

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,11 @@ from app.domain.jobs.events import (
 from app.domain.jobs.states import Reason
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
-from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments, reduce_prompts, reduce_validation
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
-from worker.trainer.runtime.device import CpuSample, granted_cores, others_share, take_sample
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.process import StopRequests, working_seconds
 from worker.trainer.runtime.records import RecordWriter
@@ -64,7 +62,6 @@ class StepActions:
     emit: RecordWriter
     stops: StopRequests
     full_disk_error: Exception | None = None  # raised by the checkpoint of the previous step
-    cpu_at_start: CpuSample = field(default_factory=take_sample)
 
     def after_step(self, result: StepResult) -> None:
         """Validate, report and save a checkpoint, each if it is due. Raises Failure(NON_FINITE_LOSS)."""
@@ -224,15 +221,8 @@ class StepActions:
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,
                 validation_seconds=run.validation_seconds,
-                others_share=self._others_share(),
             )
         )
-
-    def _others_share(self) -> float | None:
-        """Return the share of the CPU that other programs used; None on CUDA, and for several processes of one job."""
-        if self.base.device.type == "cuda" or parallel.world_size() > 1:
-            return None
-        return others_share(self.cpu_at_start, take_sample(), granted_cores())
 
     def _checkpoint(self, run: Run, *, final: bool) -> Path:
         """Save and report the public checkpoint of this step, unless that has been done. Returns its directory."""
