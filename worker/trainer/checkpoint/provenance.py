@@ -94,7 +94,7 @@ def warn_of_slow_dtype(
     dtype: torch.dtype, quantization: QuantizationSpec | None, device: torch.device, emit: RecordWriter
 ) -> None:
     """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
-    if device.type == "cuda" or multiplies_fast(dtype_name(dtype)):
+    if device.type != "cpu" or multiplies_fast(dtype_name(dtype)):
         return
     text = (
         f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes 5 to 90 times as long as "

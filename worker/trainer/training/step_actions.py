@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 import traceback
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, is_disk_full
 from app.domain.datasets.render import Renderer
@@ -32,7 +29,6 @@ from app.domain.jobs.events import (
 from app.domain.jobs.states import Reason
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
-from worker.trainer.memory import device_memory
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments, reduce_prompts, reduce_validation
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
@@ -117,7 +113,7 @@ class StepActions:
             self._last_snapshot(run)
         for text in result_messages(run):
             self.emit.message(text, step=run.step, best_step=run.best.step)
-        device_memory.trim_heap(self.base.device, above_bytes=0)  # makes space for the large tensors of the check
+        self.base.kernels.memory.trim()  # makes space for the large tensors of the check
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
@@ -206,7 +202,7 @@ class StepActions:
                 labelled_tokens=result.labelled_tokens,
                 tokens_per_second=result.tokens / result.seconds,
                 eta_seconds=run.eta_seconds,
-                peak_memory_bytes=peak_memory_bytes(self.base.device),
+                peak_memory_bytes=self.base.kernels.memory.peak_bytes_of_process(),
                 **run.metrics,
             )
         )
@@ -216,7 +212,7 @@ class StepActions:
             Measured(
                 run_id=run.id,
                 mode=self.policy.plan,
-                peak_bytes=device_memory.peak_bytes(self.base.device),
+                peak_bytes=self.base.kernels.memory.peak_bytes(),
                 seconds=working_seconds(),
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,
@@ -282,13 +278,6 @@ class StepActions:
 
     def _name(self, directory: Path) -> str:
         return directory.relative_to(self.workdir).as_posix()
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory so far: of all tensors on CUDA, of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _non_finite_loss(result: StepResult) -> Failure:
