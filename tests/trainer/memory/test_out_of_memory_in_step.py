@@ -170,26 +170,6 @@ def test_each_process_of_a_machine_plans_with_its_share_of_the_memory(
     assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes // 2
 
 
-def test_a_gpu_without_a_known_peak_is_planned_with_a_measured_product(
-    train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The facts of the GPU are faked: the base is on the CPU, and only its device says cuda."""
-    base, spec = load_tiny_base(train.base), train.spec()
-    run = prepare(spec, base, tmp_path)
-    base.device = torch.device("cuda", 0)
-    monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
-    monkeypatch.setattr(placement, "product_flops", lambda device, dtype: 4e14)
-    seconds = {}
-    for name in ("cuda (NVIDIA B200)", "cuda (Another 9000)"):
-        monkeypatch.setattr(placement, "device_name", lambda device, name=name: name)
-        device = placement.place(spec, base, run).device
-        seconds[name] = (device.product_flops, device.estimated_flops)
-    assert seconds == {
-        "cuda (NVIDIA B200)": (None, pytest.approx(0.4 * 2.25e15)),
-        "cuda (Another 9000)": (4e14, pytest.approx(0.55 * 4e14)),
-    }
-
-
 def test_all_processes_use_the_smallest_plan(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = ExecutionPlan(row_tokens=256, recompute="everything")
     monkeypatch.setattr(parallel, "gather", lambda mine: [mine, theirs])  # the time of the start, too

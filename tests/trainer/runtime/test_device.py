@@ -19,7 +19,6 @@ from worker.trainer.runtime.device import (
     float32_request,
     granted_cores,
     make_repeatable,
-    product_flops,
 )
 from worker.trainer.runtime.failures import Failure
 
@@ -110,8 +109,3 @@ class TestMakeRepeatable:
             assert not torch.are_deterministic_algorithms_enabled()
         finally:
             torch.use_deterministic_algorithms(before)
-
-
-def test_the_speed_of_a_product_is_measured() -> None:
-    """A core computes between 0.1 GFLOP/s, in emulated arithmetic on a busy machine, and 10 TFLOP/s."""
-    assert 1e8 < product_flops(CPU, torch.float32, size=256) < 1e13

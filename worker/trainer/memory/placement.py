@@ -15,7 +15,6 @@ import torch
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
-from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.execution_plan import RECOMPUTE_TEXTS, Recompute
 from app.domain.planning.memory import DeviceKind, adapter_bytes_per_token, trained_norm_bytes_per_token
@@ -27,7 +26,7 @@ from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_activations, count_without_adapter
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import device_name, product_flops
+from worker.trainer.runtime.device import device_name
 from worker.trainer.training.state import Run
 
 MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
@@ -51,12 +50,9 @@ def place(
     factor = MEMORY_FACTOR_AFTER_KILL**spec.out_of_memory_kills
     capacity = memory.used_bytes + int(memory.free_bytes / sharing_processes * factor)
     kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
-    name, flops, host_bytes = device_name(base.device), None, None
-    if kind == "cuda":
-        host_bytes = available_offload_bytes()
-        if gpu_peak_flops(name) is None:
-            flops = product_flops(base.device, base.compute_dtype)
-    device = Device(kind, name, capacity, torch.get_num_threads(), core_flops(), flops, host_bytes)
+    host_bytes = available_offload_bytes() if kind == "cuda" else None
+    name = device_name(base.device)
+    device = Device(kind, name, capacity, torch.get_num_threads(), core_flops(), host_bytes=host_bytes)
     job = job_spec_of(spec, run.spec)
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)

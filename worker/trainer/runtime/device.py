@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,6 @@ from app.system.host import control_groups, cpu_name, multiplies_fast, usable_co
 from worker.trainer.runtime.failures import Failure
 
 CPU_QUOTA = "cpu.max"
-PRODUCT_SIZE = 4096  # 0.1 TFLOP: a millisecond on a fast GPU, 100 MB in 16 bits
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -80,19 +78,6 @@ def float32_request(quantization: QuantizationSpec | None) -> str:
         name: value for name, value in quantization.model_dump(exclude_none=True).items() if value != defaults[name]
     }
     return f"quantization {json.dumps(given | {'compute_dtype': 'float32'})}"
-
-
-def product_flops(device: torch.device, dtype: torch.dtype, size: int = PRODUCT_SIZE) -> float:
-    """Return the FLOP/s of one square matrix product, the fastest of three."""
-    left, right = (torch.ones((size, size), dtype=dtype, device=device) for _ in range(2))
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
 
 
 def choose_threads() -> int:
