@@ -122,9 +122,7 @@ class TestSeconds:
     def test_unmeasured_flops_are_those_of_the_data_sheet_or_the_cpu_flags(self) -> None:
         peak = 0.4 * 8.35e14
         assert Device("cuda", "NVIDIA H100 NVL", 0).estimated_flops == pytest.approx(peak)
-        assert Device("cuda", "NVIDIA H100 NVL", 0, product_flops=3e14).estimated_flops == pytest.approx(peak)
         assert Device("cuda", "Another", 0).estimated_flops == pytest.approx(0.4 * 1e14)
-        assert Device("cuda", "Another", 0, product_flops=3e14).estimated_flops == pytest.approx(0.55 * 3e14)
         assert Device("cpu", "EPYC", 0, 4, 5e11).estimated_flops == pytest.approx(4 * 0.6 * 5e11)
 
 

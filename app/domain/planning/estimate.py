@@ -18,7 +18,6 @@ from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
     CUDA_FLOPS,
     DEFAULT_CORE_FLOPS,
-    PRODUCT_UTILIZATION,
     START_SECONDS,
     UTILIZATION,
     gpu_peak_flops,
@@ -62,7 +61,6 @@ class Device:
     memory_bytes: int  # of the GPU; on a CPU the memory that the process may use
     cores: int = 1
     core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
-    product_flops: float | None = None  # FLOP/s of one large matrix product, measured on a GPU without a known peak
     host_bytes: int | None = None  # free memory of the host of a GPU, for offload; None: not known
     slots: int = 1  # jobs that share the GPU: `memory_bytes` is then the budget of one of them
 
@@ -72,13 +70,10 @@ class Device:
 
     @property
     def estimated_flops(self) -> float:
-        """FLOP/s before a job was measured: from its flags, its name, or one measured product."""
+        """FLOP/s before a job was measured: from its flags or its name."""
         if self.kind == "cpu":
             return UTILIZATION[self.kind] * self.cores * self.core_flops
-        peak_flops = gpu_peak_flops(self.name)
-        if peak_flops is None and self.product_flops is not None:
-            return PRODUCT_UTILIZATION * self.product_flops
-        return UTILIZATION[self.kind] * (peak_flops or CUDA_FLOPS)
+        return UTILIZATION[self.kind] * (gpu_peak_flops(self.name) or CUDA_FLOPS)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _load_with_peft(model: Any, directory: Path, device: torch.device) -> PeftMo
 
 
 def _logits(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
-    """Return the logits (N x V, float32) of the last VERIFY_LOGITS positions."""
+    """Return the logits (N x V, float32) of the last positions. The whole head in float32 would take 2.5 GB."""
     hidden_N_D = hidden_states(base, batch, adapter, float32=True)[batch.logit_positions_N[-VERIFY_LOGITS:]]
     head_V_D = base.head_with(adapter).to(base.compute_dtype)
     return torch.cat([hidden_N_D @ chunk.float().t() for chunk in torch.split(head_V_D, VERIFY_HEAD_ROWS)], dim=1)
