@@ -110,11 +110,6 @@ class TestSeconds:
         found = [Correction.of([quick] * count + [slow] * 10, MODE, 1, 1) for count in range(3)]
         assert [getattr(each, field) for each in found] == [busy[field], busy[field], quiet[field]]
 
-    def test_a_run_on_a_crowded_machine_counts_less(self) -> None:
-        crowded = [Measurement(**PLAIN, flops=1e12, others_share=share) for share in (0.0, 0.8)]
-        quiet = [Measurement(**PLAIN, flops=2e12)] * 3
-        assert [Correction.of([each, each, *quiet], MODE, 1, 1).flops for each in crowded] == [1e12, 2e12]
-
     def test_validations_are_counted_each_time(self) -> None:
         job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 8, "n_epochs": 3})
         learned = self.measured(1e12, 0.0)
@@ -127,9 +122,7 @@ class TestSeconds:
     def test_unmeasured_flops_are_those_of_the_data_sheet_or_the_cpu_flags(self) -> None:
         peak = 0.4 * 8.35e14
         assert Device("cuda", "NVIDIA H100 NVL", 0).estimated_flops == pytest.approx(peak)
-        assert Device("cuda", "NVIDIA H100 NVL", 0, product_flops=3e14).estimated_flops == pytest.approx(peak)
         assert Device("cuda", "Another", 0).estimated_flops == pytest.approx(0.4 * 1e14)
-        assert Device("cuda", "Another", 0, product_flops=3e14).estimated_flops == pytest.approx(0.55 * 3e14)
         assert Device("cpu", "EPYC", 0, 4, 5e11).estimated_flops == pytest.approx(4 * 0.6 * 5e11)
 
 

@@ -12,6 +12,7 @@ from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
 from tests.trainer.helpers import Trainings
 from worker.trainer.checkpoint import provenance
 from worker.trainer.model.base_model import FrozenBase
+from worker.trainer.runtime import device
 from worker.trainer.training import run as program
 from worker.trainer.training.step_actions import StepActions
 
@@ -20,9 +21,10 @@ torch.set_num_threads(1)  # matrices of the tiny model are small: a second threa
 
 @pytest.fixture(scope="session", autouse=True)
 def fast_bfloat16() -> Iterator[None]:
-    """Without this, a processor that emulates bfloat16 adds a warning to the messages of each run."""
+    """The dtype of a run, and its warnings, do not depend on the processor of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(provenance, "times_float32", lambda _: 1.0)
+        for module in (device, provenance):
+            patch.setattr(module, "multiplies_fast", lambda _: True)
         yield
 
 
@@ -42,7 +44,7 @@ _count = program.count_missing
 
 
 def _count_missing(spec: TrainerSpec, base: FrozenBase, run: Any, recomputation: Any) -> Mapping[Any, float]:
-    of_base = (spec.base.model_dump_json(), str(base.quantization), base.compute_dtype, base.cuda_kernels)
+    of_base = (spec.base.model_dump_json(), str(base.quantization), base.compute_dtype, base.kernels.is_fused)
     key = (*of_base, spec.run.lora.model_dump_json())
     if key not in _counted:
         _counted[key] = _count(spec, base, run, recomputation)

@@ -133,4 +133,4 @@ class MeasurementRow(Base):
     step_flop: Mapped[float | None]  # per token, by the formula
     probe_seconds: Mapped[float | None]
     validation_seconds: Mapped[float | None]
-    others_share: Mapped[float | None]  # of the CPU or of the shared GPU, used by others meanwhile; NULL on a whole GPU
+    others_share: Mapped[float | None]  # written by earlier releases; not used

@@ -171,7 +171,7 @@ class JobSpec(Frozen):
     lora: LoraSpec  # as requested
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
     quantization: QuantizationSpec | None
-    dtype_is_free: bool = False  # the request set no compute_dtype: bfloat16, or a faster one
+    dtype_is_free: bool = False  # the request set no compute_dtype: the device's default
     hyperparameters: Hyperparameters
     sample_prompts: SamplePrompts = ()
     evaluation: EvaluationRequest | None = None  # made when the training has succeeded
@@ -243,8 +243,8 @@ class TrainerSpec(Frozen):
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     worker_has_gpu: bool = False  # when the worker started: with `auto`, the job does not train on the CPU instead
-    threads: int | None = None  # CPU threads of each process; absent = physical cores, or what is faster
-    dtype_is_free: bool = False  # the request set no compute_dtype: the fastest one is used
+    threads: int | None = None  # CPU threads of each process; absent = physical cores
+    dtype_is_free: bool = False  # the request set no compute_dtype: the device's default
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
     measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
     out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time

@@ -30,7 +30,7 @@ ATTENTION_COST: dict[DeviceKind, float] = {"cpu": 3.0, "cuda": 1.0}
 OPTIMIZER_FLOP: dict[DeviceKind, float] = {"cpu": 1000.0, "cuda": 4000.0}
 # bfloat16 FLOP/s of one core with AVX-512, and of a CPU whose flags are unknown; app.system.host refines it.
 DEFAULT_CORE_FLOPS = 2e11
-CUDA_FLOPS = 1e14  # of a GPU that is not in the table and was not measured
+CUDA_FLOPS = 1e14  # of a GPU that is not in the table
 # Dense bfloat16 peaks of the data sheets with float32 accumulation (before sm80: float16), by the words of the name
 # without the vendor's; other words (memory, form) may follow. The longest entry applies.
 PEAK_FLOPS = {
@@ -69,7 +69,6 @@ PEAK_FLOPS = {
 }
 VENDOR_WORDS = frozenset({"NVIDIA", "GeForce", "Tesla"})
 PARTIAL_WORDS = frozenset({"Laptop", "MIG"})
-PRODUCT_UTILIZATION = 0.55  # of one large product: it reaches 0.7 to 0.8 of the peak itself
 UTILIZATION: dict[DeviceKind, float] = {"cpu": 0.6, "cuda": 0.4}  # assumed share of the peak until a job was measured
 # Of a step: 8B on an H100 with 100,000 tokens copies 0.8 GB per layer in 33 ms each way, beside a second of products.
 OFFLOAD_COST = 0.05

@@ -18,7 +18,6 @@ from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
     CUDA_FLOPS,
     DEFAULT_CORE_FLOPS,
-    PRODUCT_UTILIZATION,
     START_SECONDS,
     UTILIZATION,
     gpu_peak_flops,
@@ -50,7 +49,6 @@ TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast
 ONEDNN_MAPPING_OVERHEAD_BYTES = 26_000_000  # per batch length
 MAX_CACHED_LENGTHS = 5  # 128 / 30, calculated, not measured
 RECENCY = 0.7  # weight of a measured duration over that of the next newer job: the last two have half of all weight
-MIN_QUIET_SHARE = 0.1
 USABLE_MEMORY_SHARE = 0.97  # of the available memory; the rest is a reserve for estimation errors
 
 
@@ -63,7 +61,6 @@ class Device:
     memory_bytes: int  # of the GPU; on a CPU the memory that the process may use
     cores: int = 1
     core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
-    product_flops: float | None = None  # FLOP/s of one large matrix product, measured on a GPU without a known peak
     host_bytes: int | None = None  # free memory of the host of a GPU, for offload; None: not known
     slots: int = 1  # jobs that share the GPU: `memory_bytes` is then the budget of one of them
 
@@ -73,13 +70,10 @@ class Device:
 
     @property
     def estimated_flops(self) -> float:
-        """FLOP/s before a job was measured: from its flags, its name, or one measured product."""
+        """FLOP/s before a job was measured: from its flags or its name."""
         if self.kind == "cpu":
             return UTILIZATION[self.kind] * self.cores * self.core_flops
-        peak_flops = gpu_peak_flops(self.name)
-        if peak_flops is None and self.product_flops is not None:
-            return PRODUCT_UTILIZATION * self.product_flops
-        return UTILIZATION[self.kind] * (peak_flops or CUDA_FLOPS)
+        return UTILIZATION[self.kind] * (gpu_peak_flops(self.name) or CUDA_FLOPS)
 
 
 @dataclass(frozen=True)
@@ -106,16 +100,13 @@ class Correction:
         """
         same_layout = [each for each in measurements if each.has_layout_of(plan)]
         relevant = same_layout or measurements
+        other_seconds = [each.other_seconds for each in measurements if each.other_seconds is not None]
         similar = [each.working_ratio for each in relevant if each.is_similar_in_size(working_bytes, tokens)]
         at_least_one = [max(1.0, each.working_ratio) for each in relevant]
-        rates = [(each.flops, each.others_share) for each in relevant if each.flops]
-        other_seconds = [
-            (each.other_seconds, each.others_share) for each in measurements if each.other_seconds is not None
-        ]
         return cls(
             loaded=statistics.median([each.loaded_ratio for each in relevant] or [1.0]),
             working=statistics.median(similar or at_least_one or [1.0]),
-            flops=_recent_median(rates),
+            flops=_recent_median([each.flops for each in relevant if each.flops]),
             other_seconds=_recent_median(other_seconds),
             jobs=len(same_layout),
         )
@@ -322,14 +313,12 @@ def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: 
     return replace(corrected, cache=predicted.cache)
 
 
-def _recent_median(values: Sequence[tuple[float, float]]) -> float | None:
-    """The weighted median of (value, share of the CPU or GPU that others used), the newest first; None without values.
-
-    Two recent runs on a quiet machine outweigh any number of earlier ones, one run does not.
-    """
-    weights = [RECENCY**age * max(MIN_QUIET_SHARE, 1 - share) for age, (_, share) in enumerate(values)]
+def _recent_median(values: Sequence[float]) -> float | None:
+    """The weighted median of values, the newest first; None without values. Two recent ones outweigh all earlier ones,
+    one does not."""
+    weights = [RECENCY**age for age in range(len(values))]
     total = 0.0
-    for value, weight in sorted(zip((value for value, _ in values), weights, strict=True)):
+    for value, weight in sorted(zip(values, weights, strict=True)):
         total += weight
         if total >= sum(weights) / 2:
             return value

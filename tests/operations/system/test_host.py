@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.system import host
-from app.system.host import control_groups, core_flops, cpu_flags, cpu_name, read_integer
+from app.system.host import control_groups, core_flops, cpu_flags, cpu_name, multiplies_fast, read_integer
 
 AMD = {"vendor_id": "AuthenticAMD", "cpu family": "26", "model name": "AMD EPYC"}
 INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model name": "Intel(R) Xeon(R)"}
@@ -39,6 +39,23 @@ class TestCoreFlops:
             assert core_flops() == expected, (facts, flags)
         say(cpuinfo, {"Features": "asimd bf16"})
         assert core_flops() == 2e11  # unknown: a guess in the middle
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        (("amx_bf16",), {"bfloat16"}),
+        (("avx512f", "avx512_bf16"), {"bfloat16"}),
+        (("avx512_fp16",), {"float16"}),
+        (("avx2", "avx512f"), set()),
+        ((), set()),
+    ],
+)
+def test_a_processor_multiplies_fast_in_float32_and_where_it_has_instructions(
+    cpuinfo: Path, flags: tuple[str, ...], fast: set[str]
+) -> None:
+    say(cpuinfo, INTEL, *flags)
+    assert {dtype for dtype in ("bfloat16", "float16", "float32") if multiplies_fast(dtype)} == fast | {"float32"}
 
 
 def test_name_and_flags_are_those_of_the_first_processor(cpuinfo: Path) -> None:

@@ -36,7 +36,7 @@ def load_adapter(base: FrozenBase, lora: LoraSpec, directory: Path, manifest_sha
 
 
 def _new_adapter(base: FrozenBase, lora: LoraSpec, seed: int) -> LoraAdapter:
-    adapter = make_adapter(lora, seed, base.adaptable_layers, base.device, base.experts)
+    adapter = make_adapter(lora, seed, base.adaptable_layers, base.kernels, base.experts)
     if lora.use_dora:
         train_magnitudes(base, adapter)
     base.modules_to_save |= train_modules_to_save(base.model, lora.modules_to_save, adapter, base.switch)

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from app.system.artifact_directory import MANIFEST
 from app.system.limited_rendering import limited_renderer
 from worker.trainer.answers.generate import continue_prompts
+from worker.trainer.runtime.device import choose_device
 from worker.trainer.runtime.failures import is_out_of_memory
 
 MAX_NEW_TOKENS = 64
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str, str]]:
     """Return {"prompt", "base", "tuned"} for each conversation; the prompt is its last message."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(choose_device("auto"))
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = PeftModel.from_pretrained(_load_base(base, device, _quantization(adapter)), adapter).eval()
     renderer = limited_renderer(base)

@@ -11,22 +11,15 @@ import torch
 from app.domain.artifacts.engines import class_features, compatibility
 from app.domain.jobs.events import Started
 from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
+from app.system.host import multiplies_fast
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import (
-    OBVIOUS_RATIO,
-    device_name,
-    dtype_name,
-    float32_request,
-    times_float32,
-    with_compute_dtype,
-)
+from worker.trainer.runtime.device import device_name, dtype_name, float32_request, with_compute_dtype
 from worker.trainer.runtime.records import RecordWriter
 from worker.trainer.snapshot import LoadedSnapshot
 from worker.trainer.training.state import Run
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
-SLOW_RATIO = 1.5  # times float32: other programs on the same cores do not slow the usual 0.5 down so much
 
 
 def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
@@ -101,14 +94,11 @@ def warn_of_slow_dtype(
     dtype: torch.dtype, quantization: QuantizationSpec | None, device: torch.device, emit: RecordWriter
 ) -> None:
     """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
-    if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype)) < SLOW_RATIO:
+    if device.type != "cpu" or multiplies_fast(dtype_name(dtype)):
         return
-    effect = f"a matrix product takes {ratio:.1f} times as long as in float32"
-    if ratio > OBVIOUS_RATIO:
-        effect = "matrix products are converted to float32, and training takes about three times as long as in it"
     text = (
-        f"This processor has no instructions for {dtype_name(dtype)}: {effect}. "
-        f"To train faster on this worker, set {float32_request(quantization)}."
+        f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes 5 to 90 times as long as "
+        f"in float32. To train faster on this worker, set {float32_request(quantization)}."
     )
     emit.message(text, "warn")
 

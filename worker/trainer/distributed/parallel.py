@@ -188,7 +188,7 @@ def _set_gpu(local_rank: int, processes: int) -> None:
 def _allocate_nccl_buffers() -> None:
     """Run one collective: NCCL allocates its buffers in the first one, and the memory plan measures what is left."""
     try:
-        dist.all_reduce(torch.zeros(1, device="cuda"))
+        dist.all_reduce(torch.zeros(1).cuda())
         torch.cuda.synchronize()
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -18,6 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from app.domain.jobs.spec import QuantizationSpec
 from worker.trainer.adapter.lora import AdapterSwitch, LoraAdapter, LoraWeights, frozen_linear, lora_linear
 from worker.trainer.model.frozen_linear import FrozenLinear, freeze
+from worker.trainer.model.patches import DOCUMENTS
 
 NAME = "tunery_experts"
 
@@ -130,4 +131,4 @@ def _peft_update(module: Any, parameter: str) -> torch.Tensor | None:
     return update.transpose(1, 2) if module.is_transposed else update
 
 
-ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+DOCUMENTS.put(f"experts: {NAME}", ALL_EXPERTS_FUNCTIONS, NAME, experts_forward)

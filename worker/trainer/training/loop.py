@@ -76,7 +76,7 @@ def optimizer_step(
     if result.is_finite:
         result.learning_rate = learning_rate(hyperparameters, run.step, run.schedule.total_steps)
         set_learning_rate(run.optimizer, result.learning_rate)
-        update_parameters(run.optimizer, objective.base.device)
+        update_parameters(run.optimizer, objective.base.kernels.memory)
         run.step += 1
         run.skipped_steps = 0
     run.clear_gradients()

@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from app.domain.base_models.catalog import max_document_tokens
@@ -25,7 +24,7 @@ from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.data.inputs import check_context_length, check_inputs, check_prompts
 from worker.trainer.data.schedule import make_schedule
 from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.kernels import Kernels, choose_kernels
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_after_kills
 from worker.trainer.memory.placement import count_missing, place, planned
@@ -34,7 +33,6 @@ from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
 from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
-from worker.trainer.runtime.autotune import with_fastest_dtype
 from worker.trainer.runtime.device import (
     choose_compute_dtype,
     choose_device,
@@ -89,13 +87,12 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) 
 
 def _run_attempt(attempt: TrainingAttempt) -> None:
     spec, emit = attempt.spec, attempt.emit
-    device_memory.set_mmap_threshold()
-    device = choose_device(spec.device, spec.worker_has_gpu)
-    device_memory.set_budget(device, spec.memory_budget_bytes)
+    kernels = choose_kernels(choose_device(spec.device, spec.worker_has_gpu), spec.cuda_kernels)
+    kernels.memory.set_limits(spec.memory_budget_bytes)
     snapshot = attempt.open_snapshot()
-    plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
-    make_repeatable(device, plan.threads)
-    base = _load_base(attempt, device, plan)
+    plan = snapshot.plan if snapshot else _initial_plan(attempt, kernels)
+    make_repeatable(kernels.device, plan.threads)
+    base = _load_base(attempt, choose_kernels(kernels.device, plan.cuda_kernels), plan)
     renderer = limited_renderer(spec.base.directory, _render_time(plan))
     run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
     objective = make_objective(base, run)
@@ -104,7 +101,7 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
         warn_of_differences(run, snapshot, base, emit)
         snapshot.tensors.clear()  # the run has copied them
     emit(started(run, base))
-    recomputation = Recomputation(base.model, base.switch)
+    recomputation = Recomputation(base)
     plan = _plan_memory(attempt, base, run, plan, recomputation, is_new=snapshot is None)
     plan = plan.model_copy(update={"rendered_at": renderer.now.isoformat()})
     policy = OutOfMemoryPolicy(plan, base, recomputation, emit)
@@ -123,38 +120,27 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
     train(run, objective, policy, actions)
 
 
-def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPlan:
-    """Choose dtype, threads and batch length by rules, and a faster dtype where autotuning measures one.
-
-    Memory is planned once the base is loaded.
-    """
+def _initial_plan(attempt: TrainingAttempt, kernels: Kernels) -> ExecutionPlan:
+    """Choose dtype, threads and batch length by rules. Memory is planned once the base is loaded."""
     spec = attempt.spec
-    default = ExecutionPlan(
-        row_tokens=CANDIDATE_ROW_TOKENS["cuda" if device.type == "cuda" else "cpu"][0],
-        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
+    return ExecutionPlan(
+        row_tokens=CANDIDATE_ROW_TOKENS[kernels.kind][0],
+        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, kernels.device, spec.dtype_is_free)),
         threads=spec.threads or parallel.threads_per_process(choose_threads()),
-        device=device_name(device),
-        cuda_kernels=spec.cuda_kernels and device.type == "cuda",
+        device=device_name(kernels.device),
+        cuda_kernels=kernels.is_fused,
     )
-    return with_fastest_dtype(spec, attempt.workdir, device, default, attempt.emit)
 
 
-def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPlan) -> FrozenBase:
+def _load_base(attempt: TrainingAttempt, kernels: Kernels, plan: ExecutionPlan) -> FrozenBase:
     spec, compute_dtype = attempt.spec, torch_dtype(plan.compute_dtype)
     if not spec.dtype_is_free:
-        warn_of_slow_dtype(compute_dtype, spec.quantization, device, attempt.emit)
+        warn_of_slow_dtype(compute_dtype, spec.quantization, kernels.device, attempt.emit)
     with loading(spec):
-        base = open_base(
-            spec.base,
-            spec.quantization,
-            compute_dtype,
-            device,
-            cuda_kernels=plan.cuda_kernels,
-            keepalive=attempt.emit.keepalive,
-        )
+        base = open_base(spec.base, spec.quantization, compute_dtype, kernels, keepalive=attempt.emit.keepalive)
         with register_module_forward_pre_hook(lambda *_: attempt.emit.keepalive("checking the base model")):
             check_base(base)
-    if base.cuda_kernels:
+    if kernels.is_fused:
         fused = ", ".join(f"{count} {kind}" for kind, count in base.fused_modules.items()) or "no modules"
         problem = f": {base.fused_problem}" if base.fused_problem else ""
         attempt.emit.message(f"TUNERY_CUDA_KERNELS: fused kernels for {fused}{problem}.", "warn" if problem else "info")
@@ -190,7 +176,6 @@ def prepare(
     dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = read(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     parallel.seed_own_dropout(adapter.generator, spec.seed)
-    adapter.draws_masks_again = base.cuda_kernels
     run = Run(
         spec=spec,
         schedule=make_schedule(hyperparameters, len(dataset), spec.seed),
@@ -201,8 +186,8 @@ def prepare(
         directory=workdir / "runs" / spec.run_id,
         provenance=provenance,
     )
-    if base.cuda_kernels:
-        run.make_ahead(pin=base.device.type == "cuda")
+    if base.kernels.makes_batches_ahead:
+        run.make_ahead(pin=base.kernels.pins_batches)
     return run
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 import traceback
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, is_disk_full
 from app.domain.datasets.render import Renderer
@@ -32,13 +29,10 @@ from app.domain.jobs.events import (
 from app.domain.jobs.states import Reason
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
-from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments, reduce_prompts, reduce_validation
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
-from worker.trainer.runtime.device import CpuSample, granted_cores, others_share, take_sample
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.process import StopRequests, working_seconds
 from worker.trainer.runtime.records import RecordWriter
@@ -64,7 +58,6 @@ class StepActions:
     emit: RecordWriter
     stops: StopRequests
     full_disk_error: Exception | None = None  # raised by the checkpoint of the previous step
-    cpu_at_start: CpuSample = field(default_factory=take_sample)
 
     def after_step(self, result: StepResult) -> None:
         """Validate, report and save a checkpoint, each if it is due. Raises Failure(NON_FINITE_LOSS)."""
@@ -120,7 +113,7 @@ class StepActions:
             self._last_snapshot(run)
         for text in result_messages(run):
             self.emit.message(text, step=run.step, best_step=run.best.step)
-        device_memory.trim_heap(self.base.device, above_bytes=0)  # makes space for the large tensors of the check
+        self.base.kernels.memory.trim()  # makes space for the large tensors of the check
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
@@ -209,7 +202,7 @@ class StepActions:
                 labelled_tokens=result.labelled_tokens,
                 tokens_per_second=result.tokens / result.seconds,
                 eta_seconds=run.eta_seconds,
-                peak_memory_bytes=peak_memory_bytes(self.base.device),
+                peak_memory_bytes=self.base.kernels.memory.peak_bytes_of_process(),
                 **run.metrics,
             )
         )
@@ -219,20 +212,13 @@ class StepActions:
             Measured(
                 run_id=run.id,
                 mode=self.policy.plan,
-                peak_bytes=device_memory.peak_bytes(self.base.device),
+                peak_bytes=self.base.kernels.memory.peak_bytes(),
                 seconds=working_seconds(),
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,
                 validation_seconds=run.validation_seconds,
-                others_share=self._others_share(),
             )
         )
-
-    def _others_share(self) -> float | None:
-        """Return the share of the CPU that other programs used; None on CUDA, and for several processes of one job."""
-        if self.base.device.type == "cuda" or parallel.world_size() > 1:
-            return None
-        return others_share(self.cpu_at_start, take_sample(), granted_cores())
 
     def _checkpoint(self, run: Run, *, final: bool) -> Path:
         """Save and report the public checkpoint of this step, unless that has been done. Returns its directory."""
@@ -292,13 +278,6 @@ class StepActions:
 
     def _name(self, directory: Path) -> str:
         return directory.relative_to(self.workdir).as_posix()
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory so far: of all tensors on CUDA, of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _non_finite_loss(result: StepResult) -> Failure:

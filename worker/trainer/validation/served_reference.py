@@ -25,6 +25,7 @@ from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
 from app.domain.jobs.spec import DataParameters
+from app.domain.planning.memory import VERIFY_HEAD_ROWS
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, in_place, stored_layers
@@ -33,7 +34,6 @@ from worker.trainer.training.state import Run
 
 SENT_KEYS = frozenset({"role", "content", "weight"})  # a message with others is not sent, as engines differ in them
 POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
-HEAD_CHUNK_ROWS = 8192  # of the head in the dtype of the pass
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -166,7 +166,7 @@ def _measure(
             head_V_D = base.head_with(adapter)
             parts = (torch.split(each, POSITIONS_AT_ONCE) for each in (hidden_N_D, batch.targets_N))
             for some_N_D, targets_N in zip(*parts, strict=True):
-                logits = [some_N_D @ rows.to(dtype).t() for rows in torch.split(head_V_D, HEAD_CHUNK_ROWS)]
+                logits = [some_N_D @ rows.to(dtype).t() for rows in torch.split(head_V_D, VERIFY_HEAD_ROWS)]
                 logits_N_V = base.logit_scaling.apply_(torch.cat(logits, dim=1).float())
                 logprobs += logits_N_V.log_softmax(dim=1).gather(1, targets_N[:, None])[:, 0].tolist()
                 top += logits_N_V.argmax(dim=1).tolist()

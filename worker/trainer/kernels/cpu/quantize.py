@@ -28,7 +28,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 def quantize(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[torch.Tensor, QuantState]:
     """Return the 4-bit codes, two per byte, and the state for dequantization. On CUDA, bitsandbytes' kernel runs."""
-    if weight_D_K.device.type != "cpu" or weight_D_K.numel() % BLOCK:
+    if not weight_D_K.is_cpu or weight_D_K.numel() % BLOCK:
         return _by_bitsandbytes(weight_D_K, quantization)
     codes, scales = _codes_and_scales(weight_D_K, get_4bit_type(quantization.type, device="cpu"))
     return codes, _state(scales, weight_D_K, quantization)
