@@ -11,23 +11,19 @@ from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.warnings import DatasetWarning, LineCount, RowIndex, build_warnings, row_digest, warning_codes
-from app.domain.jobs.spec import DataParameters, Method
+from app.domain.jobs.spec import DataParameters
+from app.domain.methods import METHODS, MethodName
 from app.domain.planning.packing import SequenceLengths
 
 MAX_FINDINGS_READ = 100  # reading stops after so many
 
 
-def no_trainable_tokens_message(method: Method, context_length: int) -> str:
+def no_trainable_tokens_message(method: MethodName, context_length: int) -> str:
     """The error message for a file without a token to train on within `context_length` tokens."""
-    or_raise = "or raise hyperparameters.context_length"
-    if method == "dpo":
-        return (
-            f"No pair has two different answers within {context_length:,} tokens. Give each pair two different "
-            f"outputs, shorten the prompts, {or_raise}."
-        )
+    seen, remedy = METHODS[method].nothing_trainable
     return (
-        f"No example has a token to train on within {context_length:,} tokens: every answer is empty, has weight 0, or "
-        f"begins after the truncation. Give an answer weight 1, shorten the prompts, {or_raise}."
+        f"{seen} within {context_length:,} tokens: {remedy}, shorten the prompts, or raise "
+        "hyperparameters.context_length."
     )
 
 
@@ -64,7 +60,7 @@ class DatasetReport:
     def add_warning(self, code: str, line: int) -> None:
         self.warning_lines.setdefault(code, LineCount()).add(line)
 
-    def warnings(self, method: Method, context_length: int) -> list[DatasetWarning]:
+    def warnings(self, method: MethodName, context_length: int) -> list[DatasetWarning]:
         found = {"cut": self.cut, "empty": self.empty} | self.warning_lines
         return build_warnings(found, method, context_length, self.different_rows)
 
@@ -153,7 +149,7 @@ def add_example(example: Example, renderer: Renderer, report: DatasetReport) -> 
             report.masked.add(example.line)
         return RenderedExample(documents, kept)
     for trained in split_examples(kept):
-        report.lengths.add(list(map(len, trained)), is_pair=bool(kept[0].pair_role))
+        report.lengths.add(list(map(len, trained)), is_pair=METHODS[example.parameters.method].has_pairs)
     report.tokens += sum(len(document) for document in kept)
     report.labelled_tokens += sum(document.labelled_count for document in kept)
     return RenderedExample(documents, kept)

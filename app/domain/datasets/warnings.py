@@ -16,15 +16,11 @@ from app.domain.datasets.chat_template import Message, content_text
 from app.domain.datasets.examples import Example
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.render import Renderer
-from app.domain.jobs.spec import Method
+from app.domain.methods import METHODS, MethodName
 
 MAX_FIRST_LINES = 10
 MAX_INDEXED_ROWS = 1_000_000  # distinct rows, about 110 bytes each; later rows are only compared with them
 
-UNTRAINABLE: dict[Method, str] = {
-    "supervised": "examples without a token to train on",
-    "dpo": "pairs without two different answers",
-}
 MESSAGES = {
     "cut": (
         "examples longer than context_length ({context_length:,} tokens), truncated at their end: {lines}. Shorten "
@@ -137,6 +133,7 @@ def row_digest(example: Example) -> int:
         example.prompt,
         example.completion,
         example.text,
+        *([] if example.label is None else [example.label]),
     )
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -159,10 +156,10 @@ def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
 
 
 def build_warnings(
-    lines_by_code: Mapping[str, LineCount], method: Method, context_length: int, different_rows: int
+    lines_by_code: Mapping[str, LineCount], method: MethodName, context_length: int, different_rows: int
 ) -> list[DatasetWarning]:
     """The warnings in the order of MESSAGES. Their texts begin in lower case, to follow the name of the file."""
-    values = {"context_length": context_length, "nothing": UNTRAINABLE[method], "rows": different_rows}
+    values = {"context_length": context_length, "nothing": METHODS[method].untrainable, "rows": different_rows}
     return [
         DatasetWarning(code, message.format(lines=lines, **values), lines.count, lines.first)
         for code, message in MESSAGES.items()

@@ -45,7 +45,7 @@ class TokenizedDataset:
     def __init__(self) -> None:
         self._tokens = array("i")
         self._labelled = bytearray()
-        self._pair_roles = array("b")  # of each document
+        self._roles = array("b")  # of each document
         self._document_starts = array("q", [0])  # document d is the tokens from start d to start d + 1
         self._example_starts = array("q", [0])  # example e is the documents from start e to start e + 1
         self.lines = array("q")  # of each example, in the file
@@ -64,7 +64,7 @@ class TokenizedDataset:
 
     @property
     def has_pairs(self) -> bool:
-        return len(self) > 0 and self._pair_roles[0] != 0  # a file has only pairs, or none
+        return len(self) > 0 and self._roles[0] != 0  # a file has only pairs, or none
 
     def add(self, line: int, documents: Iterable[Document]) -> None:
         """Append the content of one line: one example, or for plain text one example for each piece.
@@ -72,7 +72,8 @@ class TokenizedDataset:
         Documents without a label are omitted, because they contribute nothing to the loss. A pair is omitted if one of
         its documents is.
         """
-        kept = trainable(documents)
+        documents = list(documents)
+        kept = trainable(documents, is_pair=any(document.role for document in documents))
         if kept and not kept[0].is_text:
             self._append(line, kept)
         else:
@@ -83,7 +84,7 @@ class TokenizedDataset:
         for document in documents:
             self._tokens.extend(document.tokens)
             self._labelled.extend(document.labelled)
-            self._pair_roles.append(document.pair_role)
+            self._roles.append(document.role)
             self._document_starts.append(len(self._tokens))
         self._example_starts.append(len(self._document_starts) - 1)
         self.lines.append(line)
@@ -98,9 +99,9 @@ class TokenizedDataset:
     def example_of(self, document: int) -> int:
         return bisect_right(self._example_starts, document) - 1
 
-    def pair_role(self, document: int) -> int:
+    def role(self, document: int) -> int:
         """Return 1 for a pair's preferred answer, -1 for its other answer, 0 for a document outside of a pair."""
-        return self._pair_roles[document]
+        return self._roles[document]
 
     def length(self, document: int) -> int:
         return self._document_starts[document + 1] - self._document_starts[document]
@@ -114,7 +115,7 @@ class TokenizedDataset:
         lengths = SequenceLengths()
         for example in range(len(self)):
             documents = self.documents(example)
-            lengths.add([self.length(document) for document in documents], is_pair=self.pair_role(documents[0]) != 0)
+            lengths.add([self.length(document) for document in documents], is_pair=self.role(documents[0]) != 0)
         return lengths
 
     def tokens_and_labels(self, document: int) -> tuple[array[int], bytearray]:
@@ -226,7 +227,7 @@ def _pairs(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]]) -> Pai
         for document in sequence:
             targets = dataset.tokens_and_labels(document)[1].count(1)
             pairs.extend([pair] * targets)
-            signs.extend([dataset.pair_role(document)] * targets)
+            signs.extend([dataset.role(document)] * targets)
     return Pairs(_int64(pairs), _int64(signs).float(), len(sequences))
 
 

@@ -138,7 +138,7 @@ def _choose(dataset: TokenizedDataset) -> tuple[TokenizedDataset, list[int]]:
     """
     chosen, lines = TokenizedDataset(), []
     for example in range(len(dataset)):
-        documents = [each for each in dataset.documents(example) if dataset.pair_role(each) >= 0]
+        documents = [each for each in dataset.documents(example) if dataset.role(each) >= 0]
         tokens, labels = dataset.tokens_and_labels(documents[0])
         labelled = [bool(label) for label in labels[:MAX_PROMPT_TOKENS]]
         labelled[0] = False  # nothing predicts the first token
