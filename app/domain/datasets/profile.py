@@ -18,7 +18,7 @@ from app.domain.datasets.documents import Document, cut_at_end
 from app.domain.datasets.examples import Example, detect_format, read_examples
 from app.domain.datasets.jsonl import Finding, Line, read_lines
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import DatasetReport, RenderedExample, add_example, add_row
+from app.domain.datasets.report import LABELS, DatasetReport, RenderedExample, add_example, add_row
 from app.domain.datasets.warnings import RowIndex, row_digest
 from app.domain.jobs.spec import DataParameters
 from app.domain.methods import PREFERRED, REJECTED, MethodName
@@ -127,6 +127,8 @@ def _profile_example(profile: DatasetProfile, example: Example, renderer: Render
 
 
 def _format_name(example: Example) -> str:
+    if example.label is not None:
+        return "labelled"
     if example.text is not None:
         return "text"
     if example.completion is not None:
@@ -182,7 +184,11 @@ def _preview(example: Example, name: str, rendered: RenderedExample, renderer: R
         "trained": bool(rendered.kept),
         "tokens": total_tokens,
         "cut_tokens": 0 if shown[:1] and shown[0].is_text else total_tokens - sum(map(len, shown)),
-        "documents": [_document(document, _truncated(document, rendered.documents), renderer) for document in shown],
+        "documents": [
+            _document(document, _truncated(document, rendered.documents), renderer)
+            | {"side": (SIDES if example.label is None else LABELS)[document.role]}
+            for document in shown
+        ],
     }
 
 
@@ -197,7 +203,6 @@ def _truncated(document: Document, whole: Iterable[Document]) -> Document:
 
 def _document(document: Document, truncated: Document, renderer: Renderer) -> dict[str, Any]:
     return {
-        "side": SIDES[document.role],
         "tokens": len(document),
         "trained_tokens": document.labelled_count,
         "omitted_tokens": max(0, len(document) - PREVIEW_TOKENS),

@@ -10,11 +10,20 @@ from app.domain.datasets.documents import Document, exceeds_context, split_examp
 from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.warnings import DatasetWarning, LineCount, RowIndex, build_warnings, row_digest, warning_codes
+from app.domain.datasets.warnings import (
+    DatasetWarning,
+    LineCount,
+    RowIndex,
+    build_warnings,
+    label_warnings,
+    row_digest,
+    warning_codes,
+)
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import METHODS, MethodName
+from app.domain.methods import METHODS, PREFERRED, REJECTED, MethodName
 from app.domain.planning.packing import SequenceLengths
 
+LABELS = {PREFERRED: "desirable", REJECTED: "undesirable"}
 MAX_FINDINGS_READ = 100  # reading stops after so many
 
 
@@ -42,6 +51,7 @@ class DatasetReport:
     masked: LineCount = field(default_factory=LineCount)  # those of `empty` without a labelled token before truncation
     lengths: SequenceLengths = field(default_factory=SequenceLengths)
     warning_lines: dict[str, LineCount] = field(default_factory=dict)  # by the code of the warning
+    labels: dict[str, LineCount] = field(default_factory=lambda: {name: LineCount() for name in LABELS.values()})
     different_rows: int = 0
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
@@ -60,9 +70,11 @@ class DatasetReport:
     def add_warning(self, code: str, line: int) -> None:
         self.warning_lines.setdefault(code, LineCount()).add(line)
 
-    def warnings(self, method: MethodName, context_length: int) -> list[DatasetWarning]:
+    def warnings(self, parameters: DataParameters, label_weights: tuple[float, float] = (1, 1)) -> list[DatasetWarning]:
+        """`label_weights` are those of desirable and undesirable answers in the loss."""
         found = {"cut": self.cut, "empty": self.empty} | self.warning_lines
-        return build_warnings(found, method, context_length, self.different_rows)
+        about_rows = build_warnings(found, parameters.method, parameters.context_length, self.different_rows)
+        return [*about_rows, *label_warnings(self.labels["desirable"], self.labels["undesirable"], label_weights)]
 
     @property
     def finding_count_text(self) -> str:
@@ -120,6 +132,8 @@ def add_row(example: Example, renderer: Renderer, report: DatasetReport, rows: R
     earlier = rows.add(digest, example.line)
     if earlier is not None:
         report.add_warning("duplicate_rows", example.line)
+    if example.label is not None:
+        report.labels[LABELS[PREFERRED if example.label else REJECTED]].add(example.line)
     for code in warning_codes(example, renderer):
         report.add_warning(code, example.line)
     return digest, earlier

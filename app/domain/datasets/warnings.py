@@ -19,6 +19,8 @@ from app.domain.datasets.render import Renderer
 from app.domain.methods import METHODS, MethodName
 
 MAX_FIRST_LINES = 10
+# Of the weighted desirable to the weighted undesirable answers. TRL advises 1 to 4/3; twice as far off is warned of.
+MIN_LABEL_RATIO, MAX_LABEL_RATIO = 1 / 2, 8 / 3
 MAX_INDEXED_ROWS = 1_000_000  # distinct rows, about 110 bytes each; later rows are only compared with them
 
 MESSAGES = {
@@ -165,6 +167,26 @@ def build_warnings(
         for code, message in MESSAGES.items()
         if (lines := lines_by_code.get(code)) is not None and lines.count
     ]
+
+
+def label_warnings(
+    desirable: LineCount, undesirable: LineCount, weights: tuple[float, float]
+) -> Iterator[DatasetWarning]:
+    """Yield what is wrong with the share of each label; nothing for rows without labels."""
+    if bool(desirable.count) != bool(undesirable.count):
+        name, lines = ("desirable", desirable) if desirable.count else ("undesirable", undesirable)
+        text = f"only {name} answers: {lines}. The model learns from the difference; add answers of the other label"
+        yield DatasetWarning("one_label", text, lines.count, lines.first)
+    elif desirable.count:
+        even = weights[1] * undesirable.count / desirable.count  # the weight of desirable answers for 1:1
+        if not MIN_LABEL_RATIO <= weights[0] / even <= MAX_LABEL_RATIO:
+            lines = desirable if weights[0] < even else undesirable
+            text = (
+                f"{desirable.count:,} desirable and {undesirable.count:,} undesirable answers, which is "
+                f"{weights[0] / even:.2g} to 1 with their weights; 1 to 1.33 is usual. Set desirable_weight to a value "
+                f"from {even:.2g} to {4 / 3 * even:.2g}, or undesirable_weight accordingly"
+            )
+            yield DatasetWarning("unbalanced_labels", text, lines.count, lines.first)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def _strength(lora: LoraSpec) -> float:
 
 class TrainingParameters(Parameters):
     learning_rate_multiplier: Annotated[float, Field(ge=1e-6, le=10_000, examples=[2]), Auto(1.0)]
-    """Times the automatic learning rate, of which DPO and KTO take a tenth; 1 by default."""
+    """Times the automatic learning rate, of which methods with preferences take a part; 1 by default."""
     learning_rate: Annotated[float, Field(ge=LEARNING_RATE.minimum, le=LEARNING_RATE.maximum, examples=[2e-4]), Auto()]
     """Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length."""
     n_epochs: Annotated[

@@ -139,6 +139,11 @@ class Hyperparameters(Frozen):
     desirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
     undesirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
 
+    @property
+    def label_weights(self) -> tuple[float, float]:
+        """The weights of desirable and undesirable answers in the loss."""
+        return self.desirable_weight or 1.0, self.undesirable_weight or 1.0
+
 
 class DataParameters(Frozen):
     """The fields of a spec and of its hyperparameters that decide which tokens and labels a file has.

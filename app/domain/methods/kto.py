@@ -21,6 +21,7 @@ class KtoParameters(Parameters):
 KTO = Method(
     name="kto",
     title="KTO: learn which answers are desirable",
+    rows="Desirable and undesirable answers",
     formats=("labelled",),
     documents_of=documents_of_labelled_answer,
     metrics=("reward_desirable", "reward_undesirable", "kl"),
@@ -31,7 +32,7 @@ KTO = Method(
     ),
     parameters=KtoParameters,
     required=("beta",),
-    rate_factor=0.1,  # the paper's and TRL's rates are DPO's: 5e-7 to 5e-6
+    rate_factor=0.1,  # the paper and TRL advise the rates that pairs have: 5e-7 to 5e-6
     extra_forwards=lambda _: 3,  # the reference, and the mismatched answers with the adapter and with the reference
     min_batch_size=2,  # an answer is compared with that of another example of the step
 )

@@ -27,8 +27,8 @@ Beta = Annotated[
         ge=1e-4,
         le=10,  # 0.01 to 0.5 are in use, with SimPO 2 to 10
         examples=[0.1],
-        description="Of the methods dpo, orpo and kto alone: the strength of the preference, and of the penalty for "
-        "moving away from the base model; 0.1 by default, 2 for the loss simpo.",
+        description="Of methods with preferences alone: the strength of the preference, and of the penalty for moving "
+        "away from the base model; 0.1 by default, 2 for the loss simpo.",
     ),
 ]
 
@@ -39,6 +39,7 @@ class Method:
 
     name: str  # the value of `method.type`, and the key of its hyperparameters
     title: str  # in a list of methods
+    rows: str  # what it trains on, in a word or two
     formats: tuple[str, ...]  # names of its rows' formats (app.domain.datasets.examples)
     documents_of: Callable[[Renderer, Example], list[Document]]  # raises TemplateRefused
     metrics: tuple[str, ...]  # besides the loss; their names follow "train_", "valid_" and "full_valid_"
