@@ -188,7 +188,7 @@ def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict
     spec = JobSpec.model_validate(job.spec)
     for role, report in reports.items():
         file_id = job.training_file_id if role == "training" else job.validation_file_id
-        for warning in report.warnings(spec.method, spec.hyperparameters.context_length):
+        for warning in report.warnings(spec.data_parameters, spec.hyperparameters.label_weights):
             message = f"{role.capitalize()} file: {warning.message}"
             yield asdict(warning) | {"file": file_id, "message": message}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
-from typing import Any, Literal
+from functools import cache, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app.api.schemas.common import Body, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
@@ -20,6 +21,7 @@ from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
+from app.domain.methods import METHODS, Method
 
 
 def _all_optional(schema: dict[str, Any]) -> None:
@@ -70,18 +72,18 @@ class HyperparametersBody(Body):
     hyperparameters: Hyperparameters
 
 
-class SupervisedMethod(Body):
-    type: Literal["supervised"]
-    """Answers or text."""
-    supervised: HyperparametersBody
-    """The hyperparameters."""
+def _method_body(method: Method) -> type[Body]:
+    """The body of a method: its type, and its hyperparameters below its name."""
+    type_of_method: Any = Annotated[Literal[method.name], Field(description=f"{method.rows}.")]
+    hyperparameters: Any = Annotated[HyperparametersBody, Field(description="The hyperparameters.")]
+    fields: dict[str, Any] = {"type": (type_of_method, ...), method.name: (hyperparameters, ...)}
+    return create_model(f"{method.name.capitalize()}Method", __base__=Body, **fields)
 
 
-class DpoMethod(Body):
-    type: Literal["dpo"]
-    """Preference pairs."""
-    dpo: HyperparametersBody
-    """The hyperparameters."""
+if TYPE_CHECKING:
+    JobMethod: TypeAlias = Body
+else:
+    JobMethod = reduce(or_, map(_method_body, METHODS.values()))
 
 
 class Progress(Body):
@@ -165,8 +167,8 @@ class JobBody(QueuedFields):
     )
     """OpenAI's statuses, and `paused`."""
     hyperparameters: LegacyHyperparameters | NoHyperparameters
-    """OpenAI's older place for three hyperparameters; empty for `dpo`."""
-    method: SupervisedMethod | DpoMethod
+    """OpenAI's older place for three hyperparameters; empty for every method but `supervised`."""
+    method: JobMethod
     """The method with the resolved hyperparameters."""
     training_file: str = Field(validation_alias="training_file_id")
     validation_file: str | None = Field(validation_alias="validation_file_id")

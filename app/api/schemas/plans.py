@@ -98,7 +98,7 @@ class PlanBody(Body):
     message: str
     """The verdict in a sentence."""
     method: str = at("inputs", "spec", "method")
-    """The method: `supervised` or `dpo`."""
+    """The method, such as `supervised`."""
     hyperparameters: Hyperparameters = at("inputs", "spec", "hyperparameters")
     lora: LoraSpec = at("inputs", "spec", "lora")
     quantization: QuantizationSpec | None = at("inputs", "spec", "quantization")

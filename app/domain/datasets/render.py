@@ -30,12 +30,13 @@ from app.domain.datasets.conversations import (
     split_conversation,
     within_spans,
 )
-from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, truncate
+from app.domain.datasets.documents import Document, truncate
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters
+from app.domain.methods import METHODS
 
 RenderedLine = tuple[int, list[Document]]  # the number of a line, and its documents within the context length
 
@@ -89,22 +90,16 @@ class Renderer:
         return [token for token in ids if token is not None]
 
     def documents(self, example: Example) -> list[Document]:
-        """The documents of an example; of a pair, those of the preferred answer first. Raises TemplateRefused.
+        """The documents of an example, by the method of its parameters. Raises TemplateRefused."""
+        return METHODS[example.parameters.method].documents_of(self, example)
 
-        A conversation is one document, or one document per trained turn if the template renders earlier turns
-        differently later in the conversation.
-        """
+    def answers(self, example: Example) -> list[Document]:
+        """The documents of a text, of a completion, or of the trained answers of a conversation."""
         if example.text is not None:
             return [self._plain(example.line, example.text)]
         if example.completion is not None:
             return [self._completion(example.line, str(example.prompt), example.completion)]
-        if not example.is_pair:
-            return self._conversation(example, example.messages)
-        return [
-            replace(document, pair_role=role)
-            for role, answer in ((PREFERRED, example.preferred), (NON_PREFERRED, example.non_preferred))
-            for document in self._conversation(example, (*example.messages, *answer), first=len(example.messages))
-        ]
+        return self.conversation(example, example.messages)
 
     def lines(
         self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
@@ -176,8 +171,11 @@ class Renderer:
 
     # --- a conversation ----------------------------------------------------------------------------------------------
 
-    def _conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
-        """The trained turns are the assistant messages from index `first` on whose weight is not 0."""
+    def conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
+        """One document, or one per trained turn if the template renders earlier turns differently later on.
+
+        The trained turns are the assistant messages from index `first` on whose weight is not 0.
+        """
         line, tools = example.line, example.tools
         trained = [i for i, message in enumerate(messages) if i >= first and _is_trained(message)]
         normalized = self.normalized(messages)

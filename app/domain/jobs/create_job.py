@@ -12,25 +12,19 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.fields import FieldInfo
 
 from app.domain.error_text.json_text import as_json
 from app.domain.error_text.validation_text import bounds_of, check_shape
 from app.domain.evaluations.graders import EvaluationRequest, Shape
+from app.domain.jobs.definitions import Parameters
 from app.domain.jobs.lora_parameters import LoraParameters
-from app.domain.jobs.parameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS, Parameters, QuantizationParameters
-from app.domain.jobs.request_parameters import (
-    DEFINITIONS,
-    IN_HYPERPARAMETERS,
-    METHOD_OF,
-    METHODS,
-    collect,
-    keys_of,
-    method_of,
-)
+from app.domain.jobs.parameters import HYPERPARAMETERS, QuantizationParameters
+from app.domain.jobs.request_parameters import DEFINITIONS, IN_HYPERPARAMETERS, collect, keys_of, method_of
 from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, JobSpec, SamplePrompt
+from app.domain.methods import METHOD_PARAMETERS, METHODS, OWNERS
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from app.domain.scheduling.worker_capacity import LABEL, MAX_LABELS
 from app.errors import BadRequest, UnknownParameter, combine_errors
@@ -111,23 +105,20 @@ class _Described(Shape):
     )
 
 
-class Supervised(_Described):
-    hyperparameters: Annotated[Json | None, _hyperparameters()] = None
-    """Each may be absent, null or "auto"."""
+def _method_field(name: str) -> Any:
+    schema = _hyperparameters(METHODS[name].parameters)
+    about = 'Each may be absent, null or "auto".'
+    annotation: Any = Annotated[Json | None, schema, Field(description=about)]
+    model = create_model(name.capitalize(), __base__=_Described, hyperparameters=(annotation, None))
+    return Annotated[model | None, Field(description=f"For `type` {name}.")], None
 
 
-class Dpo(_Described):
-    hyperparameters: Annotated[Json | None, _hyperparameters(METHOD_HYPERPARAMETERS["dpo"])] = None
-    """Each may be absent, null or "auto"."""
-
-
-class Method(_Described):
+class MethodType(_Described):
     type: Annotated[str, WithJsonSchema({"enum": list(METHODS)})] = "supervised"
-    """What the model learns: answers or text, or a preference between two answers."""
-    supervised: Supervised | None = None
-    """For `type` supervised."""
-    dpo: Dpo | None = None
-    """For `type` dpo."""
+    """What the model learns: answers or text, a preference between two answers, or which answers are desirable."""
+
+
+MethodBody = create_model("Method", __base__=MethodType, **{name: _method_field(name) for name in METHODS})
 
 
 class CreateJob(Shape):
@@ -139,9 +130,9 @@ class CreateJob(Shape):
     """A file with purpose fine-tune."""
     validation_file: Id | None = None
     """The id of a file whose loss is measured and that is not used for training."""
-    method: Method | None = None
+    method: MethodBody | None = None
     """Default: `supervised`."""
-    hyperparameters: Annotated[Json | None, _hyperparameters(*METHOD_HYPERPARAMETERS.values())] = None
+    hyperparameters: Annotated[Json | None, _hyperparameters(*METHOD_PARAMETERS)] = None
     """OpenAI's older place for the same parameters."""
     suffix: Annotated[str | None, Field(title="Name", min_length=1, max_length=64)] = None
     """A word for the name of the `ft:` model; characters that a URL cannot hold become dashes."""
@@ -217,7 +208,7 @@ def _kind(annotation: Any) -> Any:
 # By the dotted names of the settings: "model", "method", "n_epochs", "lora.r", "quantization.bits", ...
 SETTINGS = {
     name: Setting.of(name, field)
-    for name, field in (CreateJob.model_fields | {"method": Method.model_fields["type"]} | DEFINITIONS).items()
+    for name, field in (CreateJob.model_fields | {"method": MethodType.model_fields["type"]} | DEFINITIONS).items()
 }
 
 
@@ -328,7 +319,7 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
     dropped = []
     if new is not None and new != old:
         settings["method"] = new
-        dropped = [*METHOD_OF, "learning_rate", "learning_rate_multiplier"]  # the rate is resolved again
+        dropped = [*OWNERS, "learning_rate", "learning_rate_multiplier"]  # the rate is resolved again
     for name, given in collect(overrides).given.items():  # its problems are found again in the whole request
         dropped.append(name)
         if name == "learning_rate_multiplier":
@@ -337,6 +328,8 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
             settings = without(settings, name)
         elif name == "quantization.bits" and given.value != settings.get(name):
             dropped += ["quantization.type", "quantization.double_quant"]  # both belong to the previous bits
+        elif name == "loss_type" and given.value != settings.get(name, "sigmoid"):
+            dropped += ["beta", "simpo_gamma"]  # both belong to the previous loss
     return _merged(create_body({name: value for name, value in settings.items() if name not in dropped}), overrides)
 
 

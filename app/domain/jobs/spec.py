@@ -17,6 +17,7 @@ from app.domain.base_models.catalog import CatalogEntry, StatSignature
 from app.domain.error_text.json_text import plain_number
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.files import JobFileOrigins
+from app.domain.methods import METHODS, OWNERS, MethodName
 from app.domain.planning.execution_plan import Measurement
 
 
@@ -49,6 +50,14 @@ class Frozen(BaseModel):
     """Immutable; an unknown key is an error, so that a typo does not become a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None
+
+
+# Stored only when set: workers of a release without the key refuse it.
+StoredIfSet = Field(exclude_if=_is_unset)
 
 
 class LoraSpec(Frozen):
@@ -123,10 +132,17 @@ class Hyperparameters(Frozen):
     eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
     early_stopping: EarlyStopping | None = None
     promote_best: bool = False  # the result is the adapter with the lowest full validation loss, not the last one
-    beta: Annotated[float, Field(gt=0)] | None = None  # DPO only (arXiv 2305.18290)
+    # Of single methods (app.domain.methods). `beta` without a loss_type is that of the sigmoid loss.
+    beta: Annotated[float, Field(gt=0)] | None = None
+    loss_type: Annotated[Literal["sigmoid", "ipo", "simpo"] | None, StoredIfSet] = None
+    simpo_gamma: Annotated[float | None, Field(ge=0), StoredIfSet] = None
+    desirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
+    undesirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
 
-
-Method = Literal["supervised", "dpo"]
+    @property
+    def label_weights(self) -> tuple[float, float]:
+        """The weights of desirable and undesirable answers in the loss."""
+        return self.desirable_weight or 1.0, self.undesirable_weight or 1.0
 
 
 class DataParameters(Frozen):
@@ -135,7 +151,7 @@ class DataParameters(Frozen):
     Validation, plans and their cache, dataset reports and the trainer all read a file by one of these.
     """
 
-    method: Method = "supervised"
+    method: MethodName = "supervised"
     line_rules: LineRules = LINE_RULES
     context_length: Annotated[int, Field(ge=1)] = sys.maxsize  # tokens
 
@@ -160,13 +176,12 @@ class JobSpec(Frozen):
 
     version: Literal[1] = SPEC_VERSION
     base_model: str
-    # The name in the request, if it is an alias of the base model. Stored only then: workers of a release without
-    # aliases refuse unknown keys.
-    model_alias: Annotated[str | None, Field(exclude_if=lambda alias: alias is None)] = None
-    method: Method = "supervised"
+    # The name in the request, if it is an alias of the base model
+    model_alias: Annotated[str | None, StoredIfSet] = None
+    method: MethodName = "supervised"
     line_rules: LineRules = 1  # absent: a job of a release with only these
-    # {training_file, validation_file: a FileOrigin} of files that were imported; stored only then, as `model_alias`.
-    file_origins: Annotated[JobFileOrigins | None, Field(exclude_if=lambda origins: origins is None)] = None
+    # {training_file, validation_file: a FileOrigin} of files that were imported
+    file_origins: Annotated[JobFileOrigins | None, StoredIfSet] = None
     continued_from: str | None = None  # the "ft:..." model of this project from which training continues
     lora: LoraSpec  # as requested
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
@@ -206,7 +221,7 @@ class RunSpec(Frozen):
     """One adapter to train. Paths are absolute or relative to the work directory."""
 
     run_id: str
-    method: Method = "supervised"
+    method: MethodName = "supervised"
     line_rules: LineRules = LINE_RULES
     lora: LoraSpec
     start_adapter: Path | None = None  # an adapter directory whose A and B are the start; its manifest was verified
@@ -227,9 +242,9 @@ class RunSpec(Frozen):
         return DataParameters.of(self)
 
     @model_validator(mode="after")
-    def _has_beta_for_dpo_alone(self) -> RunSpec:
-        if (self.method == "dpo") != (self.hyperparameters.beta is not None):
-            raise ValueError(f"{self.run_id}: dpo needs a beta among its hyperparameters, and no other method has one")
+    def _has_hyperparameters_of_method(self) -> RunSpec:
+        if problems := list(METHODS[self.method].problems(self.hyperparameters, OWNERS)):
+            raise ValueError(f"{self.run_id}: {'; '.join(problems)}")
         return self
 
 

@@ -14,6 +14,7 @@ from nicegui import ui
 
 from app.domain.error_text.json_text import counted
 from app.domain.jobs.create_job import SETTINGS, without
+from app.domain.methods import METHODS
 from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.elements import (
     box,
@@ -43,7 +44,6 @@ MORE_HINT = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
-METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
 HINTS = {"sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
@@ -120,7 +120,7 @@ class NewJobPage(View):
             "model": model_names,
             "training_file": {"": "Choose a file" if files else "No file yet"} | files,
             "validation_file": {"": "None"} | files,
-            "method": METHODS,
+            "method": {method.name: method.title for method in METHODS.values()},
             "quantization": quantizations,
         }
         with box("t-form"):
