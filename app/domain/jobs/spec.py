@@ -75,8 +75,14 @@ class LoraSpec(Frozen):
     alpha_pattern: dict[str, float] = {}
     modules_to_save: tuple[str, ...] = ()  # fully trained and saved with A and B
     target_parameters: tuple[str, ...] = ()  # stacked weights of experts, by the ends of their names, as in PEFT
+    # All of them. Stored only when true: workers of earlier releases do not know it.
+    experts: Annotated[bool, Field(exclude_if=lambda adapted: not adapted)] = False
     bias: Literal["none"] = "none"
     init: Literal["default"] = "default"
+
+    @property
+    def adapts_experts(self) -> bool:
+        return self.experts or bool(self.target_parameters)
 
 
 class LayerPatterns(Frozen):

@@ -26,6 +26,9 @@ MIN_CHUNK_TOKENS = 128
 CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
 BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
+# Weights of experts that are dequantized at once, by device (worker/trainer/model/experts.py): on a GPU those of all
+# experts of a layer of Qwen3 30B-A3B (402 million) or gpt-oss 20B (531 million), so that nothing is read back.
+EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
 # kernels on CUDA expand them. It has no float32, no larger heads, no capped scores (Gemma 2) and no sinks (gpt-oss).

@@ -169,7 +169,7 @@ class TestMakeAdapter:
         ],
     )
     def test_what_no_layer_can_have_is_refused(self, changes: dict[str, object], said: str) -> None:
-        experts = {"model.layers.0.mlp.experts.down_proj": SimpleNamespace(in_features=K, out_features=D, experts=[])}
+        experts = {"model.layers.0.mlp.experts.down_proj": SimpleNamespace(in_features=K, out_features=D, count=0)}
         with pytest.raises(Failure, match=re.escape(said)) as caught:
             make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU_KERNELS, experts)
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")

@@ -121,7 +121,7 @@ def plain_model(base: FrozenBase) -> Any:
         for layer_name, layer in base.layers.items():
             model.get_submodule(layer_name).weight.copy_(layer.base.weight_in(torch.float32))
         for parameter_name, weights in base.experts.items():
-            stacked = torch.stack([expert.weight_in(torch.float32) for expert in weights.experts])
+            stacked = weights.stack.weights_in(torch.float32)
             parameter = model.get_parameter(parameter_name)
             parameter.copy_(stacked if parameter.shape == stacked.shape else stacked.transpose(1, 2))
     return model.eval()

@@ -226,7 +226,7 @@ class ExpertsShape(Protocol):
     def out_features(self) -> int: ...
 
     @property
-    def experts(self) -> list[FrozenLinear]: ...
+    def count(self) -> int: ...
 
 
 def make_adapter(
@@ -282,16 +282,19 @@ def _expert_weights(
         has = f"it has {available}" if available else "it has no experts"
         text = f"lora.target_parameters: no stacked weight of the base model is named {', '.join(unknown)}; {has}."
         raise Failure(Reason.INVALID_SPEC, text, "lora.target_parameters")
-    if lora.target_parameters and (lora.dropout or lora.use_dora):
-        text = "lora.target_parameters: PEFT adapts experts without dropout and without DoRA; leave those two out."
-        raise Failure(Reason.INVALID_SPEC, text, "lora.target_parameters")
-    names = [full for full in experts if any(_ends(full, name) for name in lora.target_parameters)]
+    param = "lora.experts" if lora.experts else "lora.target_parameters"
+    if lora.experts and not experts:
+        raise Failure(Reason.INVALID_SPEC, "lora.experts: the base model has no experts; leave it out.", param)
+    if lora.adapts_experts and (lora.dropout or lora.use_dora):
+        text = f"{param}: PEFT adapts experts without dropout and without DoRA; leave those two out."
+        raise Failure(Reason.INVALID_SPEC, text, param)
+    names = [full for full in experts if lora.experts or any(_ends(full, name) for name in lora.target_parameters)]
     weights = {}
     for name in names:
         module = name.rpartition(".")[0]
         later = [other for other in names[names.index(name) + 1 :] if other.rpartition(".")[0] == module]
         shape = experts[name]
-        weights[name] = _new_weights(shape, lora, name, generator, device, experts=len(shape.experts))
+        weights[name] = _new_weights(shape, lora, name, generator, device, experts=shape.count)
         weights[name].saved_name = module + ".base_layer" * len(later)
     return weights
 

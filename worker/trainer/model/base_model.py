@@ -114,28 +114,24 @@ class FrozenBase:
 
     @property
     def frozen_parameters(self) -> int:
-        return sum(layer.in_features * layer.out_features for layer in self._frozen_layers()) + sum(
-            parameter.numel() for parameter in self._other_parameters()
-        )
+        layers = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
+        experts = sum(each.count * each.in_features * each.out_features for each in self.experts.values())
+        return layers + experts + sum(parameter.numel() for parameter in self._other_parameters())
 
     @property
     def stored_bytes(self) -> int:
-        layers = sum(stored_bytes(layer) for layer in self._frozen_layers())
+        layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
+        layers += sum(weights.stack.stored_bytes for weights in self.experts.values())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
     def cache_weights(self, are_cached: bool) -> None:
         """Cache the dequantized weights of quantized layers (2 bytes per weight), or free them. Results stay equal.
 
-        Experts are not cached: a batch uses few of them.
+        Experts are not cached: they are most of a model's weights.
         """
         for layer in self.layers.values():
             if isinstance(layer.base, Frozen4 | Frozen8):
                 layer.base.cache_weight(are_cached)
-
-    def _frozen_layers(self) -> Iterator[FrozenLinear]:
-        yield from (layer.base for layer in self.layers.values())
-        for weights in self.experts.values():
-            yield from weights.experts
 
     def _other_parameters(self) -> Iterator[torch.nn.Parameter]:
         others = {id(layer.base.weight) for layer in self.layers.values()} | _placeholders(self.model)

@@ -88,8 +88,7 @@ def _clause(message: str, name: str) -> str:
 def _report(base: FrozenBase, directory: Path) -> TrainerReport:
     layers = {name: (layer.base.out_features, layer.base.in_features) for name, layer in base.layers.items()}
     experts = {
-        name: (len(weights.experts), weights.out_features, weights.in_features)
-        for name, weights in base.experts.items()
+        name: (weights.count, weights.out_features, weights.in_features) for name, weights in base.experts.items()
     }
     modules = (name for name, _ in trainable_modules(base.model))
     return TrainerReport(
@@ -114,7 +113,7 @@ def _notes(base: FrozenBase, directory: Path) -> Iterator[str]:
     if not base.packs_documents:
         yield "Its layers carry state from token to token, so each document of a batch runs alone, which is slower."
     if base.experts:
-        yield "Experts are not adapted unless lora.target_parameters names them."
+        yield "Experts are not adapted without lora.experts."
     renderer = limited_renderer(directory)
     if rowless := renderer.rowless_tokens:
         shown = ", ".join(as_json(token) for token in rowless[:SHOWN]) + (" and more" if len(rowless) > SHOWN else "")

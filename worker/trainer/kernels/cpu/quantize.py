@@ -18,7 +18,8 @@ from worker.trainer.model import bitsandbytes_import  # noqa: F401  before bitsa
 
 from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise  # isort: skip
 
-BLOCK = 64  # weights with one scale; double quantization stores 256 scales as bytes with one scale of their own
+BLOCK = 64  # weights with one scale
+SCALE_BLOCK = 256  # scales that double quantization stores as bytes, with one scale of their own
 CHUNK = 1 << 16  # weights: 256 KiB in float32
 MIN_SCALE = np.float32(1e-38)  # as in bitsandbytes: the divisor of a block of zeros
 
@@ -87,5 +88,5 @@ def _state(scales: torch.Tensor, weight_D_K: torch.Tensor, quantization: Quantiz
     if not quantization.double_quant:
         return QuantState(absmax=scales, **fields)
     offset = scales.mean()
-    scale_bytes, scale_state = quantize_blockwise(scales - offset, blocksize=256)
+    scale_bytes, scale_state = quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
     return QuantState(absmax=scale_bytes, offset=offset, state2=scale_state, **fields)
