@@ -141,7 +141,7 @@ def row_digest(example: Example) -> int:
         example.prompt,
         example.completion,
         example.text,
-        example.chat_template_kwargs and example.chat_template_kwargs.model_dump(),
+        example.chat_template_kwargs.model_dump() if example.chat_template_kwargs else {},
     )
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

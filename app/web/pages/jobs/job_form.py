@@ -33,6 +33,7 @@ MORE = (
     "chat_template_kwargs",
     "sample_prompts",
 )
+EXAMPLES = {"chat_template_kwargs": '{"enable_thinking": false}', "more": '{"warmup_ratio": 0.05}'}  # objects, as JSON
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
 WRONG_FILES = {  # the field of the file by the code of the error, and what to do
@@ -65,7 +66,7 @@ def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = Non
     if quantization == WITHOUT_QUANTIZATION:
         given["quantization"] = None
     more = values.get("more", "").strip()
-    given["hyperparameters"] = _json_object("more", more, '{"warmup_ratio": 0.05}') if more else {}
+    given["hyperparameters"] = _json_object("more", more) if more else {}
     rest = {name: value for name, value in (kept or {}).items() if name not in given}
     if quantization != AS_ORIGINAL:
         rest = without(rest, "quantization")
@@ -148,8 +149,8 @@ def _value(name: str, text: str) -> Any:
     kind = SETTINGS[name].kind
     if kind is list:
         return [line.strip() for line in text.split("\n") if line.strip()]
-    if kind is dict:
-        return _json_object(name, text, '{"enable_thinking": false}')
+    if name in EXAMPLES:
+        return _json_object(name, text)
     if kind not in (int, float):
         return text
     try:
@@ -161,14 +162,14 @@ def _value(name: str, text: str) -> Any:
     return number
 
 
-def _json_object(name: str, text: str, example: str) -> Json:
+def _json_object(name: str, text: str) -> Json:
     try:
         value = json.loads(text)
         json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except ValueError as error:
         raise FieldError(name, f"This is not JSON: {error}.") from None
     if not isinstance(value, dict):
-        raise FieldError(name, f"Write an object such as {example}.")
+        raise FieldError(name, f"Write an object such as {EXAMPLES[name]}.")
     return value
 
 

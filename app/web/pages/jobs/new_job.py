@@ -39,14 +39,15 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
-MORE_HINT = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
+MORE_HINT = f"Other hyperparameters as JSON, such as {job_form.EXAMPLES['more']}."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
 METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
 HINTS = {
     "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line.",
-    "chat_template_kwargs": f'{SETTINGS["chat_template_kwargs"].help} As JSON, such as {{"enable_thinking": false}}.',
+    "chat_template_kwargs": f"{SETTINGS['chat_template_kwargs'].help} As JSON, such as "
+    f"{job_form.EXAMPLES['chat_template_kwargs']}.",
 }
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
