@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,10 @@ MESSAGES = {
     "unprinted_content": (
         "rows with content and tool calls, of which the model's chat template prints only the calls: {lines}. The "
         "model does not see the content; move it to a separate message if it matters"
+    ),
+    "unread_argument": (
+        'rows with "chat_template_kwargs", of their own or of the job, that the model\'s chat template does not read '
+        "({arguments}): {lines}. They have no effect; remove them, or choose a model whose template reads them"
     ),
     "control_token": (
         "rows with a control token of the model in the text of a system, user or tool message: {lines}. It becomes "
@@ -136,6 +140,7 @@ def row_digest(example: Example) -> int:
         example.completion,
         example.text,
         *([] if example.label is None else [example.label]),
+        *([example.chat_template_kwargs.model_dump()] if example.chat_template_kwargs else []),
     )
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -143,6 +148,7 @@ def row_digest(example: Example) -> int:
 
 def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
     """Yield the codes of the warnings about one row by itself."""
+    renderer = renderer.with_arguments(example.chat_template_kwargs)
     outputs = [output for output in (example.preferred, example.non_preferred) if output]
     if _has_empty_answer(example):
         yield "empty_answer"
@@ -157,11 +163,22 @@ def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
         yield "control_token"
 
 
+def unread_arguments(example: Example, renderer: Renderer) -> set[str]:
+    """The row's arguments of the chat template that have no effect: no template, or one that does not read them."""
+    names = {name for name, value in example.chat_template_kwargs or () if value is not None}
+    return names - renderer.template.variables if names and renderer.template and example.messages else names
+
+
 def build_warnings(
-    lines_by_code: Mapping[str, LineCount], method: MethodName, context_length: int, different_rows: int
+    lines_by_code: Mapping[str, LineCount],
+    method: MethodName,
+    context_length: int,
+    different_rows: int,
+    arguments: Collection[str] = (),
 ) -> list[DatasetWarning]:
     """The warnings in the order of MESSAGES. Their texts begin in lower case, to follow the name of the file."""
     values = {"context_length": context_length, "nothing": METHODS[method].untrainable, "rows": different_rows}
+    values["arguments"] = ", ".join(sorted(arguments))
     return [
         DatasetWarning(code, message.format(lines=lines, **values), lines.count, lines.first)
         for code, message in MESSAGES.items()

@@ -299,11 +299,12 @@ class TrialProgram:
         """The prompt, and its tokens. Raises TemplateRefused for what the chat template would leave out."""
         if question.messages is None:
             return question.prompt or "", self._renderer.encode_plain(question.prompt or "")
-        messages = self._renderer.normalized(question.messages)
-        prompt = self._renderer.text(messages, question.tools, prompt=True)
-        tokens = self._renderer.encode(prompt)
+        renderer = self._renderer.with_arguments(question.chat_template_kwargs)
+        messages = renderer.normalized(question.messages)
+        prompt = renderer.text(messages, question.tools, prompt=True)
+        tokens = renderer.encode(prompt)
         if len(tokens) < self._context_length:
-            self._renderer.check_prompt(messages, question.tools)
+            renderer.check_prompt(messages, question.tools)
         return prompt, tokens
 
     def _parser(self, question: TrialQuestion, prompt: str) -> AnswerParser | None:

@@ -32,6 +32,7 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
         **({"file_origins": run_spec.file_origins} if run_spec.file_origins else {}),
+        **run_spec.model_dump(include={"chat_template_kwargs"}),
         "continued_from": _parent_adapter(run_spec),
         "lora": run_spec.lora.model_dump(mode="json"),
         "compatibility": _compatibility(run_spec, base),

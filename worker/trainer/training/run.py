@@ -93,7 +93,7 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
     plan = snapshot.plan if snapshot else _initial_plan(attempt, kernels)
     make_repeatable(kernels.device, plan.threads)
     base = _load_base(attempt, choose_kernels(kernels.device, plan.cuda_kernels), plan)
-    renderer = limited_renderer(spec.base.directory, _render_time(plan))
+    renderer = limited_renderer(spec.base.directory, _render_time(plan)).with_arguments(spec.run.chat_template_kwargs)
     run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
     objective = make_objective(base, run)
     if snapshot:
