@@ -103,7 +103,7 @@ class TestRun:
         asked, free = (train(quantization={}, dtype_is_free=is_free, max_steps=1) for is_free in (False, True))
         first = asked.warnings[0].message
         assert "no instructions for bfloat16" in first
-        assert '{"compute_dtype": "float32"}' in first
+        assert 'quantization.compute_dtype to "float32"' in first
         assert not free.warnings
         assert [log.of(Started)[0].compute_dtype for log in (asked, free)] == ["bfloat16", "float32"]
         caches = [log.of(Planned)[0].components["cache"] for log in (asked, free)]

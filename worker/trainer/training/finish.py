@@ -18,8 +18,8 @@ from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments
 from worker.trainer.runtime.process import working_seconds
 from worker.trainer.training.attempt import Loaded, TrainingAttempt
 from worker.trainer.training.run_files import RunFiles
-from worker.trainer.training.samples import report_samples
 from worker.trainer.training.state import Run
+from worker.trainer.validation.evaluate import report_samples
 from worker.trainer.validation.served_reference import measure_reference
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, is_disk_full
@@ -12,7 +12,7 @@ from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.snapshot import save_snapshot
 from worker.trainer.training.attempt import TrainingAttempt
-from worker.trainer.training.state import Run, SavedCheckpoint
+from worker.trainer.training.state import Run
 
 
 @dataclass(frozen=True)
@@ -21,26 +21,20 @@ class RunFiles:
     base: FrozenBase
     run: Run
     policy: OutOfMemoryPolicy  # snapshots store its plan
+    saved: dict[int, CheckpointSaved] = field(default_factory=dict)  # the checkpoints of this attempt, by step
 
     def checkpoint(self, *, final: bool) -> Path:
         """Save and report the public checkpoint of this step, unless that has been done. Returns its directory."""
-        run = self.run
-        existing = run.checkpoints.get(run.step)
-        if existing and existing.final >= final:
-            return existing.directory
-        directory = existing.directory if existing else save_checkpoint(run, self.base)
-        run.checkpoints[run.step] = SavedCheckpoint(directory, final)
-        self.attempt.emit(
-            CheckpointSaved(
-                run_id=run.id,
-                step=run.step,
-                epoch=run.schedule.epoch(run.step),
-                directory=self.attempt.name_of(directory),
-                final=final,
-                metrics=run.metrics,
+        run, saved = self.run, self.saved.get(self.run.step)
+        if saved is None or saved.final < final:
+            directory = saved.directory if saved else self.attempt.name_of(save_checkpoint(run, self.base))
+            epoch = run.schedule.epoch(run.step)
+            saved = CheckpointSaved(
+                run_id=run.id, step=run.step, epoch=epoch, directory=directory, final=final, metrics=run.metrics
             )
-        )
-        return directory
+            self.saved[run.step] = saved
+            self.attempt.emit(saved)
+        return self.attempt.workdir / saved.directory
 
     @property
     def has_current_snapshot(self) -> bool:

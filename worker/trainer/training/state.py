@@ -25,14 +25,6 @@ from worker.trainer.validation.early_stopping import BestValidation
 ETA_WINDOW_STEPS = 20  # the ETA follows from the mean duration of these last steps
 
 
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A checkpoint that was written and reported."""
-
-    directory: Path
-    final: bool
-
-
 @dataclass
 class Run:
     """One training of one adapter: first the fixed fields, then those that change from step to step."""
@@ -53,7 +45,6 @@ class Run:
     metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step, for a checkpoint
     best: BestValidation = field(default_factory=BestValidation)
     base_answers: list[str] = field(default_factory=list)  # to the sample prompts; the base never changes
-    checkpoints: dict[int, SavedCheckpoint] = field(default_factory=dict)  # of this attempt, by step
     random_states: list[torch.Tensor] = field(default_factory=list)  # dropout generators of all processes, if several
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)

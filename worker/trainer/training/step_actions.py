@@ -18,9 +18,8 @@ from worker.trainer.runtime.failures import Failure
 from worker.trainer.training.attempt import Loaded, Prepared, TrainingAttempt
 from worker.trainer.training.finish import Finish
 from worker.trainer.training.run_files import RunFiles
-from worker.trainer.training.samples import report_samples
 from worker.trainer.training.state import StepResult
-from worker.trainer.validation.evaluate import evaluate
+from worker.trainer.validation.evaluate import evaluate, report_samples
 
 MAX_REPORTED_LINES = 16
 
