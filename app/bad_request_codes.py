@@ -129,7 +129,7 @@ BAD_REQUEST_CODES: tuple[ErrorCode, ...] = (
         "unsupported_value",
         "A value of OpenAI or PEFT that this server does not support: `reinforcement`, `integrations`, PiSSA, ...",
         "Omit it, or use a value from the message.",
-        'method.type "reinforcement" is not offered here; allowed are "supervised" and "dpo"',
+        'method.type "reinforcement" is not offered here; allowed are …',
     ),
     ErrorCode(
         "upload_expired",

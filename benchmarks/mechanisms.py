@@ -27,15 +27,15 @@ DROPPED_STEPS = 2  # the first ones compile kernels
 
 
 def without_norms_and_gated_layers() -> None:
-    from worker.trainer.model import base_model
+    from worker.trainer.kernels import kernels
 
-    base_model.use_memory_efficient_modules = lambda *_: None
+    kernels.replace_functions = lambda *_: {}
 
 
 def without_blocks_of_documents() -> None:
     from worker.trainer.model.attention import attention
 
-    attention.MAX_DOCUMENT_TOKENS = 0
+    attention.MAX_BLOCK_ATTENTION_TOKENS = 0
 
 
 def without_elementwise_recomputation() -> None:

@@ -43,7 +43,7 @@ from app.db.tables import (
 from app.db.tables.base import Leased
 from app.domain.access.api_keys import hash_key
 from app.domain.base_models import catalog
-from app.domain.jobs.parameters import ParentAdapter
+from app.domain.jobs.definitions import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import forecast

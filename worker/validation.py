@@ -93,10 +93,12 @@ class Validator(Runner[Job, JobAttempt]):
                 raise PreparationError(outcome)
             reports[role] = report
         if spec.evaluation is not None:
-            self._check_evaluation_file(spec.evaluation, attempt, inputs)
+            self._check_evaluation_file(spec.evaluation, spec, attempt, inputs)
         return reports
 
-    def _check_evaluation_file(self, request: EvaluationRequest, attempt: JobAttempt, inputs: Inputs) -> None:
+    def _check_evaluation_file(
+        self, request: EvaluationRequest, spec: JobSpec, attempt: JobAttempt, inputs: Inputs
+    ) -> None:
         """Check the rows of the job's evaluation before anything is trained. Raises PreparationError, OSError."""
         file = attempt.transact(lambda session: files.get_even_deleted(session, request.file))
         assert file is not None, "it was checked when the job was created"
@@ -104,6 +106,7 @@ class Validator(Runner[Job, JobAttempt]):
             read_checked_inputs(
                 lambda: self.resources.storage.open(file.storage_key),
                 request.settings(),
+                spec.chat_template_kwargs,
                 Path(inputs.base.directory),
                 inputs.base.catalog_entry.context_length,
                 self.settings.max_line_bytes,
@@ -188,7 +191,7 @@ def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict
     spec = JobSpec.model_validate(job.spec)
     for role, report in reports.items():
         file_id = job.training_file_id if role == "training" else job.validation_file_id
-        for warning in report.warnings(spec.method, spec.hyperparameters.context_length):
+        for warning in report.warnings(spec.data_parameters, spec.hyperparameters.label_weights):
             message = f"{role.capitalize()} file: {warning.message}"
             yield asdict(warning) | {"file": file_id, "message": message}
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, exceeds_context, truncate
+from app.domain.datasets.documents import Document, exceeds_context, truncate
 from app.domain.jobs.spec import DataParameters
+from app.domain.methods import PREFERRED, REJECTED
 
 
 def text_of(tokens: int) -> Document:
@@ -43,19 +44,24 @@ def test_a_conversation_is_cut_at_its_end() -> None:
 
 class TestPairs:
     def test_a_pair_counts_with_both_sides(self) -> None:
-        pair = [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 3)]
-        assert truncate(pair, DataParameters(context_length=10)) == pair
+        pair = [answer(PREFERRED, 1, 2), answer(REJECTED, 3)]
+        assert truncate(pair, DataParameters(method="dpo", context_length=10)) == pair
 
     @pytest.mark.parametrize(
         "pair",
         [
-            [answer(PREFERRED, 1, 2), answer(NON_PREFERRED)],
-            [answer(PREFERRED), answer(NON_PREFERRED, 1)],
-            [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 3, prompt=9)],
-            [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 1, 2)],
-            [answer(PREFERRED, *range(20), 1), answer(NON_PREFERRED, *range(20), 2)],
+            [answer(PREFERRED, 1, 2), answer(REJECTED)],
+            [answer(PREFERRED), answer(REJECTED, 1)],
+            [answer(PREFERRED, 1, 2), answer(REJECTED, 3, prompt=9)],
+            [answer(PREFERRED, 1, 2), answer(REJECTED, 1, 2)],
+            [answer(PREFERRED, *range(20), 1), answer(REJECTED, *range(20), 2)],
         ],
         ids=["nothing rejected", "nothing preferred", "one beyond the cut", "the same", "the same up to the cut"],
     )
     def test_a_pair_without_two_answers_to_compare_contributes_nothing(self, pair: list[Document]) -> None:
-        assert truncate(pair, DataParameters(context_length=8)) == []
+        assert truncate(pair, DataParameters(method="dpo", context_length=8)) == []
+
+
+def test_an_answer_that_is_judged_alone_needs_no_other() -> None:
+    alone = [answer(REJECTED, 1, 2)]
+    assert truncate(alone, DataParameters(method="kto", context_length=8)) == alone

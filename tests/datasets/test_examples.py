@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding, Line, LineError, format_findings, parse_object, read_lines
-from app.domain.jobs.spec import DataParameters, LineRules, Method
+from app.domain.jobs.spec import DataParameters, LineRules
+from app.domain.methods import MethodName
 from tests.sentences import Reviewed
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -30,13 +31,13 @@ def lines_of(data: bytes, **limits: int) -> list[Line | Finding]:
     return list(read_lines(io.BytesIO(data), **limits))
 
 
-def found_in(*examples: Any, method: Method = "supervised", rules: LineRules = 2) -> list[Finding]:
+def found_in(*examples: Any, method: MethodName = "supervised", rules: LineRules = 2) -> list[Finding]:
     file = io.BytesIO("\n".join(map(json.dumps, examples)).encode())
     parameters = DataParameters(method=method, line_rules=rules)
     return [item for item in read_examples(file, parameters=parameters) if isinstance(item, Finding)]
 
 
-def review(reviewed: Reviewed, *rows: tuple[dict[str, Any], str], method: Method = "supervised") -> None:
+def review(reviewed: Reviewed, *rows: tuple[dict[str, Any], str], method: MethodName = "supervised") -> None:
     """Each line has a finding with this code, whose message is reviewed."""
     for line, code in rows:
         found = found_in(line, method=method)
@@ -179,7 +180,7 @@ class TestReadExamples:
             ({"text": "a", "label": 1}, "extra_key"),
             ({"prompt": "x"}, "invalid_completion"),
             ({"prompt": 1, "completion": "x"}, "invalid_completion"),
-            ({"prompt": "a", "completion": "b", "label": 1}, "extra_key"),
+            ({"prompt": "a", "completion": "b", "label": 1}, "wrong_format"),
         )
 
     def test_content_that_is_no_text_is_an_error_that_names_the_allowed_types(self, reviewed: Reviewed) -> None:

@@ -44,6 +44,10 @@ QUESTION = {"role": "user", "content": "hm"}
 Message = dict[str, Any]
 
 
+def pair(prompt: tuple[Message, ...], good: Message, bad: Message) -> Example:
+    return Example(1, messages=prompt, preferred=(good,), non_preferred=(bad,), parameters=DataParameters(method="dpo"))
+
+
 @pytest.fixture(scope="module", params=FAMILIES, ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     chosen: Family = request.param
@@ -139,8 +143,8 @@ def test_the_last_answers_of_a_pair_are_learned_and_no_earlier_one(
 ) -> None:
     prompt = tuple(conversation(turns, None)[:-1])
     good, bad = ({"role": "assistant", "content": answer} for answer in answers)
-    documents = renderer.documents(Example(1, messages=prompt, preferred=(good,), non_preferred=(bad,)))
-    assert [document.pair_role for document in documents] == [1, -1]
+    documents = renderer.documents(pair(prompt, good, bad))
+    assert [document.role for document in documents] == [1, -1]
     for document, answer in zip(documents, answers, strict=True):
         assert list(trained_texts(renderer, document)) == [family.answer(answer) + family.end]
 
@@ -305,14 +309,14 @@ REFUSED: dict[str, tuple[str, Example, str | None]] = {
     "calls": (CHATML, Example(1, messages=(QUESTION, CALLS)), HERMES),
     "calls that are read": (CHATML, Example(1, messages=(QUESTION, CALLS | {"weight": 0}, QUESTION, COLD)), HERMES),
     "calls before a pair": (
-        CHATML, Example(1, messages=(QUESTION, CALLS, QUESTION), preferred=(COLD,), non_preferred=(COLD,)), HERMES,
+        CHATML, pair((QUESTION, CALLS, QUESTION), COLD, COLD), HERMES,
     ),
     "a call whose name is in the content": (CHATML, Example(1, messages=(QUESTION, NAMES_ITS_CALL)), HERMES),
     "the second call": (FIRST_CALL, Example(1, messages=(QUESTION, TWO_CALLS)), HERMES),
     "tools": (CHATML, Example(1, messages=(QUESTION, NO), tools=(TOOL,)), HERMES),
     "results": (DEEPSEEK, Example(1, messages=(QUESTION, NO, RESULT, COLD)), HERMES),
     "reasoning of a pair": (
-        CHATML, Example(1, messages=(QUESTION,), preferred=(NO,), non_preferred=(NO | {"thinking": "hm"},)), THINKING,
+        CHATML, pair((QUESTION,), NO, NO | {"thinking": "hm"}), THINKING,
     ),
     **{
         f"reasoning {number}": (CHATML, Example(1, messages=(QUESTION, each, QUESTION, NO)), None)

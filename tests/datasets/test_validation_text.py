@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from app.api.schemas.common import Strict
 from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, as_problems, check_shape, error_sentence
 from app.domain.evaluations.graders import CreateEvaluation
-from app.domain.jobs.create_job import CreateJob, Dpo, Method, Supervised
+from app.domain.jobs.create_job import CreateJob, MethodBody
 from app.domain.jobs.spec import EarlyStopping
 from app.main import create_app
 from tests.python_words import python_words
@@ -53,7 +53,7 @@ def errors_of(model: type[BaseModel]) -> Iterator[ErrorDetails]:
 @pytest.fixture(scope="module")
 def errors() -> list[tuple[type[BaseModel], ErrorDetails]]:
     assert create_app  # which imports every module that has a body
-    models = [*request_models(), CreateJob, Method, Supervised, Dpo, CreateEvaluation, EarlyStopping, Rare]
+    models = [*request_models(), CreateJob, MethodBody, CreateEvaluation, EarlyStopping, Rare]
     return [(model, error) for model in models for error in errors_of(model)]
 
 

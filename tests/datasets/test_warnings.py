@@ -18,7 +18,8 @@ from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import DatasetReport, build_report, build_report_with_rows
 from app.domain.datasets.warnings import MESSAGES, RowIndex, row_digest, warning_codes
-from app.domain.jobs.spec import DataParameters, Method
+from app.domain.jobs.spec import DataParameters
+from app.domain.methods import MethodName
 from app.system.tokenizer_files import load_renderer
 from tests.datasets.families import (
     CHATML,
@@ -46,7 +47,7 @@ def renderer_of(tmp_path: Path) -> Any:
     return make
 
 
-def example(row: Any, method: Method = "supervised") -> Example:
+def example(row: Any, method: MethodName = "supervised") -> Example:
     (found,) = read_examples(io.BytesIO(json.dumps(row).encode()), parameters=DataParameters(method=method))
     assert isinstance(found, Example), found
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.jobs.parameters import ParentAdapter
+from app.domain.jobs.definitions import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
 from app.errors import BadRequest

@@ -6,22 +6,20 @@ import pytest
 from annotated_types import Ge, Le
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.jobs.definitions import AtMost, Parameters, ResolutionContext
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
-    METHOD_HYPERPARAMETERS,
     NEED_VALIDATION_FILE,
-    AtMost,
     EvaluationParameters,
-    Parameters,
     QuantizationParameters,
-    ResolutionContext,
 )
 from app.domain.jobs.request_parameters import RequestParameters
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
+from app.domain.methods import METHOD_PARAMETERS
 from tests.jobs.test_resolve import ENTRY
 
-SUBJECTS = (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values(), LoraParameters, QuantizationParameters)
+SUBJECTS = (*HYPERPARAMETERS, *METHOD_PARAMETERS, LoraParameters, QuantizationParameters)
 FIELDS = [(model, key) for model in SUBJECTS for key in model.model_fields]
 
 
@@ -31,9 +29,7 @@ def context(entry: CatalogEntry = ENTRY) -> ResolutionContext:
 
 class TestDefinitions:
     def test_parameters_have_the_fields_of_the_stored_spec(self) -> None:
-        hyperparameters = {
-            key for model in (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values()) for key in model.model_fields
-        }
+        hyperparameters = {key for model in (*HYPERPARAMETERS, *METHOD_PARAMETERS) for key in model.model_fields}
         assert hyperparameters == Hyperparameters.model_fields.keys()
         assert LoraParameters.model_fields.keys() == LoraSpec.model_fields.keys()
         assert QuantizationParameters.model_fields.keys() == QuantizationSpec.model_fields.keys()
@@ -48,6 +44,8 @@ class TestDefinitions:
         for example in field.examples:
             request = RequestParameters()
             request.add(model.prefix + key, example, key)
+            if key == "simpo_gamma":
+                request.add("loss_type", "simpo", "loss_type")
             assert request.resolved(model, context(entry)) is not None, request.problems
 
     @pytest.mark.parametrize(("model", "key"), FIELDS, ids=lambda value: getattr(value, "__name__", value))

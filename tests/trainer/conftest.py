@@ -46,7 +46,7 @@ _count = program.count_missing
 
 
 def _count_missing(spec: TrainerSpec, base: FrozenBase, run: Any, recomputation: Any) -> Mapping[Any, float]:
-    of_base = (spec.base.model_dump_json(), str(base.quantization), base.compute_dtype, base.cuda_kernels)
+    of_base = (spec.base.model_dump_json(), str(base.quantization), base.compute_dtype, base.kernels.is_fused)
     key = (*of_base, spec.run.lora.model_dump_json())
     if key not in _counted:
         _counted[key] = _count(spec, base, run, recomputation)

@@ -10,12 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.domain.jobs.lora_parameters import LoraParameters
-from app.domain.jobs.parameters import (
-    HYPERPARAMETERS,
-    METHOD_HYPERPARAMETERS,
-    EarlyStoppingParameters,
-    QuantizationParameters,
-)
+from app.domain.jobs.parameters import HYPERPARAMETERS, EarlyStoppingParameters, QuantizationParameters
+from app.domain.methods import METHOD_PARAMETERS
 
 BY_FIELD = {
     "id": "The id, for every call that takes one.",
@@ -72,10 +68,11 @@ PARAMETERS = {
     "resource_ids[]": "Only entries with one of these ids: of a job, a file, a key, ...",
     "target_id": "The delivery target, by its id or name.",
     "upload_id": "The upload.",
+    "worker_id": "The worker: its `id`, its `name`, or the part of the name before `#`.",
 }
 # The models of the request parameters that are fields of these schemas, too.
 PARAMETER_MODELS: dict[str, tuple[type[BaseModel], ...]] = {
-    "Hyperparameters": (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values()),
+    "Hyperparameters": (*HYPERPARAMETERS, *METHOD_PARAMETERS),
     "LegacyHyperparameters": HYPERPARAMETERS,
     "EarlyStopping": (EarlyStoppingParameters,),
     "LoraSpec": (LoraParameters,),

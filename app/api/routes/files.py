@@ -24,8 +24,9 @@ from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limi
 from app.db.engine import transaction
 from app.db.files import delete
 from app.db.tables import File
-from app.domain.error_text.json_text import as_json
+from app.domain.error_text.json_text import as_json, listed
 from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
+from app.domain.methods import METHODS
 from app.errors import BadRequest
 from app.services import resources
 from app.services.access.idempotency import fingerprint_of
@@ -178,7 +179,9 @@ async def validate_file(
     validation_file: Annotated[
         str | None, Query(description="Id of a validation file: the report lists the rows that both files contain.")
     ] = None,
-    method: Annotated[str | None, Query(description="supervised or dpo. Default: the method of the first row.")] = None,
+    method: Annotated[
+        str | None, Query(description=f"{listed(tuple(METHODS))}. Default: the method of the first row.")
+    ] = None,
     context_length: Annotated[int | None, Query(description="Tokens. Default: the model's.")] = None,
     rows: Annotated[
         int, Query(ge=0, le=MAX_PREVIEW_ROWS, description="How many rows to show as the model sees them.")

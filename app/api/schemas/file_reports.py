@@ -9,9 +9,10 @@ from pydantic import Field
 from app.api.schemas.common import Body, WarningBody
 from app.domain.datasets.profile import histogram, quantiles
 from app.domain.datasets.report import no_trainable_tokens_message
+from app.domain.methods import MethodName
 from app.services.datasets.profile import Profile
 
-Format = Literal["chat", "completion", "text", "preference", "mixed"]
+Format = Literal["chat", "completion", "text", "preference", "labelled", "mixed"]
 
 
 class ReportLines(Body):
@@ -143,8 +144,8 @@ class Segment(Body):
 
 
 class PreviewDocument(Body):
-    side: Literal["preferred", "non_preferred"] | None
-    """The answer of a preference pair; null: the row is not a pair."""
+    side: Literal["preferred", "non_preferred", "desirable", "undesirable"] | None
+    """The answer of a preference pair, or the label of an answer; null: the row has neither."""
     tokens: int
     """The number of tokens of the document."""
     trained_tokens: int
@@ -174,6 +175,13 @@ class PreviewRow(Body):
     """What the model processes: one document, both answers of a pair, or parts of a long text."""
 
 
+class Labels(Body):
+    desirable: int
+    """The number of rows with the label true."""
+    undesirable: int
+    """The number of rows with the label false."""
+
+
 class FileReportBody(Body):
     object: Literal["file.report"] = "file.report"
     file: str
@@ -183,7 +191,7 @@ class FileReportBody(Body):
     sha256: str
     model: str
     """The model whose tokenizer and chat template were used."""
-    method: Literal["supervised", "dpo"]
+    method: MethodName
     """The method that the rows were checked for: as requested, or the method of the first row."""
     context_length: int
     """The maximum number of tokens of a document; longer ones are truncated. The requested value, or the model's."""
@@ -203,6 +211,8 @@ class FileReportBody(Body):
     """How much of the file the numbers cover."""
     tokens: Tokens
     """The number of tokens, of learned tokens, and their distribution."""
+    labels: Labels | None
+    """The number of rows by their label; null: the rows have none."""
     cut: ReportLines
     """Rows longer than `context_length`."""
     empty: ReportLines
@@ -243,6 +253,7 @@ class FileReportBody(Body):
                 "lengths": quantiles(found.lengths),
                 "histogram": histogram(found.lengths),
             },
+            labels={name: report.labels[name].count for name in report.labels} if "labelled" in found.formats else None,
             cut=report.cut,
             empty=report.empty,
             masked=report.masked,
@@ -279,7 +290,7 @@ def _warnings(profile: Profile) -> list[dict[str, Any]]:
     """The warnings with file ids. The lines of an overlap are lines of the validation file."""
     file, validation_file = profile.inputs.file, profile.inputs.validation_file
     warnings = []
-    for warning in profile.found.report.warnings(profile.parameters.method, profile.parameters.context_length):
+    for warning in profile.found.report.warnings(profile.parameters):
         warned_file = validation_file if warning.code == "overlap" and validation_file is not None else file
         message = f"{warning.message[0].upper()}{warning.message[1:]}."
         warnings.append(vars(warning) | {"file": warned_file.id, "message": message})

@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
-from typing import Any, Literal
+from functools import cache, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app.api.schemas.common import Body, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.evaluations import EvaluationError
 from app.api.schemas.queue import QueuedFields
 from app.domain.artifacts.engines import Compatibility, job_compatibility
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
+from app.domain.methods import METHODS, Method
 
 
 def _all_optional(schema: dict[str, Any]) -> None:
@@ -70,18 +73,18 @@ class HyperparametersBody(Body):
     hyperparameters: Hyperparameters
 
 
-class SupervisedMethod(Body):
-    type: Literal["supervised"]
-    """Answers or text."""
-    supervised: HyperparametersBody
-    """The hyperparameters."""
+def _method_body(method: Method) -> type[Body]:
+    """The body of a method: its type, and its hyperparameters below its name."""
+    type_of_method: Any = Annotated[Literal[method.name], Field(description=f"{method.rows}.")]
+    hyperparameters: Any = Annotated[HyperparametersBody, Field(description="The hyperparameters.")]
+    fields: dict[str, Any] = {"type": (type_of_method, ...), method.name: (hyperparameters, ...)}
+    return create_model(f"{method.name.capitalize()}Method", __base__=Body, **fields)
 
 
-class DpoMethod(Body):
-    type: Literal["dpo"]
-    """Preference pairs."""
-    dpo: HyperparametersBody
-    """The hyperparameters."""
+if TYPE_CHECKING:
+    JobMethod: TypeAlias = Body
+else:
+    JobMethod = reduce(or_, map(_method_body, METHODS.values()))
 
 
 class Progress(Body):
@@ -165,8 +168,8 @@ class JobBody(QueuedFields):
     )
     """OpenAI's statuses, and `paused`."""
     hyperparameters: LegacyHyperparameters | NoHyperparameters
-    """OpenAI's older place for three hyperparameters; empty for `dpo`."""
-    method: SupervisedMethod | DpoMethod
+    """OpenAI's older place for three hyperparameters; empty for every method but `supervised`."""
+    method: JobMethod
     """The method with the resolved hyperparameters."""
     training_file: str = Field(validation_alias="training_file_id")
     validation_file: str | None = Field(validation_alias="validation_file_id")
@@ -186,6 +189,10 @@ class JobBody(QueuedFields):
     """The `suffix` of the request."""
     lora: LoraSpec
     quantization: QuantizationSpec | None
+    chat_template_kwargs: ChatTemplateArguments | None
+    """Arguments of the base model's chat template; null: none. Requests to an engine that serves the adapter need the
+    same.
+    """
     sample_prompts: list[str]
     """Prompts that the model answers at every validation."""
     progress: Progress | None
@@ -242,6 +249,7 @@ class JobBody(QueuedFields):
             "integrations": [],
             "lora": spec["lora"],
             "quantization": spec["quantization"],
+            "chat_template_kwargs": spec.get("chat_template_kwargs"),
             "sample_prompts": spec.get("sample_prompts", []),
             "progress": _fields(Progress, progress),
             "trained_steps": progress.get("step"),

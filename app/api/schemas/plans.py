@@ -98,7 +98,7 @@ class PlanBody(Body):
     message: str
     """The verdict in a sentence."""
     method: str = at("inputs", "spec", "method")
-    """The method: `supervised` or `dpo`."""
+    """The method, such as `supervised`."""
     hyperparameters: Hyperparameters = at("inputs", "spec", "hyperparameters")
     lora: LoraSpec = at("inputs", "spec", "lora")
     quantization: QuantizationSpec | None = at("inputs", "spec", "quantization")
@@ -121,8 +121,10 @@ class PlanBody(Body):
     """The examples of `empty` that have no token to learn even before truncation."""
     empty: LinesBody = at("report", "empty")
     """Examples without a token to learn; they are skipped."""
-    warnings: list[WarningBody] = at("inputs", "warnings")
-    """What does not fail the job but may be unintended: `without_effect`, `same_file`, `no_validation_file`."""
+    warnings: list[WarningBody]
+    """What does not fail the job but may be unintended: `without_effect`, `same_file`, `no_validation_file`,
+    `unread_argument`.
+    """
     devices: list[DeviceBody]
     """One entry for each kind of device of a live worker."""
 

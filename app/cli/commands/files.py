@@ -120,7 +120,9 @@ def validate(
     validation_file: Annotated[
         str | None, typer.Option(help="File id or path; rows in both files are reported.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="supervised or dpo. Default: detected from the first row.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="The method of the job. Default: detected from the first row.")
+    ] = None,
     context_length: Annotated[
         int | None, typer.Option(help="Context length in tokens. Default: that of the model.")
     ] = None,

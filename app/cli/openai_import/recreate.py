@@ -8,7 +8,7 @@ from typing import Any
 
 from app.cli.output.console import print_json_line, print_line
 from app.domain.jobs.create_job import MAX_METADATA_PAIRS, create_body
-from app.domain.jobs.request_parameters import METHODS
+from app.domain.methods import METHODS
 
 Json = dict[str, Any]
 KEPT, REPLACED, IMPOSSIBLE = "kept", "replaced", "impossible"
@@ -86,7 +86,7 @@ def _method(made: Recreation, job: Mapping[str, Any]) -> None:
     method = job.get("method") or {}
     kind = method.get("type") or "supervised"
     if kind not in METHODS:
-        made.add(IMPOSSIBLE, "method", f"{kind} is not offered here; supervised and dpo are")
+        made.add(IMPOSSIBLE, "method", f"{kind} is not offered here; {', '.join(METHODS)} are")
         return
     made.add(KEPT, "method", kind)
     hyperparameters = (method.get(kind) or {}).get("hyperparameters") or job.get("hyperparameters") or {}

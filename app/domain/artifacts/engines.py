@@ -340,12 +340,16 @@ base = AutoModelForCausalLM.from_pretrained($base, dtype=torch.bfloat16)
 model = PeftModel.from_pretrained(base, $adapter).eval()
 tokenizer = AutoTokenizer.from_pretrained($adapter)  # with the chat template of the training
 inputs = tokenizer.apply_chat_template(
-    [{"role": "user", "content": "QUESTION"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    [{"role": "user", "content": "QUESTION"}], add_generation_prompt=True, return_tensors="pt", return_dict=True$more
 )
 tokens = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""")
 
 
-def peft_code(base: str, adapter: str) -> str:
-    """A program that loads the adapter with PEFT, and answers a question; `base` and `adapter` are what it loads."""
-    return PEFT_CODE.substitute(base=json.dumps(base), adapter=json.dumps(adapter))
+def peft_code(base: str, adapter: str, arguments: Mapping[str, Any] | None = None) -> str:
+    """A program that loads the adapter with PEFT, and answers a question; `base` and `adapter` are what it loads.
+
+    `arguments` are those of the chat template.
+    """
+    more = f",\n    **{dict(arguments)!r}," if arguments else ""
+    return PEFT_CODE.substitute(base=json.dumps(base), adapter=json.dumps(adapter), more=more)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from app.domain.jobs.spec import DataParameters
-
-PREFERRED, NON_PREFERRED = 1, -1  # roles in a preference pair: the signs of their terms in its margin
+from app.domain.methods import METHODS, PREFERRED, REJECTED
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Document:
     line: int
     tokens: list[int]
     labelled: list[bool]
-    pair_role: int = 0  # PREFERRED or NON_PREFERRED; 0 outside of a preference pair
+    role: int = 0  # PREFERRED (or desirable), REJECTED (or undesirable); 0: neither
     is_text: bool = False  # plain text, trained completely: it is split, not truncated
 
     def __len__(self) -> int:
@@ -33,18 +32,19 @@ def truncate(documents: Iterable[Document], parameters: DataParameters) -> list[
 
     Plain text is split, other documents are truncated at their end, and a pair is kept only with both of its answers.
     """
-    return trainable(piece for document in documents for piece in _pieces(document, parameters.context_length))
+    pieces = (piece for document in documents for piece in _pieces(document, parameters.context_length))
+    return trainable(pieces, is_pair=METHODS[parameters.method].has_pairs)
 
 
-def trainable(documents: Iterable[Document]) -> list[Document]:
+def trainable(documents: Iterable[Document], *, is_pair: bool) -> list[Document]:
     """The documents with a label; none of a pair with an unlabelled answer or with two equal answers."""
     kept = [document for document in documents if document.labelled_count]
-    if not any(document.pair_role for document in kept):
+    if not is_pair:
         return kept
-    by_role: dict[int, list[tuple[list[int], list[bool]]]] = {PREFERRED: [], NON_PREFERRED: []}
+    by_role: dict[int, list[tuple[list[int], list[bool]]]] = {PREFERRED: [], REJECTED: []}
     for document in kept:
-        by_role[document.pair_role].append((document.tokens, document.labelled))
-    return kept if all(by_role.values()) and by_role[PREFERRED] != by_role[NON_PREFERRED] else []
+        by_role[document.role].append((document.tokens, document.labelled))
+    return kept if all(by_role.values()) and by_role[PREFERRED] != by_role[REJECTED] else []
 
 
 def split_examples(kept: Sequence[Document]) -> list[list[Document]]:

@@ -1,4 +1,4 @@
-"""The formats of a training example: chat, prompt and completion, plain text; for DPO a preference pair."""
+"""The formats of a training example: chat, prompt and completion, plain text, a preference pair, a labelled answer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,30 @@ from app.domain.datasets.messages import (
     parallel_problems,
     tool_problems,
 )
-from app.domain.jobs.spec import DataParameters, LineRules, Method
+from app.domain.datasets.template_arguments import KEY as TEMPLATE_ARGUMENTS
+from app.domain.datasets.template_arguments import (
+    ChatTemplateArguments,
+    given_arguments,
+    merge_arguments,
+    row_argument_problems,
+)
+from app.domain.error_text.json_text import quoted
+from app.domain.jobs.spec import DataParameters, LineRules
+from app.domain.methods import METHODS, Method
 
 Json = Mapping[str, Any]
 MAX_FINDINGS = 10
-CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
+CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions", TEMPLATE_ARGUMENTS})
 COMPLETION_KEYS = frozenset({"prompt", "completion"})
 TEXT_KEYS = frozenset({"text"})
+LABEL = "label"
 INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})
 # OpenAI's guide has the first spelling, its specification of March 2025 the second.
 PAIR_SPELLINGS = (("preferred_output", "non_preferred_output"), ("preferred_completion", "non_preferred_completion"))
 OUTPUT_KEYS = frozenset(key for spelling in PAIR_SPELLINGS for key in spelling)
 DEFAULT_PARAMETERS = DataParameters()
+OF_PAIRS = 'a preference pair does not take: both outputs are trained completely, and "input" is not'
+OF_LABELS = "a labelled answer does not take: its last message is trained, and no other one"
 ANSWER_ROLES = frozenset({"assistant", "tool", "function"})
 
 
@@ -34,7 +46,8 @@ class Example:
     """One training example.
 
     Chat: `messages` (and `tools`). Completion: one prompt, one completion. Plain text: `text`. Preference pair:
-    `messages` (and `tools`) as the prompt, and two answers, each a list of messages.
+    `messages` (and `tools`) as the prompt, and two answers, each a list of messages. Labelled answer: chat or
+    completion, and the `label` of its last answer.
     """
 
     line: int
@@ -45,7 +58,9 @@ class Example:
     text: str | None = None
     preferred: tuple[dict[str, Any], ...] = ()
     non_preferred: tuple[dict[str, Any], ...] = ()
+    label: bool | None = None  # whether the last answer is desirable
     parameters: DataParameters = DEFAULT_PARAMETERS  # by which its line was checked, and its documents are made
+    chat_template_kwargs: ChatTemplateArguments | None = None  # of the job and, on top, of the line
 
     @property
     def is_pair(self) -> bool:
@@ -54,17 +69,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of a line: its name, the method that trains on it, its checks, and its conversion to an example.
+    """A format of a line: its name and noun, its checks, and its conversion to an example.
 
     `contradictions` are additional checks since the second line rules.
     """
 
+    name: str
     noun: str
-    method: Method
     template: str
     problems: Callable[[Json], Iterator[Problem]]
     example: Callable[[Line], Example]
     contradictions: Callable[[Json], Iterator[Problem]] = lambda _: iter(())
+
+    @property
+    def methods(self) -> list[Method]:
+        """The methods that train on it."""
+        return [method for method in METHODS.values() if self.name in method.formats]
 
     def refusals(self, line: Line, rules: LineRules) -> list[Finding]:
         problems = list(self.problems(line.value)) or (list(self.contradictions(line.value)) if rules > 1 else [])
@@ -77,7 +97,7 @@ def read_examples(
     parameters: DataParameters = DEFAULT_PARAMETERS,
 ) -> Iterator[Example | Finding]:
     """Yield each example of a dataset for the method of `parameters`, or the findings of an invalid line."""
-    method, rules = parameters.method, parameters.line_rules
+    method, rules = METHODS[parameters.method], parameters.line_rules
     # Plain text is trained completely, so it must not be mixed with other formats.
     first: tuple[int, Format] | None = None
     for line in read_lines(file, max_line_bytes, whitespace=WHITESPACE if rules > 1 else None):
@@ -85,17 +105,24 @@ def read_examples(
             yield line
             continue
         line_format = detect_format(line.value)
-        if line_format is None or line_format.method != method:
+        if line_format is None or line_format.name not in method.formats:
             yield _wrong_format(line, line_format, method)
             continue
         first = first or (line.number, line_format)
         if line_format is not first[1] and TEXT in (line_format, first[1]):
             yield _mixed_formats(line, line_format, *first)
             continue
-        yield from line_format.refusals(line, rules) or (replace(line_format.example(line), parameters=parameters),)
+        yield from line_format.refusals(line, rules) or (_with_parameters(line_format.example(line), line, parameters),)
+
+
+def _with_parameters(example: Example, line: Line, parameters: DataParameters) -> Example:
+    arguments = merge_arguments(parameters.chat_template_kwargs, given_arguments(line.value))
+    return replace(example, parameters=parameters, chat_template_kwargs=arguments)
 
 
 def detect_format(value: Json) -> Format | None:
+    if LABEL in value and not value.keys().isdisjoint({"messages"} | COMPLETION_KEYS):
+        return LABELLED
     if "messages" in value:
         return CHAT
     if value.keys() & COMPLETION_KEYS:
@@ -106,13 +133,13 @@ def detect_format(value: Json) -> Format | None:
 
 
 def _wrong_format(line: Line, line_format: Format | None, method: Method) -> Finding:
-    allowed = " or ".join(f"{form.noun} ({form.template})" for form in FORMATS if form.method == method)
+    allowed = " or ".join(f"{form.noun} ({form.template})" for form in FORMATS if form.name in method.formats)
     if line_format is None:
         text = f"unexpected format: expected {allowed}; found the keys {quote_all(line.value)}"
     else:
         text = (
-            f'{line_format.noun} for the method "{line_format.method}", but this job\'s method is "{method}" and '
-            f"needs {allowed}"
+            f"{line_format.noun} for the method {' or '.join(quoted(each.name) for each in line_format.methods)}, "
+            f'but this job\'s method is "{method.name}" and needs {allowed}'
         )
     return Finding(line.number, text, "wrong_format")
 
@@ -127,6 +154,7 @@ def _mixed_formats(line: Line, line_format: Format, first_line: int, first: Form
 
 def _chat_problems(value: Json) -> Iterator[Problem]:
     yield from _extra_keys(value, CHAT_KEYS)
+    yield from row_argument_problems(value)
     yield from tool_list_problems(value, ("tools", "functions"))
     messages = value["messages"]
     found = list(list_problems(messages, '"messages"'))
@@ -159,6 +187,10 @@ def _completion_problems(value: Json) -> Iterator[Problem]:
         yield from string_problems(value, key, "invalid_completion")
 
 
+def _completion_example(line: Line) -> Example:
+    return Example(line.number, prompt=line.value["prompt"], completion=line.value["completion"])
+
+
 def _text_problems(value: Json) -> Iterator[Problem]:
     yield from _extra_keys(value, TEXT_KEYS)
     yield from string_problems(value, "text", "invalid_text")
@@ -169,7 +201,8 @@ def _text_problems(value: Json) -> Iterator[Problem]:
 
 def _pair_problems(value: Json) -> Iterator[Problem]:
     spelling = _output_keys(value)
-    yield from _extra_keys(value, frozenset({"input", *spelling}))
+    yield from _extra_keys(value, frozenset({"input", TEMPLATE_ARGUMENTS, *spelling}))
+    yield from row_argument_problems(value)
     yield from _input_problems(value.get("input"))
     for key in spelling:
         yield from _answer_problems(key, value.get(key))
@@ -215,13 +248,10 @@ def _answer_problems(key: str, messages: Any) -> Iterator[Problem]:
         yield f'{text}, with none but "tool" between', "invalid_output"
 
 
-def _weight_problems(messages: list[dict[str, Any]], where: str) -> Iterator[Problem]:
+def _weight_problems(messages: list[dict[str, Any]], where: str = "", taker: str = OF_PAIRS) -> Iterator[Problem]:
     for number, message in enumerate(messages, 1):
         if "weight" in message:
-            text = (
-                f'{where}message {number} has the key "weight", which a preference pair does not take: both outputs '
-                'are trained completely, and "input" is not; remove the key'
-            )
+            text = f'{where}message {number} has the key "weight", which {taker}; remove the key'
             yield text, "extra_key"
 
 
@@ -235,6 +265,44 @@ def _pair_example(line: Line) -> Example:
         preferred=preferred,
         non_preferred=non_preferred,
     )
+
+
+# --- labelled answers -------------------------------------------------------------------------------------------------
+
+
+def _labelled_problems(value: Json) -> Iterator[Problem]:
+    if not isinstance(value[LABEL], bool):
+        text = f'"label" is a JSON {json_type(value[LABEL])}, but it must be true (desirable) or false (undesirable)'
+        yield text, "invalid_label"
+    content = _unlabelled(value)
+    if "messages" not in content:
+        yield from _completion_problems(content)
+        return
+    if "messages" not in value and len(value["completion"]) != 1:
+        text = f'"completion" has {len(value["completion"])} messages, but it must have one, which is from "assistant"'
+        yield text, "invalid_completion"
+    found = list(_chat_problems(content))
+    yield from found or _weight_problems(content["messages"], "", OF_LABELS)
+
+
+def _labelled_contradictions(value: Json) -> Iterator[Problem]:
+    content = _unlabelled(value)
+    if "messages" in content:
+        yield from _chat_contradictions(content)
+
+
+def _labelled_example(line: Line) -> Example:
+    content = Line(line.number, _unlabelled(line.value))
+    example = (_chat_example if "messages" in content.value else _completion_example)(content)
+    return replace(example, label=line.value[LABEL])
+
+
+def _unlabelled(value: Json) -> dict[str, Any]:
+    """The row without its label; prompt and completion that are lists of messages become one conversation."""
+    content = {key: item for key, item in value.items() if key != LABEL}
+    if "messages" not in content and all(isinstance(content.get(key), list) for key in COMPLETION_KEYS):
+        content["messages"] = [*content.pop("prompt"), *content.pop("completion")]
+    return content
 
 
 # --- checks that several formats share --------------------------------------------------------------------------------
@@ -270,27 +338,35 @@ def string_problems(value: Json, key: str, code: str) -> Iterator[Problem]:
         yield f'"{key}" {seen}, but it must be a string', code
 
 
-CHAT = Format("chat messages", "supervised", '{"messages": [...]}', _chat_problems, _chat_example, _chat_contradictions)
+CHAT = Format("chat", "chat messages", '{"messages": [...]}', _chat_problems, _chat_example, _chat_contradictions)
 COMPLETION = Format(
+    "completion",
     "a prompt/completion pair",
-    "supervised",
     '{"prompt": "...", "completion": "..."}',
     _completion_problems,
-    lambda line: Example(line.number, prompt=line.value["prompt"], completion=line.value["completion"]),
+    _completion_example,
 )
 TEXT = Format(
+    "text",
     "plain text",
-    "supervised",
     '{"text": "..."}',
     _text_problems,
     lambda line: Example(line.number, text=line.value["text"]),
 )
 PAIR = Format(
+    "preference",
     "a preference pair",
-    "dpo",
     '{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}',
     _pair_problems,
     _pair_example,
     _pair_contradictions,
 )
-FORMATS = (CHAT, COMPLETION, TEXT, PAIR)
+LABELLED = Format(
+    "labelled",
+    "a labelled answer",
+    '{"messages": [...], "label": true} or {"prompt": "...", "completion": "...", "label": false}',
+    _labelled_problems,
+    _labelled_example,
+    _labelled_contradictions,
+)
+FORMATS = (CHAT, COMPLETION, TEXT, PAIR, LABELLED)

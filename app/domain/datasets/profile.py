@@ -14,15 +14,16 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any, BinaryIO
 
-from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, cut_at_end
+from app.domain.datasets.documents import Document, cut_at_end
 from app.domain.datasets.examples import Example, detect_format, read_examples
 from app.domain.datasets.jsonl import Finding, Line, read_lines
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import DatasetReport, RenderedExample, add_example, add_row
+from app.domain.datasets.report import LABELS, DatasetReport, RenderedExample, add_example, add_row
 from app.domain.datasets.warnings import RowIndex, row_digest
-from app.domain.jobs.spec import DataParameters, Method
+from app.domain.jobs.spec import DataParameters
+from app.domain.methods import PREFERRED, REJECTED, MethodName
 
-PAIR_ROLE_NAMES = {PREFERRED: "preferred", NON_PREFERRED: "non_preferred", 0: None}
+SIDES = {PREFERRED: "preferred", REJECTED: "non_preferred", 0: None}
 MAX_SHOWN = 100  # groups of duplicates, overlapping rows
 MAX_LINES_PER_GROUP = 10
 MAX_BYTES_FOR_METHOD = 8 << 20  # more than the longest line; the API process reads them
@@ -97,11 +98,11 @@ def profile_dataset(
     return profile
 
 
-def method_of_file(file: BinaryIO, max_line_bytes: int) -> Method:
+def method_of_file(file: BinaryIO, max_line_bytes: int) -> MethodName:
     """The method of the first line with a known format; supervised if there is none."""
     for item in islice(read_lines(file, max_line_bytes), MAX_SHOWN):
         if isinstance(item, Line) and (form := detect_format(item.value)):
-            return form.method
+            return form.methods[0].name
         if file.tell() > MAX_BYTES_FOR_METHOD:
             break
     return "supervised"
@@ -126,6 +127,8 @@ def _profile_example(profile: DatasetProfile, example: Example, renderer: Render
 
 
 def _format_name(example: Example) -> str:
+    if example.label is not None:
+        return "labelled"
     if example.text is not None:
         return "text"
     if example.completion is not None:
@@ -181,7 +184,11 @@ def _preview(example: Example, name: str, rendered: RenderedExample, renderer: R
         "trained": bool(rendered.kept),
         "tokens": total_tokens,
         "cut_tokens": 0 if shown[:1] and shown[0].is_text else total_tokens - sum(map(len, shown)),
-        "documents": [_document(document, _truncated(document, rendered.documents), renderer) for document in shown],
+        "documents": [
+            _document(document, _truncated(document, rendered.documents), renderer)
+            | {"side": (SIDES if example.label is None else LABELS)[document.role]}
+            for document in shown
+        ],
     }
 
 
@@ -189,14 +196,13 @@ def _truncated(document: Document, whole: Iterable[Document]) -> Document:
     """The tokens after the end of a truncated document; a plain text is split and loses none."""
     length = len(document)
     for one in () if document.is_text else whole:
-        if one.pair_role == document.pair_role and len(one) > length and one.tokens[:length] == document.tokens:
+        if one.role == document.role and len(one) > length and one.tokens[:length] == document.tokens:
             return replace(one, tokens=one.tokens[length:], labelled=one.labelled[length:])
     return replace(document, tokens=[], labelled=[])
 
 
 def _document(document: Document, truncated: Document, renderer: Renderer) -> dict[str, Any]:
     return {
-        "side": PAIR_ROLE_NAMES[document.pair_role],
         "tokens": len(document),
         "trained_tokens": document.labelled_count,
         "omitted_tokens": max(0, len(document) - PREVIEW_TOKENS),

@@ -6,17 +6,18 @@ start of generation (the template rendered up to the turn, with the generation p
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 from tokenizers import Encoding, Tokenizer
 
-from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages
+from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages, with_reasoning_as
 from app.domain.datasets.chat_template import TemplateRefused as TemplateRefused
 from app.domain.datasets.conversations import (
     Part,
@@ -30,12 +31,14 @@ from app.domain.datasets.conversations import (
     split_conversation,
     within_spans,
 )
-from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, truncate
+from app.domain.datasets.documents import Document, truncate
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.messages import REASONING_KEYS
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters
+from app.domain.methods import METHODS
 
 RenderedLine = tuple[int, list[Document]]  # the number of a line, and its documents within the context length
 
@@ -76,6 +79,17 @@ class Renderer:
         self._can_encode_in_parts = _can_encode_in_parts(tokenizer)
         self.special_pattern = _alternation(_special_texts(tokenizer))
         self._last_special = _alternation(_special_texts(tokenizer), r"\s*\Z")
+        self._arguments: dict[str, Any] = {}
+
+    def with_arguments(self, arguments: ChatTemplateArguments | None) -> Self:
+        """This renderer, whose template gets these arguments in place of others."""
+        values = arguments.model_dump() if arguments else {}
+        if values == self._arguments:
+            return self
+        renderer = copy.copy(self)
+        vars(renderer).pop("_reasoning_key", None)
+        renderer._arguments = values
+        return renderer
 
     @property
     def rowless_tokens(self) -> list[str]:
@@ -89,22 +103,18 @@ class Renderer:
         return [token for token in ids if token is not None]
 
     def documents(self, example: Example) -> list[Document]:
-        """The documents of an example; of a pair, those of the preferred answer first. Raises TemplateRefused.
+        """The documents of an example, by the method of its parameters. Raises TemplateRefused."""
+        return METHODS[example.parameters.method].documents_of(
+            self.with_arguments(example.chat_template_kwargs), example
+        )
 
-        A conversation is one document, or one document per trained turn if the template renders earlier turns
-        differently later in the conversation.
-        """
+    def answers(self, example: Example) -> list[Document]:
+        """The documents of a text, of a completion, or of the trained answers of a conversation."""
         if example.text is not None:
             return [self._plain(example.line, example.text)]
         if example.completion is not None:
             return [self._completion(example.line, str(example.prompt), example.completion)]
-        if not example.is_pair:
-            return self._conversation(example, example.messages)
-        return [
-            replace(document, pair_role=role)
-            for role, answer in ((PREFERRED, example.preferred), (NON_PREFERRED, example.non_preferred))
-            for document in self._conversation(example, (*example.messages, *answer), first=len(example.messages))
-        ]
+        return self.conversation(example, example.messages)
 
     def lines(
         self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
@@ -124,7 +134,7 @@ class Renderer:
         """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused."""
         if self.template is None:
             raise TemplateRefused("the base model's tokenizer has no chat template; use prompt/completion lines")
-        return self.template.text(messages, tools, prompt)
+        return self.template.text(messages, tools, prompt, self._arguments)
 
     def normalized(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as this template expects them, their reasoning under the key that it prints."""
@@ -132,7 +142,7 @@ class Renderer:
         if not any(key in message for message in normalized for key in REASONING_KEYS):
             return normalized
         key = self._reasoning_key
-        return [_with_reasoning_as(key, message) for message in normalized] if key else normalized
+        return [with_reasoning_as(key, message) for message in normalized] if key else normalized
 
     def renders_differently(
         self, messages: list[Message], tools: Sequence[Message], fewer: list[Message], fewer_tools: Sequence[Message]
@@ -176,8 +186,11 @@ class Renderer:
 
     # --- a conversation ----------------------------------------------------------------------------------------------
 
-    def _conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
-        """The trained turns are the assistant messages from index `first` on whose weight is not 0."""
+    def conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
+        """One document, or one per trained turn if the template renders earlier turns differently later on.
+
+        The trained turns are the assistant messages from index `first` on whose weight is not 0.
+        """
         line, tools = example.line, example.tools
         trained = [i for i, message in enumerate(messages) if i >= first and _is_trained(message)]
         normalized = self.normalized(messages)
@@ -350,14 +363,6 @@ def _is_printed(renderer: Renderer, messages: Sequence[Message], text: str) -> b
         return text in renderer.text(messages)
     except TemplateRefused:
         return False
-
-
-def _with_reasoning_as(key: str, message: Message) -> Message:
-    """The message with its reasoning under `key`; unchanged if it has two reasonings or none."""
-    other = next(name for name in REASONING_KEYS if name != key)
-    if not message.get(other) or message.get(key):
-        return message
-    return {name: value for name, value in message.items() if name != other} | {key: message[other]}
 
 
 def _is_trained(message: Message) -> bool:

@@ -10,24 +10,30 @@ from app.domain.datasets.documents import Document, exceeds_context, split_examp
 from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.warnings import DatasetWarning, LineCount, RowIndex, build_warnings, row_digest, warning_codes
-from app.domain.jobs.spec import DataParameters, Method
+from app.domain.datasets.warnings import (
+    DatasetWarning,
+    LineCount,
+    RowIndex,
+    build_warnings,
+    label_warnings,
+    row_digest,
+    unread_arguments,
+    warning_codes,
+)
+from app.domain.jobs.spec import DataParameters
+from app.domain.methods import METHODS, PREFERRED, REJECTED, MethodName
 from app.domain.planning.packing import SequenceLengths
 
+LABELS = {PREFERRED: "desirable", REJECTED: "undesirable"}
 MAX_FINDINGS_READ = 100  # reading stops after so many
 
 
-def no_trainable_tokens_message(method: Method, context_length: int) -> str:
+def no_trainable_tokens_message(method: MethodName, context_length: int) -> str:
     """The error message for a file without a token to train on within `context_length` tokens."""
-    or_raise = "or raise hyperparameters.context_length"
-    if method == "dpo":
-        return (
-            f"No pair has two different answers within {context_length:,} tokens. Give each pair two different "
-            f"outputs, shorten the prompts, {or_raise}."
-        )
+    seen, remedy = METHODS[method].nothing_trainable
     return (
-        f"No example has a token to train on within {context_length:,} tokens: every answer is empty, has weight 0, or "
-        f"begins after the truncation. Give an answer weight 1, shorten the prompts, {or_raise}."
+        f"{seen} within {context_length:,} tokens: {remedy}, shorten the prompts, or raise "
+        "hyperparameters.context_length."
     )
 
 
@@ -46,6 +52,8 @@ class DatasetReport:
     masked: LineCount = field(default_factory=LineCount)  # those of `empty` without a labelled token before truncation
     lengths: SequenceLengths = field(default_factory=SequenceLengths)
     warning_lines: dict[str, LineCount] = field(default_factory=dict)  # by the code of the warning
+    labels: dict[str, LineCount] = field(default_factory=lambda: {name: LineCount() for name in LABELS.values()})
+    unread_arguments: set[str] = field(default_factory=set)  # of the warning "unread_argument"
     different_rows: int = 0
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
@@ -64,9 +72,13 @@ class DatasetReport:
     def add_warning(self, code: str, line: int) -> None:
         self.warning_lines.setdefault(code, LineCount()).add(line)
 
-    def warnings(self, method: Method, context_length: int) -> list[DatasetWarning]:
+    def warnings(self, parameters: DataParameters, label_weights: tuple[float, float] = (1, 1)) -> list[DatasetWarning]:
+        """`label_weights` are those of desirable and undesirable answers in the loss."""
         found = {"cut": self.cut, "empty": self.empty} | self.warning_lines
-        return build_warnings(found, method, context_length, self.different_rows)
+        about_rows = build_warnings(
+            found, parameters.method, parameters.context_length, self.different_rows, self.unread_arguments
+        )
+        return [*about_rows, *label_warnings(self.labels["desirable"], self.labels["undesirable"], label_weights)]
 
     @property
     def finding_count_text(self) -> str:
@@ -124,8 +136,13 @@ def add_row(example: Example, renderer: Renderer, report: DatasetReport, rows: R
     earlier = rows.add(digest, example.line)
     if earlier is not None:
         report.add_warning("duplicate_rows", example.line)
+    if example.label is not None:
+        report.labels[LABELS[PREFERRED if example.label else REJECTED]].add(example.line)
     for code in warning_codes(example, renderer):
         report.add_warning(code, example.line)
+    if unread := unread_arguments(example, renderer):
+        report.unread_arguments |= unread
+        report.add_warning("unread_argument", example.line)
     return digest, earlier
 
 
@@ -153,7 +170,7 @@ def add_example(example: Example, renderer: Renderer, report: DatasetReport) -> 
             report.masked.add(example.line)
         return RenderedExample(documents, kept)
     for trained in split_examples(kept):
-        report.lengths.add(list(map(len, trained)), is_pair=bool(kept[0].pair_role))
+        report.lengths.add(list(map(len, trained)), is_pair=METHODS[example.parameters.method].has_pairs)
     report.tokens += sum(len(document) for document in kept)
     report.labelled_tokens += sum(document.labelled_count for document in kept)
     return RenderedExample(documents, kept)

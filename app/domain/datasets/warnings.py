@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +16,13 @@ from app.domain.datasets.chat_template import Message, content_text
 from app.domain.datasets.examples import Example
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.render import Renderer
-from app.domain.jobs.spec import Method
+from app.domain.methods import METHODS, MethodName
 
 MAX_FIRST_LINES = 10
+# Of the weighted desirable to the weighted undesirable answers. TRL advises 1 to 4/3; twice as far off is warned of.
+MIN_LABEL_RATIO, MAX_LABEL_RATIO = 1 / 2, 8 / 3
 MAX_INDEXED_ROWS = 1_000_000  # distinct rows, about 110 bytes each; later rows are only compared with them
 
-UNTRAINABLE: dict[Method, str] = {
-    "supervised": "examples without a token to train on",
-    "dpo": "pairs without two different answers",
-}
 MESSAGES = {
     "cut": (
         "examples longer than context_length ({context_length:,} tokens), truncated at their end: {lines}. Shorten "
@@ -53,6 +51,10 @@ MESSAGES = {
     "unprinted_content": (
         "rows with content and tool calls, of which the model's chat template prints only the calls: {lines}. The "
         "model does not see the content; move it to a separate message if it matters"
+    ),
+    "unread_argument": (
+        'rows with "chat_template_kwargs", of their own or of the job, that the model\'s chat template does not read '
+        "({arguments}): {lines}. They have no effect; remove them, or choose a model whose template reads them"
     ),
     "control_token": (
         "rows with a control token of the model in the text of a system, user or tool message: {lines}. It becomes "
@@ -137,6 +139,8 @@ def row_digest(example: Example) -> int:
         example.prompt,
         example.completion,
         example.text,
+        *([] if example.label is None else [example.label]),
+        *([example.chat_template_kwargs.model_dump()] if example.chat_template_kwargs else []),
     )
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -144,6 +148,7 @@ def row_digest(example: Example) -> int:
 
 def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
     """Yield the codes of the warnings about one row by itself."""
+    renderer = renderer.with_arguments(example.chat_template_kwargs)
     outputs = [output for output in (example.preferred, example.non_preferred) if output]
     if _has_empty_answer(example):
         yield "empty_answer"
@@ -158,16 +163,47 @@ def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
         yield "control_token"
 
 
+def unread_arguments(example: Example, renderer: Renderer) -> set[str]:
+    """The row's arguments of the chat template that have no effect: no template, or one that does not read them."""
+    names = {name for name, value in example.chat_template_kwargs or () if value is not None}
+    return names - renderer.template.variables if names and renderer.template and example.messages else names
+
+
 def build_warnings(
-    lines_by_code: Mapping[str, LineCount], method: Method, context_length: int, different_rows: int
+    lines_by_code: Mapping[str, LineCount],
+    method: MethodName,
+    context_length: int,
+    different_rows: int,
+    arguments: Collection[str] = (),
 ) -> list[DatasetWarning]:
     """The warnings in the order of MESSAGES. Their texts begin in lower case, to follow the name of the file."""
-    values = {"context_length": context_length, "nothing": UNTRAINABLE[method], "rows": different_rows}
+    values = {"context_length": context_length, "nothing": METHODS[method].untrainable, "rows": different_rows}
+    values["arguments"] = ", ".join(sorted(arguments))
     return [
         DatasetWarning(code, message.format(lines=lines, **values), lines.count, lines.first)
         for code, message in MESSAGES.items()
         if (lines := lines_by_code.get(code)) is not None and lines.count
     ]
+
+
+def label_warnings(
+    desirable: LineCount, undesirable: LineCount, weights: tuple[float, float]
+) -> Iterator[DatasetWarning]:
+    """Yield what is wrong with the share of each label; nothing for rows without labels."""
+    if bool(desirable.count) != bool(undesirable.count):
+        name, lines = ("desirable", desirable) if desirable.count else ("undesirable", undesirable)
+        text = f"only {name} answers: {lines}. The model learns from the difference; add answers of the other label"
+        yield DatasetWarning("one_label", text, lines.count, lines.first)
+    elif desirable.count:
+        even = weights[1] * undesirable.count / desirable.count  # the weight of desirable answers for 1:1
+        if not MIN_LABEL_RATIO <= weights[0] / even <= MAX_LABEL_RATIO:
+            lines = desirable if weights[0] < even else undesirable
+            text = (
+                f"{desirable.count:,} desirable and {undesirable.count:,} undesirable answers, which is "
+                f"{weights[0] / even:.2g} to 1 with their weights; 1 to 1.33 is usual. Set desirable_weight to a value "
+                f"from {even:.2g} to {4 / 3 * even:.2g}, or undesirable_weight accordingly"
+            )
+            yield DatasetWarning("unbalanced_labels", text, lines.count, lines.first)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------

@@ -112,10 +112,10 @@ def unknown_parameter(path: str, known: tuple[str, ...], earlier_problems: int) 
     """The error for the key at a dotted path; after MAX_SUGGESTIONS problems without a similar name."""
     where = unquoted(path, MAX_PATH_CHARACTERS)
     similar = suggestion(where.rpartition(".")[2], known) if earlier_problems < MAX_SUGGESTIONS else ""
-    return UnknownParameter(f"unknown parameter {where}{similar}; known here: {_listed(known)}", where)
+    return UnknownParameter(f"unknown parameter {where}{similar}; known here: {listed(known)}", where)
 
 
 @cache
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: tuple[str, ...]) -> str:
     """Cached, as it is the same for all unknown keys of an object."""
     return ", ".join(sorted(set(names)))

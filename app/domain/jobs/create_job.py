@@ -12,25 +12,20 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.fields import FieldInfo
 
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.error_text.validation_text import bounds_of, check_shape
 from app.domain.evaluations.graders import EvaluationRequest, Shape
+from app.domain.jobs.definitions import Parameters
 from app.domain.jobs.lora_parameters import LoraParameters
-from app.domain.jobs.parameters import HYPERPARAMETERS, METHOD_HYPERPARAMETERS, Parameters, QuantizationParameters
-from app.domain.jobs.request_parameters import (
-    DEFINITIONS,
-    IN_HYPERPARAMETERS,
-    METHOD_OF,
-    METHODS,
-    collect,
-    keys_of,
-    method_of,
-)
+from app.domain.jobs.parameters import HYPERPARAMETERS, QuantizationParameters
+from app.domain.jobs.request_parameters import DEFINITIONS, IN_HYPERPARAMETERS, collect, keys_of, method_of
 from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, JobSpec, SamplePrompt
+from app.domain.methods import METHOD_PARAMETERS, METHODS, OWNERS
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from app.domain.scheduling.worker_capacity import LABEL, MAX_LABELS
 from app.errors import BadRequest, UnknownParameter, combine_errors
@@ -39,6 +34,7 @@ Json: TypeAlias = dict[str, Any]
 
 MAX_METADATA_PAIRS = 16
 OBJECTS = ("lora", "quantization")
+SPEC_SETTINGS = ("method", "chat_template_kwargs", "sample_prompts", "evaluation", "seed")  # of the body and the spec
 PLACES = {"method", "hyperparameters", *OBJECTS}  # of parameters
 # Azure's scripts send them in any case; LiteLLM sends 1 to every Azure endpoint by default.
 AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier", "1")
@@ -111,23 +107,20 @@ class _Described(Shape):
     )
 
 
-class Supervised(_Described):
-    hyperparameters: Annotated[Json | None, _hyperparameters()] = None
-    """Each may be absent, null or "auto"."""
+def _method_field(name: str) -> Any:
+    schema = _hyperparameters(METHODS[name].parameters)
+    about = 'Each may be absent, null or "auto".'
+    annotation: Any = Annotated[Json | None, schema, Field(description=about)]
+    model = create_model(name.capitalize(), __base__=_Described, hyperparameters=(annotation, None))
+    return Annotated[model | None, Field(description=f"For `type` {name}.")], None
 
 
-class Dpo(_Described):
-    hyperparameters: Annotated[Json | None, _hyperparameters(METHOD_HYPERPARAMETERS["dpo"])] = None
-    """Each may be absent, null or "auto"."""
-
-
-class Method(_Described):
+class MethodType(_Described):
     type: Annotated[str, WithJsonSchema({"enum": list(METHODS)})] = "supervised"
-    """What the model learns: answers or text, or a preference between two answers."""
-    supervised: Supervised | None = None
-    """For `type` supervised."""
-    dpo: Dpo | None = None
-    """For `type` dpo."""
+    """What the model learns: answers or text, a preference between two answers, or which answers are desirable."""
+
+
+MethodBody = create_model("Method", __base__=MethodType, **{name: _method_field(name) for name in METHODS})
 
 
 class CreateJob(Shape):
@@ -139,14 +132,18 @@ class CreateJob(Shape):
     """A file with purpose fine-tune."""
     validation_file: Id | None = None
     """The id of a file whose loss is measured and that is not used for training."""
-    method: Method | None = None
+    method: MethodBody | None = None
     """Default: `supervised`."""
-    hyperparameters: Annotated[Json | None, _hyperparameters(*METHOD_HYPERPARAMETERS.values())] = None
+    hyperparameters: Annotated[Json | None, _hyperparameters(*METHOD_PARAMETERS)] = None
     """OpenAI's older place for the same parameters."""
     suffix: Annotated[str | None, Field(title="Name", min_length=1, max_length=64)] = None
     """A word for the name of the `ft:` model; characters that a URL cannot hold become dashes."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
     """Default: a random number, which the job shows."""
+    chat_template_kwargs: ChatTemplateArguments | None = None
+    """Arguments of the base model's chat template, for every prompt of the job and its adapter; a row of a file may
+    have its own, which win key by key.
+    """
     sample_prompts: Annotated[list[SamplePrompt] | None, Field(max_length=MAX_SAMPLE_PROMPTS)] = None
     """Base model and adapter answer each with 64 tokens, at every validation or end of an epoch."""
     evaluation: EvaluationRequest | None = None
@@ -217,7 +214,7 @@ def _kind(annotation: Any) -> Any:
 # By the dotted names of the settings: "model", "method", "n_epochs", "lora.r", "quantization.bits", ...
 SETTINGS = {
     name: Setting.of(name, field)
-    for name, field in (CreateJob.model_fields | {"method": Method.model_fields["type"]} | DEFINITIONS).items()
+    for name, field in (CreateJob.model_fields | {"method": MethodType.model_fields["type"]} | DEFINITIONS).items()
 }
 
 
@@ -294,7 +291,7 @@ def parse_clone(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
     """
     required = {name: original[name] for name in ("model", "training_file")}
     parsed, problems = parse_create(required | dict(overrides))
-    given = {key: value for key, value in parsed.model_dump(exclude_unset=True).items() if key in overrides}
+    given = {key: value for key, value in overrides.items() if key in parsed.model_fields_set}  # a null removes a value
     parsed, more = parse_create(apply_overrides(original, given))
     return parsed, [*problems, *more]
 
@@ -309,7 +306,7 @@ def settings_of_spec(spec: JobSpec, **columns: Any) -> Json:
         hyperparameters.pop("learning_rate_multiplier")
     if spec.dtype_is_free:
         quantization.pop("compute_dtype")  # the original request did not set it
-    settings = {name: plain[name] for name in ("method", "sample_prompts", "evaluation", "seed")} | columns
+    settings = {name: plain.get(name) for name in SPEC_SETTINGS} | columns
     settings["model"] = spec.continued_from or spec.base_model  # not its alias, which may name another model today
     settings |= hyperparameters | {f"lora.{name}": value for name, value in plain["lora"].items()}
     settings |= {f"quantization.{name}": value for name, value in (quantization or {}).items()}
@@ -328,7 +325,7 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
     dropped = []
     if new is not None and new != old:
         settings["method"] = new
-        dropped = [*METHOD_OF, "learning_rate", "learning_rate_multiplier"]  # the rate is resolved again
+        dropped = [*OWNERS, "learning_rate", "learning_rate_multiplier"]  # the rate is resolved again
     for name, given in collect(overrides).given.items():  # its problems are found again in the whole request
         dropped.append(name)
         if name == "learning_rate_multiplier":
@@ -337,6 +334,8 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
             settings = without(settings, name)
         elif name == "quantization.bits" and given.value != settings.get(name):
             dropped += ["quantization.type", "quantization.double_quant"]  # both belong to the previous bits
+        elif name == "loss_type" and given.value != settings.get(name, "sigmoid"):
+            dropped += ["beta", "simpo_gamma"]  # both belong to the previous loss
     return _merged(create_body({name: value for name, value in settings.items() if name not in dropped}), overrides)
 
 

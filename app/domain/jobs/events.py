@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from app.domain.deliveries.served_check import ServedReference
 from app.domain.jobs.states import Reason
+from app.domain.methods import METHODS
 from app.domain.planning.execution_plan import PlannedLayout, Recompute
 
 
@@ -86,8 +87,20 @@ class Measured(Record):
     validation_seconds: float  # only the validations
 
 
+METHOD_METRICS = frozenset(
+    f"{scope}_{name}"
+    for method in METHODS.values()
+    for name in method.metrics
+    for scope in ("train", "valid", "full_valid")
+)
+
+
 class Metric(Record):
-    """One per optimizer step."""
+    """One per optimizer step. METHOD_METRICS of the job's method are further fields; None: not measured or finite."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, float | None]
 
     kind: Literal["metric"] = "metric"
     step: int
@@ -95,8 +108,6 @@ class Metric(Record):
     epoch: float
     train_loss: float | None  # None: not finite
     train_mean_token_accuracy: float | None = None
-    train_reward_accuracy: float | None = None  # DPO: the share of pairs whose preferred answer gained more
-    train_reward_margin: float | None = None  # DPO: beta times the gain over the other answer, in nats
     learning_rate: float
     grad_norm: float | None
     trained_tokens: int  # processed so far
@@ -107,11 +118,13 @@ class Metric(Record):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
-    valid_reward_accuracy: float | None = None
-    valid_reward_margin: float | None = None
-    full_valid_reward_accuracy: float | None = None
-    full_valid_reward_margin: float | None = None
     peak_memory_bytes: int | None = None
+
+    @model_validator(mode="after")
+    def _has_metrics_of_methods(self) -> Self:
+        if unknown := (self.model_extra or {}).keys() - METHOD_METRICS:
+            raise ValueError(f"unknown metrics {', '.join(sorted(unknown))}")
+        return self
 
 
 class Message(Record):
@@ -243,12 +256,6 @@ RESULT_COLUMNS = (
     "epoch",
     "num_tokens",
 )
-REWARD_COLUMNS = (  # DPO only
-    "train_reward_accuracy",
-    "train_reward_margin",
-    "full_valid_reward_accuracy",
-    "full_valid_reward_margin",
-)
 OPENAI_NAMES = {"train_accuracy": "train_mean_token_accuracy"}  # of what has another name in a row
 
 
@@ -270,14 +277,22 @@ class Point:
 def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
     """One line per step; values that were not measured are blank."""
     text, rows = io.StringIO(), list(rows)
-    has_rewards = any("train_reward_margin" in row for row in rows)
-    columns = RESULT_COLUMNS + (REWARD_COLUMNS if has_rewards else ())
+    columns = RESULT_COLUMNS + _method_columns(rows)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
         values = (row.get(OPENAI_NAMES.get(column, column)) for column in columns)
         writer.writerow(["" if value is None else value for value in values])
     return text.getvalue().encode()
+
+
+def _method_columns(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """The columns of the method whose metrics the rows have, beside RESULT_COLUMNS."""
+    for method in METHODS.values():
+        columns = tuple(f"{scope}_{name}" for scope in ("train", "full_valid") for name in method.metrics)
+        if any(column in row for row in rows for column in columns if column not in RESULT_COLUMNS):
+            return columns
+    return ()
 
 
 def downsample(points: Sequence[Point], max_points: int, extremes: Sequence[Point] = ()) -> list[Point]:

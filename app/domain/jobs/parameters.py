@@ -1,7 +1,7 @@
 """Request parameters of a job: one definition each, with its aliases, bounds, description and "auto".
 
-Those of LoRA are in lora_parameters.py. CONTRIBUTING.md shows how to add one. Fields are checked, and their problems
-reported, in this order.
+Those of LoRA are in lora_parameters.py, those of a single method in app.domain.methods. CONTRIBUTING.md shows how to
+add one. Fields are checked, and their problems reported, in this order.
 
 What "auto" means depends on the number of examples and the base model's entry. Where each rule comes from, and what was
 measured with it: docs/decisions/parameters.md.
@@ -10,111 +10,21 @@ measured with it: docs/decisions/parameters.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    PlainValidator,
-    ValidationInfo,
-    WithJsonSchema,
-)
-from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
-from app.domain.jobs.spec import EARLY_STOPPING_THRESHOLD, LEARNING_RATE, EarlyStopping, LoraSpec, Method
+from app.domain.jobs.definitions import AtMost, Auto, ParameterError, Parameters
+from app.domain.jobs.spec import EARLY_STOPPING_THRESHOLD, LEARNING_RATE, EarlyStopping, LoraSpec
 
-AUTO = "auto"
 MAX_STEPS = 10_000_000
 REFERENCE_LENGTH = 1200  # steps x epochs for which the rate in a model's entry is meant, such as 400 steps in 3 epochs
 REFERENCE_STRENGTH = 32.0  # scale x rank: alpha, but for rsLoRA; "LoRA Without Regret" has alpha 32 for every rank
 STEPS_PER_EPOCH = 32
 WARMUP_RATIO = 0.03
 NEED_VALIDATION_FILE = ("eval_steps", "early_stopping", "promote_best")
-
-
-class ParentAdapter(NamedTuple):
-    """The adapter that training continues from."""
-
-    model: str  # "ft:..."
-    lora: LoraSpec
-
-
-class ResolutionContext(NamedTuple):
-    """What "auto" and limits depend on, in addition to the parameters of the request."""
-
-    entry: CatalogEntry
-    n_examples: int
-    parent: ParentAdapter | None = None
-
-
-Info: TypeAlias = ValidationInfo[ResolutionContext]
-AutoRule: TypeAlias = Callable[[ResolutionContext, Mapping[str, Any]], Any]  # of the context and the fields before
-
-
-class ParameterError(ValueError):
-    """Raised by validators. Each text is one problem; it follows the path of the parameter in the message."""
-
-    def __init__(self, *texts: str, code: str = "invalid_value") -> None:
-        super().__init__(*texts)
-        self.texts = texts
-        self.code = code
-
-
-class Parameters(BaseModel):
-    """The parameters of one subject. Every field is given to the validation, as null if the request lacks it."""
-
-    # JSON has types: "7" is not a number. The text below a field is its description.
-    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
-
-    prefix: ClassVar[str] = ""  # of the canonical names: "lora." in "lora.r"
-
-
-@dataclass(frozen=True)
-class Auto:
-    """Null, "auto" and an absent parameter mean `value`, or what `rule` makes of the context and the fields before.
-
-    Comes after Field() in Annotated. In the validated model such a field is None, so that no Python runs for it there;
-    `RequestParameters.resolved` fills it in.
-    """
-
-    value: Any = None
-    rule: AutoRule | None = None
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.nullable_schema(handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        given, null = handler(schema), {"type": "null"}
-        options = [option for option in given.get("anyOf", [given]) if option != null]
-        return {"anyOf": [{"const": AUTO}, *options, null]}
-
-
-@dataclass(frozen=True)
-class AtMost:
-    """An upper limit that the context decides."""
-
-    limit: Callable[[ResolutionContext], int]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.with_info_after_validator_function(self._validate, handler(source))
-
-    def _validate(self, value: int, info: Info) -> int:
-        limit = self.limit(info.context)
-        if value > limit:
-            raise PydanticKnownError("less_than_equal", {"le": limit})
-        return value
-
-
-class CommaSeparated:
-    """Marks a list of names that a request may also give as one string with commas."""
 
 
 def auto_epochs(n_examples: int) -> int:
@@ -154,7 +64,7 @@ def _strength(lora: LoraSpec) -> float:
 
 class TrainingParameters(Parameters):
     learning_rate_multiplier: Annotated[float, Field(ge=1e-6, le=10_000, examples=[2]), Auto(1.0)]
-    """Times the automatic learning rate, of which DPO takes a tenth; 1 by default."""
+    """Times the automatic learning rate, of which methods with preferences take a part; 1 by default."""
     learning_rate: Annotated[float, Field(ge=LEARNING_RATE.minimum, le=LEARNING_RATE.maximum, examples=[2e-4]), Auto()]
     """Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length."""
     n_epochs: Annotated[
@@ -246,19 +156,6 @@ class EvaluationParameters(Parameters):
     ]
 
 
-class DpoParameters(Parameters):
-    beta: Annotated[
-        float,
-        Field(
-            ge=1e-4,
-            le=2,  # 0.01 to 0.5 are in use
-            examples=[0.1],
-        ),
-        Auto(0.1),  # TRL's default, and the low end of what the paper tries (0.1 to 0.5)
-    ]
-    """Of the method dpo alone: the strength of the penalty for moving away from the base model; 0.1 by default."""
-
-
 class QuantizationParameters(Parameters):
     """How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantization, bf16 compute); an explicit
     null means 16-bit LoRA.
@@ -285,4 +182,3 @@ class QuantizationParameters(Parameters):
 
 
 HYPERPARAMETERS: tuple[type[Parameters], ...] = (TrainingParameters, EvaluationParameters)
-METHOD_HYPERPARAMETERS: dict[Method, type[Parameters]] = {"dpo": DpoParameters}  # of one method alone

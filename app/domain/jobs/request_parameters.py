@@ -13,27 +13,23 @@ from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unknown_parameter, unquoted
+from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, listed, unknown_parameter, unquoted
 from app.domain.error_text.validation_text import bounds_of, error_sentence
-from app.domain.jobs.lora_parameters import ALL_LINEAR, LoraParameters
-from app.domain.jobs.parameters import (
+from app.domain.jobs.definitions import (
     AUTO,
-    HYPERPARAMETERS,
-    METHOD_HYPERPARAMETERS,
     AtMost,
     Auto,
     AutoRule,
     CommaSeparated,
-    EarlyStoppingParameters,
     ParameterError,
     Parameters,
-    QuantizationParameters,
     ResolutionContext,
 )
-from app.domain.jobs.spec import Method
+from app.domain.jobs.lora_parameters import ALL_LINEAR, LoraParameters
+from app.domain.jobs.parameters import HYPERPARAMETERS, EarlyStoppingParameters, QuantizationParameters
+from app.domain.methods import METHOD_PARAMETERS, METHODS, OWNERS
 from app.errors import BadRequest, UnknownParameter
 
-METHODS: tuple[Method, ...] = ("supervised", "dpo")
 CODES = {"bool_type": "invalid_type", "literal_error": "unsupported_value"}  # of other errors: invalid_value
 OPENAI_METHODS = (*METHODS, "reinforcement")  # its client sends those that the request does not use as null
 
@@ -49,11 +45,10 @@ def keys_of(*models: type[Parameters], in_hyperparameters: bool = False) -> dict
     }
 
 
-OF_HYPERPARAMETERS = (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values())
+OF_HYPERPARAMETERS = (*HYPERPARAMETERS, *METHOD_PARAMETERS)
 LORA_KEYS, QUANTIZATION_KEYS = keys_of(LoraParameters), keys_of(QuantizationParameters)
 HYPERPARAMETER_KEYS = keys_of(*OF_HYPERPARAMETERS) | keys_of(LoraParameters, in_hyperparameters=True)
 IN_HYPERPARAMETERS = (*HYPERPARAMETER_KEYS, "lora", "quantization", "load_in_4bit")
-METHOD_OF = {name: method for method, model in METHOD_HYPERPARAMETERS.items() for name in model.model_fields}
 SUBJECTS: tuple[type[Parameters], ...] = (*OF_HYPERPARAMETERS, LoraParameters, QuantizationParameters)
 DEFINITIONS: dict[str, FieldInfo] = {
     f"{model.prefix}{name}": field for model in SUBJECTS for name, field in model.model_fields.items()
@@ -74,10 +69,10 @@ def collect(body: Mapping[str, Any]) -> RequestParameters:
     return request
 
 
-def method_of(body: Mapping[str, Any]) -> Method | None:
+def method_of(body: Mapping[str, Any]) -> str | None:
     """None for one that is not offered here."""
     method_type = (body.get("method") or {}).get("type") or "supervised"
-    return next((method for method in METHODS if method == method_type), None)
+    return method_type if method_type in METHODS else None
 
 
 def _hyperparameter_objects(
@@ -85,8 +80,7 @@ def _hyperparameter_objects(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     method, method_type = body.get("method") or {}, request.method
     if method_type is None:
-        seen, known = as_json(method["type"]), " and ".join(map(as_json, METHODS))
-        text = f"method.type {seen} is not offered here; allowed are {known}"
+        text = f"method.type {as_json(method['type'])} is not offered here; allowed are {listed(tuple(METHODS))}"
         request.refuse_at("method.type", text, "unsupported_value")
         return
     for key in sorted(method.keys() - {"type", method_type}):
@@ -105,10 +99,11 @@ def _hyperparameter_objects(
 
 
 def _refuse_those_of_other_methods(request: RequestParameters) -> None:
-    for name, owner in METHOD_OF.items():
+    for name, owners in OWNERS.items():
         given = request.given.get(name)
-        if given is not None and given.value is not None and request.method not in (owner, None):
-            seen = f"belongs to the method {as_json(owner)}, but this job's method is {as_json(request.method)}"
+        if given is not None and given.value is not None and request.method not in (*owners, None):
+            known = " or ".join(map(as_json, owners))
+            seen = f"belongs to the method {known}, but this job's method is {as_json(request.method)}"
             request.refuse(name, f"{seen}; leave it out", "unsupported_value")
 
 
@@ -167,7 +162,7 @@ class Given(NamedTuple):
 class RequestParameters:
     """Every parameter of a request under its canonical name: "lora.r", "n_epochs", "quantization.type", ..."""
 
-    method: Method | None = "supervised"  # None: one that is not offered, which is among the problems
+    method: str | None = "supervised"  # None: one that is not offered, which is among the problems
     given: dict[str, Given] = dataclasses.field(default_factory=dict)
     problems: list[BadRequest] = dataclasses.field(default_factory=list)
 

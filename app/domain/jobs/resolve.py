@@ -13,16 +13,15 @@ from typing import Any
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
+from app.domain.jobs.definitions import ParentAdapter, ResolutionContext
 from app.domain.jobs.layer_patterns import PatternError, match_patterns
 from app.domain.jobs.lora_parameters import FIXED_BY_PARENT, LoraParameters
 from app.domain.jobs.parameters import (
     HYPERPARAMETERS,
-    METHOD_HYPERPARAMETERS,
     NEED_VALIDATION_FILE,
     EvaluationParameters,
-    ParentAdapter,
     QuantizationParameters,
-    ResolutionContext,
+    TrainingParameters,
     auto_learning_rate,
 )
 from app.domain.jobs.request_parameters import RequestParameters, collect
@@ -33,15 +32,12 @@ from app.domain.jobs.spec import (
     JobSpec,
     LayerPatterns,
     LoraSpec,
-    Method,
     QuantizationSpec,
 )
+from app.domain.methods import METHODS, Method
 from app.errors import combine_errors
 
 MAX_SEED = 2_147_483_647
-# DPO needs a lower rate than supervised training. Published pairs of both stages differ by 4 (OLMo 7B: 2e-6, 5e-7) to
-# 40 (Zephyr 7B with QLoRA: 2e-4, 5e-6); in the middle of those, on a log scale, is a tenth.
-DPO_RATE = 0.1
 
 
 def resolve(
@@ -53,7 +49,7 @@ def resolve(
     """
     request = collect(body)
     context = ResolutionContext(entry, max(1, n_examples), parent)
-    method = request.method or "supervised"  # another one is a problem already
+    method = METHODS[request.method or "supervised"]  # another one is a problem already
     # each also after a problem of an earlier one, as all are reported
     lora = _resolve_lora(request, context)
     layer_patterns = _match_patterns(request, lora, entry) if lora else None
@@ -65,7 +61,7 @@ def resolve(
     seed = body.get("seed")
     return JobSpec(
         base_model=base_model,
-        method=method,
+        method=method.name,
         line_rules=LINE_RULES,
         continued_from=parent.model if parent else None,
         lora=lora,
@@ -73,15 +69,11 @@ def resolve(
         quantization=quantization,
         dtype_is_free=quantization is not None and request.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,
+        chat_template_kwargs=body.get("chat_template_kwargs") or None,
         sample_prompts=tuple(body.get("sample_prompts") or ()),
         evaluation=EvaluationRequest.model_validate(body["evaluation"]) if body.get("evaluation") else None,
         seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,
     )
-
-
-def default_rate(entry: CatalogEntry, method: Method) -> float:
-    """The learning rate at multiplier 1, before the run's length and the adapter's strength are looked at."""
-    return entry.learning_rate * (DPO_RATE if method == "dpo" else 1)
 
 
 def _resolve_quantization(request: RequestParameters, context: ResolutionContext) -> QuantizationSpec | None:
@@ -140,13 +132,22 @@ def _hyperparameters(
     has_validation_file: bool,
 ) -> Hyperparameters | None:
     values: dict[str, Any] = {}
-    for model in (*HYPERPARAMETERS, *([METHOD_HYPERPARAMETERS[method]] if method in METHOD_HYPERPARAMETERS else ())):
+    for model in (*HYPERPARAMETERS, method.parameters):
         values |= request.resolved(model, context) or {}
         if model is EvaluationParameters and not has_validation_file:
             _refuse_evaluation(request)
+        if model is TrainingParameters and values:
+            values["batch_size"] = _batch_size(request, method, values["batch_size"])
     if request.problems or lora is None:
         return None
     return _with_learning_rate(request, context, method, lora, values)
+
+
+def _batch_size(request: RequestParameters, method: Method, batch_size: int) -> int:
+    if request.value("batch_size") is not None and batch_size < method.min_batch_size:
+        text = f"{batch_size} is too small: the method {method.name} compares the examples of a step"
+        request.refuse("batch_size", f"{text}; give at least {method.min_batch_size}")
+    return max(batch_size, method.min_batch_size)
 
 
 def _refuse_evaluation(request: RequestParameters) -> None:
@@ -161,7 +162,8 @@ def _with_learning_rate(
     rate, multiplier = values.pop("learning_rate"), values.pop("learning_rate_multiplier")
     steps_per_epoch = math.ceil(context.n_examples / values["batch_size"])
     steps = values["max_steps"] or values["n_epochs"] * steps_per_epoch
-    automatic = multiplier * auto_learning_rate(default_rate(context.entry, method), steps, steps_per_epoch, lora)
+    rate_of_method = context.entry.learning_rate * method.rate_factor
+    automatic = multiplier * auto_learning_rate(rate_of_method, steps, steps_per_epoch, lora)
     is_relative = rate is None or _repeats_multiplier(request, rate, automatic)
     if is_relative and automatic not in LEARNING_RATE:
         text = f"{multiplier:g} makes the learning rate {automatic:g} here; allowed are {LEARNING_RATE}"

@@ -14,9 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
+from app.domain.datasets.template_arguments import STORED_IF_SET, ChatTemplateArguments
 from app.domain.error_text.json_text import plain_number
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.files import JobFileOrigins
+from app.domain.methods import METHODS, OWNERS, MethodName
 from app.domain.planning.execution_plan import Measurement
 
 
@@ -51,6 +53,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _is_unset(value: Any) -> bool:
+    return value is None
+
+
+# Stored only when set: workers of a release without the key refuse it.
+StoredIfSet = Field(exclude_if=_is_unset)
+
+
 class LoraSpec(Frozen):
     """h = W x + scale * B A x; scale is alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2106.09685, 2312.03732)."""
 
@@ -66,8 +76,14 @@ class LoraSpec(Frozen):
     alpha_pattern: dict[str, float] = {}
     modules_to_save: tuple[str, ...] = ()  # fully trained and saved with A and B
     target_parameters: tuple[str, ...] = ()  # stacked weights of experts, by the ends of their names, as in PEFT
+    # All of them. Stored only when true: workers of earlier releases do not know it.
+    experts: Annotated[bool, Field(exclude_if=lambda adapted: not adapted)] = False
     bias: Literal["none"] = "none"
     init: Literal["default"] = "default"
+
+    @property
+    def adapts_experts(self) -> bool:
+        return self.experts or bool(self.target_parameters)
 
 
 class LayerPatterns(Frozen):
@@ -123,10 +139,17 @@ class Hyperparameters(Frozen):
     eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
     early_stopping: EarlyStopping | None = None
     promote_best: bool = False  # the result is the adapter with the lowest full validation loss, not the last one
-    beta: Annotated[float, Field(gt=0)] | None = None  # DPO only (arXiv 2305.18290)
+    # Of single methods (app.domain.methods). `beta` without a loss_type is that of the sigmoid loss.
+    beta: Annotated[float, Field(gt=0)] | None = None
+    loss_type: Annotated[Literal["sigmoid", "ipo", "simpo"] | None, StoredIfSet] = None
+    simpo_gamma: Annotated[float | None, Field(ge=0), StoredIfSet] = None
+    desirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
+    undesirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
 
-
-Method = Literal["supervised", "dpo"]
+    @property
+    def label_weights(self) -> tuple[float, float]:
+        """The weights of desirable and undesirable answers in the loss."""
+        return self.desirable_weight or 1.0, self.undesirable_weight or 1.0
 
 
 class DataParameters(Frozen):
@@ -135,9 +158,10 @@ class DataParameters(Frozen):
     Validation, plans and their cache, dataset reports and the trainer all read a file by one of these.
     """
 
-    method: Method = "supervised"
+    method: MethodName = "supervised"
     line_rules: LineRules = LINE_RULES
     context_length: Annotated[int, Field(ge=1)] = sys.maxsize  # tokens
+    chat_template_kwargs: ChatTemplateArguments | None = None
 
     @classmethod
     def of(cls, spec: JobSpec | RunSpec) -> Self:
@@ -150,6 +174,8 @@ MAX_SAMPLE_PROMPT_CHARACTERS = 2_000
 
 SamplePrompt = Annotated[str, Field(min_length=1, max_length=MAX_SAMPLE_PROMPT_CHARACTERS)]
 SamplePrompts = Annotated[tuple[SamplePrompt, ...], Field(max_length=MAX_SAMPLE_PROMPTS)]
+# Of every prompt of the job and its adapter; a row has its own on top. Stored only if set, as `model_alias`.
+TemplateArgumentsOfJob = Annotated[ChatTemplateArguments | None, STORED_IF_SET]
 
 
 class JobSpec(Frozen):
@@ -160,19 +186,19 @@ class JobSpec(Frozen):
 
     version: Literal[1] = SPEC_VERSION
     base_model: str
-    # The name in the request, if it is an alias of the base model. Stored only then: workers of a release without
-    # aliases refuse unknown keys.
-    model_alias: Annotated[str | None, Field(exclude_if=lambda alias: alias is None)] = None
-    method: Method = "supervised"
+    # The name in the request, if it is an alias of the base model
+    model_alias: Annotated[str | None, StoredIfSet] = None
+    method: MethodName = "supervised"
     line_rules: LineRules = 1  # absent: a job of a release with only these
-    # {training_file, validation_file: a FileOrigin} of files that were imported; stored only then, as `model_alias`.
-    file_origins: Annotated[JobFileOrigins | None, Field(exclude_if=lambda origins: origins is None)] = None
+    # {training_file, validation_file: a FileOrigin} of files that were imported
+    file_origins: Annotated[JobFileOrigins | None, StoredIfSet] = None
     continued_from: str | None = None  # the "ft:..." model of this project from which training continues
     lora: LoraSpec  # as requested
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
     quantization: QuantizationSpec | None
     dtype_is_free: bool = False  # the request set no compute_dtype: the device's default
     hyperparameters: Hyperparameters
+    chat_template_kwargs: TemplateArgumentsOfJob = None
     sample_prompts: SamplePrompts = ()
     evaluation: EvaluationRequest | None = None  # made when the training has succeeded
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
@@ -206,7 +232,7 @@ class RunSpec(Frozen):
     """One adapter to train. Paths are absolute or relative to the work directory."""
 
     run_id: str
-    method: Method = "supervised"
+    method: MethodName = "supervised"
     line_rules: LineRules = LINE_RULES
     lora: LoraSpec
     start_adapter: Path | None = None  # an adapter directory whose A and B are the start; its manifest was verified
@@ -220,6 +246,7 @@ class RunSpec(Frozen):
     validation_file: Path | None = None
     validation_file_sha256: str | None = None
     resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
+    chat_template_kwargs: TemplateArgumentsOfJob = None
     sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
 
     @property
@@ -227,9 +254,9 @@ class RunSpec(Frozen):
         return DataParameters.of(self)
 
     @model_validator(mode="after")
-    def _has_beta_for_dpo_alone(self) -> RunSpec:
-        if (self.method == "dpo") != (self.hyperparameters.beta is not None):
-            raise ValueError(f"{self.run_id}: dpo needs a beta among its hyperparameters, and no other method has one")
+    def _has_hyperparameters_of_method(self) -> RunSpec:
+        if problems := list(METHODS[self.method].problems(self.hyperparameters, OWNERS)):
+            raise ValueError(f"{self.run_id}: {'; '.join(problems)}")
         return self
 
 

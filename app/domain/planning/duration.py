@@ -11,6 +11,7 @@ import re
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
+from app.domain.methods import METHODS
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.domain.planning.memory import DeviceKind, adapter_parameters
 from app.domain.planning.packing import Workload
@@ -96,17 +97,15 @@ def step_flop(
     trained = adapter_parameters(entry, spec.layer_lora)
     passes = 4 * _active_parameters(entry) + 6 * trained + 3 * _attention(entry, work, kind)
     passes += 4 * work.labelled_share * _head(entry)
-    if spec.method == "dpo":  # the reference model is another forward, without the adapter
-        passes += _forward(entry, work, kind)
+    passes += METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
     optimizer = OPTIMIZER_FLOP[kind] * trained * work.steps / max(1, work.tokens)
     return passes * relative_token_cost(entry.decoder_layers, plan, kind, row_tokens) + optimizer
 
 
 def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Workload, plan: ExecutionPlan, kind: DeviceKind) -> float:
-    """FLOP per validation token, in full packed batches: one forward, two for DPO."""
+    """FLOP per validation token, in full packed batches: one forward, and those of the method."""
     forward = _forward(entry, work, kind) + 2 * adapter_parameters(entry, spec.layer_lora)
-    if spec.method == "dpo":
-        forward += _forward(entry, work, kind)
+    forward += METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
     validation_plan = ExecutionPlan(row_tokens=plan.row_tokens, cache_weights=plan.cache_weights)
     return forward * relative_token_cost(entry.decoder_layers, validation_plan, kind, plan.row_tokens)
 

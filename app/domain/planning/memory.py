@@ -21,21 +21,24 @@ DESCRIBED_ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM"}) 
 
 PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
 KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the first batch, then what oneDNN compiles
-LOSS_BYTES = 32 << 20  # of logits in one chunk: worker/trainer/objective/losses.py
+LOSS_BYTES = 32 << 20  # of logits in one chunk: 128 tokens at V = 49,152, so that most of it fits into the cache
 MIN_CHUNK_TOKENS = 128
-CUDA_CHUNK_TOKENS = 2048  # on CUDA with `cuda_kernels`: the head is read twice for each chunk
+CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
-BYTES_PER_LOGIT = 6
+BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
+# Weights of experts that are dequantized at once, by device (worker/trainer/model/experts.py): on a GPU those of all
+# experts of a layer of Qwen3 30B-A3B (402 million) or gpt-oss 20B (531 million), so that nothing is read back.
+EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
 # kernels on CUDA expand them. It has no float32, no larger heads, no capped scores (Gemma 2) and no sinks (gpt-oss).
 MAX_FLASH_HEAD_SIZE = 256
 FLASH_HEAD_SIZE_STEP = 8
 ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM", "GptOssForCausalLM"})
-MAX_BLOCK_ATTENTION_TOKENS = 512  # tokens of a document: worker/trainer/model/attention/block_attention.py
-VERIFY_TOKENS = 512  # the final verification has so many tokens in float32, and logits of 64 of them
-VERIFY_HEAD_ROWS = 8192  # of the vocabulary in one chunk: worker/trainer/checkpoint/verify.py
-VERIFY_LOGITS = 64
+MAX_BLOCK_ATTENTION_TOKENS = 512  # of a document: worker/trainer/kernels/cpu/block_attention.py
+VERIFY_TOKENS = 512  # of the final verification, in float32
+VERIFY_HEAD_ROWS = 8192  # of the head in float32 at a time: 134 MB at D = 4,096, where all 151,936 would take 2.5 GB
+VERIFY_LOGITS = 64  # of the last positions, each with the logits of the complete vocabulary
 # Overhead of the allocator by rounding and fragmentation. A C heap fragments because every packed batch has another
 # length: with 301 and 1,020 tokens in the largest batch, runs took 428 and 1,038 MB above the loaded memory; the
 # tensors took 274 and 741 MB.
@@ -138,6 +141,11 @@ def estimate_memory(
         verify=int(overhead * _verification(entry, trained)),
         kernels=KERNEL_BYTES[kind],
     )
+
+
+def loss_chunk_tokens(vocabulary: int, min_tokens: int) -> int:
+    """The labelled tokens whose logits exist at once."""
+    return max(min_tokens, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary))
 
 
 def compute_dtype_bytes(quantization: QuantizationSpec | None) -> int:
@@ -260,7 +268,7 @@ def _attention_bytes(batch: _LargestBatch) -> int:
     """Bytes per token for queries, keys, values and output.
 
     On a CPU short documents also save their softmax, and long documents or float32 save everything in float32 besides
-    the output (worker/trainer/model/attention/block_attention.py).
+    the output (worker/trainer/kernels/cpu/block_attention.py).
     """
     q, kv = batch.entry.query_size, batch.entry.key_size
     if batch.kind == "cuda":
@@ -300,7 +308,7 @@ def _live_layer(batch: _LargestBatch) -> int:
 def _loss(batch: _LargestBatch) -> int:
     """One chunk of logits in the compute dtype and in float32; the labelled hidden states and their gradient."""
     vocabulary, min_rows = batch.entry.vocab_size, CUDA_CHUNK_TOKENS if batch.plan.cuda_kernels else MIN_CHUNK_TOKENS
-    rows = min(batch.tokens, max(min_rows, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary)))
+    rows = min(batch.tokens, loss_chunk_tokens(vocabulary, min_rows))
     return rows * vocabulary * (4 + batch.width) + 2 * batch.tokens * batch.width * batch.entry.hidden_size
 
 

@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import File
 from app.domain.datasets.profile import DatasetProfile, ProfileLimits, method_of_file, profile_dataset
-from app.domain.error_text.json_text import as_json
-from app.domain.jobs.spec import DataParameters, Method
+from app.domain.error_text.json_text import as_json, listed
+from app.domain.jobs.spec import DataParameters
+from app.domain.methods import METHODS, MethodName
 from app.errors import BadRequest
 from app.services.datasets.check_process import CheckProcess, takes_long
 from app.services.files import files
@@ -31,7 +32,6 @@ SAMPLED_ABOVE_BYTES = 24 << 20
 READ_TIMEOUT_SECONDS = 60.0
 KILL_AFTER_SECONDS = 30.0  # beyond the timeout: for the last line and for the report
 MAX_PREVIEW_ROWS = 50
-METHODS: tuple[Method, ...] = ("supervised", "dpo")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ProfileInputs:
     validation_file: File | None
     model: str
     directory: Path
-    method: Method | None  # None: the method of the first row
+    method: MethodName | None  # None: the method of the first row
     parameters: DataParameters  # with any method
     limits: ProfileLimits
     least_examples: int
@@ -140,11 +140,8 @@ def _read(
         raise BadRequest(text, code="validation_too_slow") from error
 
 
-def _method(requested: str | None) -> Method | None:
-    if requested is None:
-        return None
-    known = next((method for method in METHODS if method == requested), None)
-    if known is None:
-        text = f"method: {as_json(requested)} is not offered here; allowed are {' and '.join(map(as_json, METHODS))}"
+def _method(requested: str | None) -> MethodName | None:
+    if requested is not None and requested not in METHODS:
+        text = f"method: {as_json(requested)} is not offered here; allowed are {listed(tuple(METHODS))}"
         raise BadRequest(text, "method", "unsupported_value")
-    return known
+    return requested

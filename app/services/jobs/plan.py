@@ -130,6 +130,18 @@ class JobPlan:
     devices: Sequence[PlannedDevice]  # in the order of inputs.places
 
     @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """Those about the request, and about arguments that the base model's chat template does not read."""
+        spec = self.inputs.spec
+        found = self.report.warnings(spec.method, spec.hyperparameters.context_length)
+        unread = [
+            vars(each) | {"file": self.inputs.training_file.id, "message": f"Training file: {each.message}"}
+            for each in found
+            if each.code == "unread_argument"
+        ]
+        return [*self.inputs.warnings, *unread]
+
+    @property
     def placements(self) -> list[Placement]:
         return [device.placement for device in self.devices]
 

@@ -20,7 +20,7 @@ from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
 from app.domain.files import JobFileOrigins
 from app.domain.jobs.create_job import CreateJob, parse_clone, parse_create, settings_of_spec
-from app.domain.jobs.parameters import ParentAdapter
+from app.domain.jobs.definitions import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors

@@ -18,6 +18,7 @@ ROLES = {  # by the keys of the formats other than chat
     "preferred_output": "preferred",
     "non_preferred_output": "other",
     "text": "text",
+    "label": "label",
 }
 
 

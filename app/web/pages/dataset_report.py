@@ -64,6 +64,14 @@ def _show_findings(findings: Json, open_line: OpenLine) -> None:
         table.on_event("press", lambda number, _: open_line(findings["data"][int(number)]["line"]))
 
 
+SIDES = {
+    "preferred": "preferred answer",
+    "non_preferred": "other answer",
+    "desirable": "desirable",
+    "undesirable": "undesirable",
+}
+
+
 def _line(number: int) -> Cell:
     return {"text": f"{number:,}", "buttons": [{"name": "show", "label": "Show row"}]}
 
@@ -102,7 +110,7 @@ def _legend() -> None:
 
 def _show_row(row: Json) -> None:
     for document in row["documents"]:
-        side = {"preferred": " · preferred answer", "non_preferred": " · other answer"}.get(document["side"], "")
+        side = f" · {SIDES[document['side']]}" if document["side"] else ""
         with box("t-stack"):
             tokens = f"{count(document['tokens'])} tokens, {count(document['trained_tokens'])} learned"
             cut = f", {count(row['cut_tokens'])} truncated" if row["cut_tokens"] else ""

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
 from app.domain.jobs import request_parameters
-from app.domain.jobs.create_job import CreateJob, Dpo, Supervised
+from app.domain.jobs.create_job import CreateJob, MethodBody
+from app.domain.methods import METHODS, OWNERS
 from app.main import create_app
 from app.settings import Settings
 from tests.api_objects import EXAMPLES
@@ -115,9 +116,9 @@ class TestRequestParameters:
 
         every = names_in(CreateJob, "hyperparameters")
         assert every == set(request_parameters.IN_HYPERPARAMETERS)
-        for method, model in (("supervised", Supervised), ("dpo", Dpo)):
-            own = {name for name in every if request_parameters.METHOD_OF.get(name, method) == method}
-            assert names_in(model, "hyperparameters") == own
+        for method in METHODS:
+            own = {name for name in every if method in OWNERS.get(name, (method,))}
+            assert names_in(get_args(MethodBody.model_fields[method].annotation)[0], "hyperparameters") == own
         for field, keys in (
             ("lora", request_parameters.LORA_KEYS),
             ("quantization", request_parameters.QUANTIZATION_KEYS),

@@ -12,8 +12,9 @@ import pytest
 from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import build_report
-from app.domain.jobs.spec import DataParameters, Method
+from app.domain.jobs.spec import DataParameters
 from app.domain.jobs.states import Reason
+from app.domain.methods import MethodName
 from app.system.tokenizer_files import load_renderer
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
@@ -31,7 +32,7 @@ def lines(*rows: Any) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def files(directory: Path) -> dict[str, tuple[Method, bytes]]:
+def files(directory: Path) -> dict[str, tuple[MethodName, bytes]]:
     bad = lines({"messages": []}, {"text": "x"}) + b"no json\n\n"
     return {
         "chat": ("supervised", make_tiny_dataset(directory / "chat.jsonl", 30).read_bytes()),

@@ -21,8 +21,9 @@ from tests.trainer.helpers import (
     prepare,
 )
 from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory, placement
-from worker.trainer.memory.device_memory import DeviceMemory
+from worker.trainer.kernels.cpu.memory import CpuMemory
+from worker.trainer.kernels.memory import DeviceMemory
+from worker.trainer.memory import placement
 from worker.trainer.memory.out_of_memory import reduce_after_kills, reduce_plan, smallest_plan
 from worker.trainer.objective import objective
 
@@ -106,13 +107,6 @@ def test_moments_are_allocated_before_the_first_update_and_both_are_repeated(
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
-def test_the_heap_is_trimmed_before_the_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    memories = [DeviceMemory(700, 600), DeviceMemory(9_000, 100)]
-    monkeypatch.setattr(device_memory, "_cpu_memories", lambda: memories)
-    assert device_memory.trim_threshold_bytes(torch.device("cpu")) == 665
-    assert device_memory.trim_threshold_bytes(torch.device("cuda")) > 1 << 60
-
-
 def test_batches_are_halved_until_they_fit(train: Trainings, short: Short) -> None:
     shortage = short(lambda tokens, rows: tokens > 200)
     log = train(batch_size=6)
@@ -164,7 +158,7 @@ def test_each_process_of_a_machine_plans_with_its_share_of_the_memory(
     base, spec = load_tiny_base(train.base), train.spec()
     run = prepare(spec, base, tmp_path)
     space = DeviceMemory(10_000_000_000, 1_000_000_000)
-    monkeypatch.setattr(device_memory, "measure", lambda device: space)
+    monkeypatch.setattr(CpuMemory, "measure", lambda _: space)
     assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes // 2

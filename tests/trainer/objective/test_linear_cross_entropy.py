@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from app.domain.planning import memory
+from app.domain.planning.memory import CUDA_CHUNK_TOKENS, MIN_CHUNK_TOKENS
 from worker.trainer.objective import losses as module
 from worker.trainer.objective.losses import LogitScaling, linear_cross_entropy
 
@@ -51,13 +53,13 @@ class TestLinearCrossEntropy:
         total.backward()
         assert total.grad_fn.head_gradient_V_D is None  # type: ignore[union-attr]
 
-    @pytest.mark.parametrize(("min_chunk_tokens", "chunks"), [(None, 2), (module.CUDA_CHUNK_TOKENS, 1)])
+    @pytest.mark.parametrize(("min_chunk_tokens", "chunks"), [(MIN_CHUNK_TOKENS, 2), (CUDA_CHUNK_TOKENS, 1)])
     def test_a_caller_may_ask_for_longer_chunks(
-        self, monkeypatch: pytest.MonkeyPatch, min_chunk_tokens: int | None, chunks: int
+        self, monkeypatch: pytest.MonkeyPatch, min_chunk_tokens: int, chunks: int
     ) -> None:
         hidden, head, targets = inputs()
         hidden, targets = hidden.detach().repeat(3, 1)[:200], targets.repeat(3)[:200]
-        monkeypatch.setattr(module, "CHUNK_BYTES", 0)
+        monkeypatch.setattr(memory, "LOSS_BYTES", 0)
         made: list[int] = []
         chunk = module._chunk
         monkeypatch.setattr(module, "_chunk", lambda part, *rest: (made.append(len(part)), chunk(part, *rest))[1])
@@ -69,8 +71,7 @@ class TestLinearCrossEntropy:
     def test_weights_multiply_the_sum_and_its_gradient_but_not_the_token_losses(
         self, monkeypatch: pytest.MonkeyPatch, chunk_tokens: int
     ) -> None:
-        monkeypatch.setattr(module, "CHUNK_BYTES", 0)
-        monkeypatch.setattr(module, "MIN_CHUNK_TOKENS", chunk_tokens)
+        monkeypatch.setattr(module, "loss_chunk_tokens", lambda *_: chunk_tokens)
         hidden, head, targets = inputs()
         weights = torch.linspace(-1, 2, N)
         total, losses, _ = linear_cross_entropy(hidden, head, targets, weights)
@@ -92,8 +93,7 @@ class TestLinearCrossEntropy:
     def test_the_gradient_of_a_trained_head_is_summed_over_all_chunks_in_float32(
         self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
     ) -> None:
-        monkeypatch.setattr(module, "CHUNK_BYTES", 0)
-        monkeypatch.setattr(module, "MIN_CHUNK_TOKENS", 16)
+        monkeypatch.setattr(module, "loss_chunk_tokens", lambda *_: 16)
         hidden, head, targets = inputs(dtype)
         master = head.float().requires_grad_()
         (linear_cross_entropy(hidden, master, targets)[0] * 0.5).backward()

@@ -11,7 +11,7 @@ from app.db import files
 from app.db.base_models import models
 from app.db.engine import transaction
 from app.db.tables import Job, TunedModel
-from app.domain.jobs.parameters import ParentAdapter
+from app.domain.jobs.definitions import ParentAdapter
 from app.domain.jobs.spec import JobSpec
 from tests.factories import chat_lines
 from tests.fork_server import forked

@@ -37,15 +37,7 @@ def load_adapter(base: FrozenBase, lora: LoraSpec, directory: Path, manifest_sha
 
 
 def _new_adapter(base: FrozenBase, lora: LoraSpec, seed: int, dropout_seed: int | None = None) -> LoraAdapter:
-    adapter = make_adapter(
-        lora,
-        seed,
-        base.adaptable_layers,
-        base.device,
-        base.experts,
-        dropout_seed=dropout_seed,
-        draws_masks_again=base.cuda_kernels,
-    )
+    adapter = make_adapter(lora, seed, base.adaptable_layers, base.kernels, base.experts, dropout_seed)
     if lora.use_dora:
         train_magnitudes(base, adapter)
     base.modules_to_save |= train_modules_to_save(base.model, lora.modules_to_save, adapter, base.switch)

@@ -35,6 +35,7 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
         **({"file_origins": run_spec.file_origins} if run_spec.file_origins else {}),
+        **run_spec.model_dump(include={"chat_template_kwargs"}),
         "continued_from": parent if run_spec.start_adapter else None,
         "lora": run_spec.lora.model_dump(mode="json"),
         "compatibility": compatibility(run_spec.lora, run_spec.run_id, of_base).model_dump(mode="json"),
@@ -84,7 +85,7 @@ def warn_of_slow_dtype(
     dtype: torch.dtype, quantization: QuantizationSpec | None, device: torch.device, emit: RecordWriter
 ) -> None:
     """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
-    if device.type == "cuda" or multiplies_fast(dtype_name(dtype)):
+    if device.type != "cpu" or multiplies_fast(dtype_name(dtype)):
         return
     text = (
         f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes 5 to 90 times as long as "

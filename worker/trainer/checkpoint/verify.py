@@ -62,8 +62,8 @@ def _load_with_peft(model: Any, directory: Path, device: torch.device) -> PeftMo
     """Load the adapter. PEFT chooses its layer class by two flags, which transformers sets if it quantizes a model."""
     model.is_loaded_in_4bit = any(isinstance(module, Frozen4) for module in model.modules())
     model.is_loaded_in_8bit = any(isinstance(module, Frozen8) for module in model.modules())
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), warnings.catch_warnings():  # PEFT draws a random A before it reads the file
+    gpus = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(gpus), warnings.catch_warnings():  # PEFT draws a random A before it reads the file
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses names that transformers will change
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # merge.py unties them
         try:

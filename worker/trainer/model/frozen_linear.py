@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors import safe_open
 
 from app.domain.jobs.spec import QuantizationSpec
+from worker.trainer.kernels.cpu.quantize import BLOCK, quantize
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
-from worker.trainer.model.quantize import BLOCK, quantize
 
 dequantize_4bit = bitsandbytes.functional.dequantize_4bit
 int8_vectorwise_dequant = bitsandbytes.functional.int8_vectorwise_dequant

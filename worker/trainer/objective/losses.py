@@ -1,5 +1,4 @@
-"""The losses: fused linear cross entropy, which is the head's matrix product and the cross entropy, in chunks of
-labelled tokens; and the DPO loss (arXiv 2305.18290), from the token losses with the adapter and with the reference.
+"""Fused linear cross entropy: the head's matrix product and the cross entropy, in chunks of labelled tokens.
 
 The forward of linear cross entropy computes the gradient, too, as in Liger Kernel and torchtune. The head is usually
 frozen, so the only gradient is that of the hidden states: softmax minus one-hot, times the head. It is computed while
@@ -7,12 +6,9 @@ the logits of a chunk are in memory, so no tensor of N x V is ever allocated and
 Unlabelled tokens cost nothing. A trained head (`modules_to_save`) is passed as its float32 master; its gradient is
 summed over the chunks in float32, which takes one more product and V x D numbers.
 
-The loss of a pair is a function of one signed sum of token losses, so its gradient is the gradient of a weighted sum:
-each token of the preferred answer has the weight beta * sigmoid(-margin), each token of the other the negative of it.
-Linear cross entropy takes these weights; in supervised training every weight is 1.
+Each token has a weight (sequence_losses.py); in supervised training every weight is 1.
 
-Letters: N labelled tokens of a batch, M labelled tokens of one chunk, P pairs of a batch, D the hidden size, V the
-vocabulary.
+Letters: N labelled tokens of a batch, M labelled tokens of one chunk, D the hidden size, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,15 +18,8 @@ from itertools import repeat
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
-from worker.trainer.data.batch import Pairs
-
-CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
-MIN_CHUNK_TOKENS = 128
-CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
-BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
-# ruff: noqa: N815  shapes stand in names
+from app.domain.planning.memory import MIN_CHUNK_TOKENS, loss_chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ def linear_cross_entropy(
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
     scaling: LogitScaling = UNSCALED,
-    min_chunk_tokens: int | None = None,
+    min_chunk_tokens: int = MIN_CHUNK_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses (a float32 scalar with a gradient), losses_N (float32, nats), is_correct_N (bool).
 
@@ -87,10 +76,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         weights_N: torch.Tensor | None,
         scaling: LogitScaling,
-        min_chunk_tokens: int | None,
+        min_chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         needs_gradient = any(ctx.needs_input_grad[:2])
-        chunk_tokens = max(min_chunk_tokens or MIN_CHUNK_TOKENS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
+        chunk_tokens = loss_chunk_tokens(head_V_D.shape[0], min_chunk_tokens)
         ctx.head_gradient_V_D = torch.zeros_like(head_V_D) if ctx.needs_input_grad[1] else None
         head_V_D = head_V_D.to(hidden_N_D.dtype)
         chunks = (torch.split(tensor, chunk_tokens) for tensor in (hidden_N_D, targets_N))
@@ -146,26 +135,3 @@ def _chunk(
     if head_gradient_V_D is not None:
         head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)
     return losses_M, is_correct_M, dz_M_V @ head_V_D
-
-
-@dataclass(frozen=True)
-class PairLosses:
-    """The losses of one batch's pairs. float64, because they sum many small differences; the weights are float32."""
-
-    losses_P: torch.Tensor
-    margins_P: torch.Tensor
-    weights_N: torch.Tensor  # float32: d loss / d token loss of every labelled token
-
-
-@torch.no_grad()
-def dpo_loss(pairs: Pairs, beta: float, losses_N: torch.Tensor, reference_N: torch.Tensor) -> PairLosses:
-    """Return the loss of each pair.
-
-    `losses_N` and `reference_N` are the token losses (nats) with the adapter and with the reference.
-    """
-    log_ratio_N = reference_N.double() - losses_N  # log p - log p_reference: a loss is -log p
-    signed_log_ratio_N = log_ratio_N * pairs.sign_N
-    margins_P = beta * signed_log_ratio_N.new_zeros(pairs.count).index_add_(0, pairs.pair_N, signed_log_ratio_N)
-    grad_weight_P = beta * torch.sigmoid(-margins_P)
-    weights_N = grad_weight_P[pairs.pair_N] * pairs.sign_N
-    return PairLosses(-F.logsigmoid(margins_P), margins_P, weights_N.float())

@@ -41,7 +41,7 @@ def choose_device(requested: str, worker_has_gpu: bool = False) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"cpu ({cpu_name()})"
+    return f"cpu ({cpu_name()})" if device.type == "cpu" else f"cuda ({torch.cuda.get_device_name(device)})"
 
 
 def choose_compute_dtype(

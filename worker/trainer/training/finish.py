@@ -13,7 +13,6 @@ from pathlib import Path
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, ServedReference
 from app.domain.jobs.events import Done, Measured, ServedReferenceMeasured
 from worker.trainer.checkpoint.verify import verify_adapter
-from worker.trainer.memory import device_memory
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments
 from worker.trainer.runtime.process import working_seconds
 from worker.trainer.training.attempt import Loaded, TrainingAttempt
@@ -39,7 +38,7 @@ class Finish:
             self.files.last_snapshot()  # for the next attempt, if the result cannot be published
         for text in result_messages(run):
             emit.message(text, step=run.step, best_step=run.best.step)
-        device_memory.trim_heap(self.loaded.base.device, above_bytes=0)  # for the large tensors of the check
+        self.loaded.base.kernels.memory.trim()  # for the large tensors of the check
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self.files.checkpoint(final=True)
             self._verify(directory)
@@ -80,7 +79,7 @@ class Finish:
         return Measured(
             run_id=run.id,
             mode=self.policy.plan,
-            peak_bytes=device_memory.peak_bytes(self.loaded.base.device),
+            peak_bytes=self.loaded.base.kernels.memory.peak_bytes(),
             seconds=working_seconds(),
             step_seconds=run.step_seconds,
             step_tokens=run.step_tokens,

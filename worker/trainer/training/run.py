@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from app.domain.base_models.catalog import max_document_tokens
@@ -31,14 +30,14 @@ from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.data.inputs import check_context_length, check_inputs, check_prompts
 from worker.trainer.data.schedule import make_schedule
 from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.kernels import Kernels, choose_kernels
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_after_kills
 from worker.trainer.memory.placement import count_missing, place, planned
 from worker.trainer.memory.probe import probe
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, open_base
-from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
+from worker.trainer.objective.objective import Objective, SequenceObjective, SupervisedObjective
 from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
 from worker.trainer.runtime.device import (
     choose_compute_dtype,
@@ -101,48 +100,40 @@ def _run_attempt(attempt: TrainingAttempt) -> None:
 
 def _load(attempt: TrainingAttempt) -> Loaded:
     spec = attempt.spec
-    device_memory.set_mmap_threshold()
-    device = choose_device(spec.device, spec.worker_has_gpu)
-    device_memory.set_budget(device, spec.memory_budget_bytes)
+    kernels = choose_kernels(choose_device(spec.device, spec.worker_has_gpu), spec.cuda_kernels)
+    kernels.memory.set_limits(spec.memory_budget_bytes)
     snapshot = attempt.open_snapshot()
-    plan = snapshot.plan if snapshot else _plan_by_rules(spec, device)
+    plan = snapshot.plan if snapshot else _plan_by_rules(spec, kernels)
     # Chat templates print the time of the first attempt, so that later ones have the same tokens.
     rendered_at = plan.rendered_at or parallel.broadcast(datetime.now().isoformat())
     plan = plan.model_copy(update={"rendered_at": rendered_at})
-    make_repeatable(device, plan.threads)
-    base = _load_base(attempt, device, plan)
+    make_repeatable(kernels.device, plan.threads)
+    base = _load_base(attempt, choose_kernels(kernels.device, plan.cuda_kernels), plan)
     renderer = limited_renderer(spec.base.directory, datetime.fromisoformat(rendered_at))
-    return Loaded(base, renderer, plan, snapshot)
+    return Loaded(base, renderer.with_arguments(spec.run.chat_template_kwargs), plan, snapshot)
 
 
-def _plan_by_rules(spec: TrainerSpec, device: torch.device) -> ExecutionPlan:
+def _plan_by_rules(spec: TrainerSpec, kernels: Kernels) -> ExecutionPlan:
     """Choose what is fixed before the base is loaded. Its layout is that of the longest batches."""
     return ExecutionPlan(
-        row_tokens=CANDIDATE_ROW_TOKENS["cuda" if device.type == "cuda" else "cpu"][0],
-        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
+        row_tokens=CANDIDATE_ROW_TOKENS[kernels.kind][0],
+        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, kernels.device, spec.dtype_is_free)),
         threads=spec.threads or parallel.threads_per_process(choose_threads()),
-        device=device_name(device),
-        cuda_kernels=spec.cuda_kernels and device.type == "cuda",
+        device=device_name(kernels.device),
+        cuda_kernels=kernels.is_fused,
     )
 
 
-def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPlan) -> FrozenBase:
+def _load_base(attempt: TrainingAttempt, kernels: Kernels, plan: ExecutionPlan) -> FrozenBase:
     """Load the base model and check it. Raises Failure."""
     spec, compute_dtype = attempt.spec, torch_dtype(plan.compute_dtype)
     if not spec.dtype_is_free:
-        warn_of_slow_dtype(compute_dtype, spec.quantization, device, attempt.emit)
+        warn_of_slow_dtype(compute_dtype, spec.quantization, kernels.device, attempt.emit)
     with loading(spec):
-        base = open_base(
-            spec.base,
-            spec.quantization,
-            compute_dtype,
-            device,
-            cuda_kernels=plan.cuda_kernels,
-            keepalive=attempt.emit.keepalive,
-        )
+        base = open_base(spec.base, spec.quantization, compute_dtype, kernels, keepalive=attempt.emit.keepalive)
         with register_module_forward_pre_hook(lambda *_: attempt.emit.keepalive("checking the base model")):
             check_base(base)
-    if base.cuda_kernels:
+    if kernels.is_fused:
         fused = ", ".join(f"{count} {kind}" for kind, count in base.fused_modules.items()) or "no modules"
         problem = f": {base.fused_problem}" if base.fused_problem else ""
         attempt.emit.message(f"TUNERY_CUDA_KERNELS: fused kernels for {fused}{problem}.", "warn" if problem else "info")
@@ -188,18 +179,15 @@ def new_run(
         optimizer=make_optimizer(adapter.named_parameters(), spec.hyperparameters),
         directory=workdir / "runs" / spec.run_id,
         provenance=provenance,
-        makes_batches_ahead=base.cuda_kernels,
-        pins_batches=base.device.type == "cuda",
     )
 
 
 def make_objective(base: FrozenBase, run: Run) -> Objective:
-    """Return the objective of a run; the reference of DPO is the adapter as it is now."""
-    beta = run.spec.hyperparameters.beta
-    if run.spec.method != "dpo" or beta is None:
+    """Return the objective of a run; the reference is the adapter as it is now."""
+    if run.spec.method == "supervised":
         return SupervisedObjective(base, run.adapter)
     reference = frozen_copy(run.adapter) if run.spec.start_adapter is not None else None
-    return DpoObjective(base, run.adapter, beta, reference)
+    return SequenceObjective(base, run.adapter, run.spec, reference)
 
 
 def _plan(attempt: TrainingAttempt, loaded: Loaded, prepared: Prepared) -> OutOfMemoryPolicy:
@@ -208,7 +196,7 @@ def _plan(attempt: TrainingAttempt, loaded: Loaded, prepared: Prepared) -> OutOf
     That is after the kernel killed an attempt for memory, and in a slot with less memory than the earlier plan takes.
     """
     spec, plan, emit = attempt.spec, loaded.plan, attempt.emit
-    recomputation = Recomputation(loaded.base.model, loaded.base.switch)
+    recomputation = Recomputation(loaded.base)
     fits_slot = spec.memory_budget_bytes is None or plan.peak_bytes <= spec.memory_budget_bytes
     if loaded.snapshot is None or not fits_slot or spec.out_of_memory_kills > plan.out_of_memory_kills:
         plan = _plan_layout(spec, loaded, prepared.run, recomputation, emit)

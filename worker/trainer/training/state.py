@@ -20,6 +20,7 @@ from worker.trainer.data.batch import BatchesAhead, PackedBatch, TokenizedDatase
 from worker.trainer.data.schedule import StepSchedule
 from worker.trainer.distributed import parallel
 from worker.trainer.objective.metrics import StepMetrics
+from worker.trainer.objective.objective import Objective
 from worker.trainer.validation.early_stopping import BestValidation
 
 ETA_WINDOW_STEPS = 20  # the ETA follows from the mean duration of these last steps
@@ -37,8 +38,6 @@ class Run:
     optimizer: torch.optim.AdamW
     directory: Path  # WORKDIR/runs/<run id>
     provenance: dict[str, Any]  # of the adapter, for the manifests
-    makes_batches_ahead: bool = False  # those of the next step while a step computes
-    pins_batches: bool = False  # if they are made ahead
     step: int = 0  # completed optimizer steps, so also the index of the next one
     trained_tokens: int = 0  # processed tokens, without padding
     first_step: int = 0  # of this attempt
@@ -59,7 +58,8 @@ class Run:
     recent_step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS))
 
     def __post_init__(self) -> None:
-        self._ahead = BatchesAhead(self.batches_of, pin=self.pins_batches) if self.makes_batches_ahead else None
+        kernels = self.adapter.kernels
+        self._ahead = BatchesAhead(self.batches_of, pin=kernels.pins_batches) if kernels.makes_batches_ahead else None
 
     @property
     def id(self) -> str:
@@ -123,8 +123,8 @@ class Run:
 class StepResult(StepMetrics):
     """The result of one optimizer step: its lines, its metrics and its duration."""
 
-    def __init__(self, run: Run, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, run: Run, objective: Objective) -> None:
+        super().__init__(objective.base.device, objective.metric_names)
         self.run = run
         self.lines = run.lines()  # in the training file
         self.grad_norm = math.nan  # before clipping

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from functools import partial
-
-import torch
 
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.events import Command, Metric, Stopped
@@ -138,17 +135,10 @@ class StepActions:
                 labelled_tokens=result.labelled_tokens,
                 tokens_per_second=result.tokens / result.seconds,
                 eta_seconds=run.eta_seconds,
-                peak_memory_bytes=peak_memory_bytes(self.loaded.base.device),
+                peak_memory_bytes=self.loaded.base.kernels.memory.peak_bytes_of_process(),
                 **run.metrics,
             )
         )
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory so far: of all tensors on CUDA, of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _non_finite_loss(result: StepResult) -> Failure:

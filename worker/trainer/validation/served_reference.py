@@ -23,6 +23,7 @@ from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
 from app.domain.jobs.spec import DataParameters
 from app.domain.planning.memory import VERIFY_HEAD_ROWS
@@ -40,6 +41,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 class ChatPrompt(NamedTuple):
     messages: list[dict[str, str]]
     answer: list[str]  # the texts of the tokens of the first expected answer
+    chat_template_kwargs: ChatTemplateArguments | None = None
 
 
 def examples_at(path: Path, lines: Collection[int], parameters: DataParameters) -> dict[int, Example]:
@@ -58,6 +60,7 @@ def chat_prompt(
     renderer: Renderer, example: Example, tokens: Sequence[int], positions: Sequence[int]
 ) -> ChatPrompt | None:
     """The messages from which the template makes the tokens before the first expected one; None if there are none."""
+    renderer = renderer.with_arguments(example.chat_template_kwargs)
     conversation = [*example.messages, *example.preferred]
     for number, message in enumerate(conversation):
         before = conversation[:number]
@@ -67,7 +70,7 @@ def chat_prompt(
             messages = [{"role": str(each["role"]), "content": str(each["content"])} for each in before]
             decode = renderer.tokenizer.decode
             texts = [decode([tokens[each]], skip_special_tokens=False) for each in _first_run(positions)]
-            return ChatPrompt(messages, texts)
+            return ChatPrompt(messages, texts, example.chat_template_kwargs)
     return None
 
 
@@ -134,12 +137,11 @@ def measure_reference(
 def _choose(dataset: TokenizedDataset) -> tuple[TokenizedDataset, list[int]]:
     """Return the first documents with an expected token among their first MAX_PROMPT_TOKENS, and their lines.
 
-    Of pairs it is the preferred answer.
+    Of a pair it is that of the preferred answer.
     """
     chosen, lines = TokenizedDataset(), []
     for example in range(len(dataset)):
-        documents = [each for each in dataset.documents(example) if dataset.pair_role(each) >= 0]
-        tokens, labels = dataset.tokens_and_labels(documents[0])
+        tokens, labels = dataset.tokens_and_labels(max(dataset.documents(example), key=dataset.role))
         labelled = [bool(label) for label in labels[:MAX_PROMPT_TOKENS]]
         labelled[0] = False  # nothing predicts the first token
         if any(labelled):

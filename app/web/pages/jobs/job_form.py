@@ -30,8 +30,10 @@ MORE = (
     "lora.dropout",
     "seed",
     "priority",
+    "chat_template_kwargs",
     "sample_prompts",
 )
+EXAMPLES = {"chat_template_kwargs": '{"enable_thinking": false}', "more": '{"warmup_ratio": 0.05}'}  # objects, as JSON
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
 WRONG_FILES = {  # the field of the file by the code of the error, and what to do
@@ -63,7 +65,8 @@ def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = Non
     quantization = given.pop("quantization", None)
     if quantization == WITHOUT_QUANTIZATION:
         given["quantization"] = None
-    given["hyperparameters"] = _more_hyperparameters(values)
+    more = values.get("more", "").strip()
+    given["hyperparameters"] = _json_object("more", more) if more else {}
     rest = {name: value for name, value in (kept or {}).items() if name not in given}
     if quantization != AS_ORIGINAL:
         rest = without(rest, "quantization")
@@ -92,6 +95,8 @@ def from_job(job: Json) -> Prefilled:
 def _field_text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(value)
+    if isinstance(value, dict):
+        return json.dumps(value)
     return "" if value is None else str(value).removesuffix(".0")
 
 
@@ -144,6 +149,8 @@ def _value(name: str, text: str) -> Any:
     kind = SETTINGS[name].kind
     if kind is list:
         return [line.strip() for line in text.split("\n") if line.strip()]
+    if name in EXAMPLES:
+        return _json_object(name, text)
     if kind not in (int, float):
         return text
     try:
@@ -155,18 +162,15 @@ def _value(name: str, text: str) -> Any:
     return number
 
 
-def _more_hyperparameters(values: Mapping[str, str]) -> Json:
-    text = values.get("more", "").strip()
-    if not text:
-        return {}
+def _json_object(name: str, text: str) -> Json:
     try:
-        more = json.loads(text)
-        json.dumps(more, allow_nan=False)  # 1e999 is read as infinity
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except ValueError as error:
-        raise FieldError("more", f"This is not JSON: {error}.") from None
-    if not isinstance(more, dict):
-        raise FieldError("more", 'Write an object such as {"warmup_ratio": 0.05}.')
-    return more
+        raise FieldError(name, f"This is not JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise FieldError(name, f"Write an object such as {EXAMPLES[name]}.")
+    return value
 
 
 OPENAI_KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "method", "metadata")

@@ -14,6 +14,7 @@ from nicegui import ui
 
 from app.domain.error_text.json_text import counted
 from app.domain.jobs.create_job import SETTINGS, without
+from app.domain.methods import METHODS
 from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.elements import (
     box,
@@ -39,12 +40,15 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
-MORE_HINT = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
+MORE_HINT = f"Other hyperparameters as JSON, such as {job_form.EXAMPLES['more']}."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
-METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
-HINTS = {"sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
+HINTS = {
+    "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line.",
+    "chat_template_kwargs": f"{SETTINGS['chat_template_kwargs'].help} As JSON, such as "
+    f"{job_form.EXAMPLES['chat_template_kwargs']}.",
+}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
 COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": job_form.command}
@@ -120,7 +124,7 @@ class NewJobPage(View):
             "model": model_names,
             "training_file": {"": "Choose a file" if files else "No file yet"} | files,
             "validation_file": {"": "None"} | files,
-            "method": METHODS,
+            "method": {method.name: method.title for method in METHODS.values()},
             "quantization": quantizations,
         }
         with box("t-form"):
@@ -151,7 +155,7 @@ class NewJobPage(View):
         """Add the fields of settings, with the title and the help of their definitions."""
         for name in names:
             setting = SETTINGS[name]
-            make = text_area if setting.kind is list else text_field
+            make = text_area if setting.kind in (list, dict) else text_field
             if name in self._choices:
                 make = partial(select_field, options=self._choices[name])
             self._fields[name] = make(

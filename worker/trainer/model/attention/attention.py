@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
-from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.domain.jobs.states import Reason
-from app.domain.planning.memory import FLASH_HEAD_SIZE_STEP, MAX_FLASH_HEAD_SIZE
-from worker.trainer.model.attention.block_attention import MAX_DOCUMENT_TOKENS, block_attention
+from app.domain.planning.memory import FLASH_HEAD_SIZE_STEP, MAX_BLOCK_ATTENTION_TOKENS, MAX_FLASH_HEAD_SIZE
+from worker.trainer.kernels.cpu.block_attention import block_attention
 from worker.trainer.model.attention.explicit_attention import ScoreOptions, explicit_attention
+from worker.trainer.model.patches import DOCUMENTS
 from worker.trainer.runtime.failures import Failure
 
 NAME = "tunery_documents"
@@ -139,7 +140,7 @@ def choose_kernel(heads: Heads) -> Kernel:
         return Kernel("torch.nn.attention.varlen, all documents at once", _variable_length)
     if on_cuda:
         return Kernel("scaled_dot_product_attention, one document at a time with expanded heads", _expanded_by_document)
-    is_short = max(heads.lengths) <= MAX_DOCUMENT_TOKENS
+    is_short = max(heads.lengths) <= MAX_BLOCK_ATTENTION_TOKENS
     if heads.dtype != torch.float32 and is_short and not is_banded and heads.has_equal_sizes:
         return Kernel("blocks of documents of similar length", _block_kernel)
     return Kernel("scaled_dot_product_attention, one document at a time", _document_by_document)
@@ -241,4 +242,4 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-AttentionInterface.register(NAME, document_attention)
+DOCUMENTS.put(f"attention: {NAME}", ALL_ATTENTION_FUNCTIONS, NAME, document_attention)

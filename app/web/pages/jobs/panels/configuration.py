@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from app.domain.jobs.create_job import CreateJob, settings_of
-from app.domain.jobs.request_parameters import METHOD_OF, collect
+from app.domain.jobs.request_parameters import collect
+from app.domain.methods import OWNERS
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, text_column, titled_table
 from app.web.components.elements import card, code_block, facts, note
@@ -17,12 +18,14 @@ MAX_REQUEST_CHARACTERS = 20_000
 GROUPS = {
     "method": "Training",
     "seed": "Training",
+    "chat_template_kwargs": "Training",
     "lora": "LoRA",
     "quantization": "Quantization",
     "priority": "Queue",
     "urgent": "Queue",
     "worker_labels": "Queue",
 }
+OUTSIDE_OBJECTS = ("seed", "chat_template_kwargs", "priority", "urgent", "worker_labels")
 
 
 class ConfigurationPanel(Panel):
@@ -54,7 +57,7 @@ class ConfigurationPanel(Panel):
 def asked_values(job: Json) -> Json:
     """The values of the request by the names of the resolved settings; those under an alias among them."""
     request = job["request"] or {}
-    named = {name: request[name] for name in ("seed", "priority", "urgent", "worker_labels") if name in request}
+    named = {name: request[name] for name in OUTSIDE_OBJECTS if name in request}
     if "method" in request:
         named["method"] = (request["method"] or {}).get("type")
     if request.get("quantization", "") is None:
@@ -64,7 +67,7 @@ def asked_values(job: Json) -> Json:
 
 def _group(name: str, method: str) -> str | None:
     """The title of the table that has the setting; None for one of another method, or that the page shows elsewhere."""
-    is_hyperparameter = name not in CreateJob.model_fields and METHOD_OF.get(name, method) == method
+    is_hyperparameter = name not in CreateJob.model_fields and method in OWNERS.get(name, (method,))
     return GROUPS.get(name.partition(".")[0], "Training" if is_hyperparameter else None)
 
 
