@@ -17,6 +17,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from worker.trainer.adapter.lora import AdapterSwitch, make_adapter
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.experts import NAME, freeze_experts
 
 EXPERTS, CHOSEN, TOKENS, HIDDEN, INNER, RANK = 64, 8, 2048, 512, 256, 16
@@ -43,7 +44,7 @@ def frozen_layer(quantization: QuantizationSpec | None, *, adapted: bool) -> tup
     }
     if adapted:
         lora = LoraSpec(r=RANK, alpha=RANK, target_modules=(), target_parameters=tuple(names))
-        switch.active = make_adapter(lora, 0, {}, torch.device("cpu"), frozen)
+        switch.active = make_adapter(lora, 0, {}, choose_kernels(torch.device("cpu")), frozen)
     return module, switch
 
 

@@ -54,7 +54,7 @@ def without_linear_cross_entropy() -> None:
 
     from worker.trainer.objective import objective
 
-    def plain(hidden_N_D, head_V_D, targets_N, weights_N=None, **_):  # type: ignore[no-untyped-def]
+    def plain(hidden_N_D, head_V_D, targets_N, weights_N=None, *_):  # type: ignore[no-untyped-def]
         logits_N_V = (hidden_N_D @ head_V_D.to(hidden_N_D.dtype).T).float()
         losses_N = F.cross_entropy(logits_N_V, targets_N, reduction="none")
         total = (losses_N if weights_N is None else losses_N * weights_N).sum()

@@ -12,7 +12,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
-from tests.trainer.helpers import CPU
+from tests.trainer.helpers import CPU_KERNELS
 from worker.trainer.adapter.lora import AdapterSwitch, LoraAdapter, LoraWeights, make_adapter
 from worker.trainer.model import experts
 from worker.trainer.model.frozen_experts import freeze_stack
@@ -86,7 +86,7 @@ def test_a_gpu_computes_a_layer_without_a_read_of_the_host(monkeypatch: pytest.M
     monkeypatch.setitem(experts.EXPERT_WEIGHTS, "meta", 1 << 29)
     module, meta, rank = _module(Case()), torch.device("meta"), 16
     module.config._experts_implementation = experts.NAME
-    adapter = LoraAdapter(0.0, torch.Generator(), {})
+    adapter = LoraAdapter(0.0, torch.Generator(), {}, CPU_KERNELS)
     switch = AdapterSwitch()
     for name in _names(module):
         weights = module._parameters[name].to(meta)
@@ -141,7 +141,7 @@ def _layers(case: Case) -> tuple[Any, Any, LoraAdapter | None]:
     adapter = None
     if case.rank:
         lora = LoraSpec(r=case.rank, alpha=SCALE * case.rank, target_modules=(), experts=True)
-        adapter = switch.active = make_adapter(lora, 0, {}, CPU, stacks)
+        adapter = switch.active = make_adapter(lora, 0, {}, CPU_KERNELS, stacks)
     for name, weights in stacks.items():
         stacked = weights.stack.weights_in(torch.float32)
         if adapter is not None:

@@ -29,7 +29,7 @@ class Kernels:
     processes_share_memory: bool  # those of one job
     # What waits for a measurement on CUDA: fused norms, gated products and rotary embeddings, and the next four.
     is_fused: bool = False
-    loss_chunk_tokens: int = MIN_CHUNK_TOKENS  # at least, of the logits that exist at once
+    min_loss_chunk_tokens: int = MIN_CHUNK_TOKENS
     draws_masks_again: bool = False  # of dropout, in the backward, instead of keeping a byte per input
     makes_batches_ahead: bool = False
     pins_batches: bool = False
@@ -71,7 +71,7 @@ def cuda_kernels(device: torch.device, is_fused: bool) -> Kernels:
         answers_at_once=64,
         processes_share_memory=False,
         is_fused=is_fused,
-        loss_chunk_tokens=CUDA_CHUNK_TOKENS if is_fused else MIN_CHUNK_TOKENS,
+        min_loss_chunk_tokens=CUDA_CHUNK_TOKENS if is_fused else MIN_CHUNK_TOKENS,
         draws_masks_again=is_fused,
         makes_batches_ahead=is_fused,
         pins_batches=is_fused,

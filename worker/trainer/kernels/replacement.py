@@ -185,8 +185,8 @@ def _random_inputs(
 
 def _are_equal(candidate: Function, original: Function, inputs: tuple[torch.Tensor, ...], tolerance: float) -> bool:
     """Return whether both have the same outputs and the same gradients of all inputs."""
-    expected, expected_gradients = _run(original, inputs)
-    outputs, gradients = _run(candidate, inputs)
+    expected, expected_gradients = run_with_gradients(original, inputs)
+    outputs, gradients = run_with_gradients(candidate, inputs)
     pairs = zip(outputs, expected, strict=True)
     if not all(bool((one - two).abs().max() <= tolerance * two.abs().max()) for one, two in pairs):
         return False
@@ -194,7 +194,9 @@ def _are_equal(candidate: Function, original: Function, inputs: tuple[torch.Tens
     return all(bool((one - two).norm() <= MAX_GRADIENT_DIFFERENCE * two.norm()) for one, two in pairs)
 
 
-def _run(function: Function, inputs: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+def run_with_gradients(
+    function: Function, inputs: tuple[torch.Tensor, ...]
+) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
     """Return the outputs, and the gradients of a fixed weighted sum of them, by each input."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     generator = torch.Generator().manual_seed(1)

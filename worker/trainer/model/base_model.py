@@ -20,6 +20,7 @@ from safetensors import safe_open
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
+from app.domain.planning.memory import loss_chunk_tokens
 from app.system.model_files import hash_directory, stat_signature, weight_files
 from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter
 from worker.trainer.adapter.modules_to_save import ModuleToSave
@@ -83,6 +84,11 @@ class FrozenBase:
     @property
     def device(self) -> torch.device:
         return self.kernels.device
+
+    @property
+    def loss_chunk_tokens(self) -> int:
+        """The labelled tokens whose logits exist at once."""
+        return loss_chunk_tokens(self.head_V_D.shape[0], self.kernels.min_loss_chunk_tokens)
 
     @property
     def decoder(self) -> Any:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
 
 from app.domain.jobs.spec import QuantizationSpec
+from worker.trainer.kernels.cpu.quantize import BLOCK, SCALE_BLOCK
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
 from worker.trainer.model.frozen_linear import freeze
-from worker.trainer.model.quantize import BLOCK, SCALE_BLOCK
 
 INT8_STEP = 1 / 127  # of a row's largest weight
 Selection = slice | torch.Tensor  # of experts; a tensor has their numbers

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from app.domain.planning.memory import MIN_CHUNK_TOKENS, loss_chunk_tokens
+from app.domain.planning.memory import MIN_CHUNK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def linear_cross_entropy(
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
     scaling: LogitScaling = UNSCALED,
-    min_chunk_tokens: int = MIN_CHUNK_TOKENS,
+    chunk_tokens: int = MIN_CHUNK_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses (a float32 scalar with a gradient), losses_N (float32, nats), is_correct_N (bool).
 
@@ -62,7 +62,7 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # `needs_input_grad` is true for a trained head even then: V x D unused numbers
         hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()
     total, losses_N, is_correct_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_N_D, head_V_D, targets_N, weights_N, scaling, min_chunk_tokens
+        hidden_N_D, head_V_D, targets_N, weights_N, scaling, chunk_tokens
     )
     return total, losses_N, is_correct_N
 
@@ -76,10 +76,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         weights_N: torch.Tensor | None,
         scaling: LogitScaling,
-        min_chunk_tokens: int,
+        chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         needs_gradient = any(ctx.needs_input_grad[:2])
-        chunk_tokens = loss_chunk_tokens(head_V_D.shape[0], min_chunk_tokens)
         ctx.head_gradient_V_D = torch.zeros_like(head_V_D) if ctx.needs_input_grad[1] else None
         head_V_D = head_V_D.to(hidden_N_D.dtype)
         chunks = (torch.split(tensor, chunk_tokens) for tensor in (hidden_N_D, targets_N))
