@@ -33,6 +33,7 @@ FLAGS_OF_DTYPE = {
 }
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 OWN_GROUP_FILE = Path("/proc/self/cgroup")
+CPU_QUOTA = "cpu.max"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"  # of a program of the trainer that ends with its parent
 
@@ -45,8 +46,19 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """The number of logical processors that this process may run on, which a container or taskset can limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of logical processors that this process may use, limited by taskset and the quotas of containers."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = (_quota_cores(group / CPU_QUOTA) for group in control_groups())
+    return min([allowed, *(cores for cores in quotas if cores)])
+
+
+def _quota_cores(path: Path) -> int | None:
+    """The cores of a quota, at least one; "200000 100000" are two. None without the file, or if it contains "max"."""
+    try:
+        quota, period = path.read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
 
 
 def free_space(directory: Path, low_percent: float) -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from worker.trainer.checkpoint import provenance
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime import device
 from worker.trainer.training import run as program
-from worker.trainer.training.step_actions import StepActions
+from worker.trainer.training import step_actions
+from worker.trainer.training.finish import Finish
 
 torch.set_num_threads(1)  # matrices of the tiny model are small: a second thread makes them slower
 
@@ -36,7 +38,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     has a fixture of the same name that does nothing.
     """
     monkeypatch.setattr(program, "count_missing", _count_missing)
-    monkeypatch.setattr(StepActions, "_measure_reference", lambda *_: None)
+    monkeypatch.setattr(step_actions, "Finish", partial(Finish, records_reference=False))
 
 
 _counted: dict[object, Mapping[Any, float]] = {}

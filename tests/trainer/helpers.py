@@ -244,7 +244,7 @@ def load_tiny_base(directory: Path, quantization: QuantizationSpec | None = FLOA
 def prepare(spec: TrainerSpec, base: FrozenBase, workdir: Path) -> Run:
     """Return the run of a spec before its first step."""
     renderer = load_renderer(spec.base.directory)
-    return program.prepare(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
+    return program.new_run(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
 
 
 def save_adapter(base: FrozenBase, run: Run, where: Path) -> Path:

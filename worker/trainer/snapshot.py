@@ -227,10 +227,11 @@ def _read_plan(values: dict[str, Any]) -> ExecutionPlan:
 
 
 def restore(run: Run, snapshot: LoadedSnapshot) -> None:
-    """Restore weights, moments, random state and step of the run from the snapshot."""
+    """Restore weights, moments, random state and step of the run, and free the tensors of the snapshot."""
     if snapshot.tensors:
         _restore_tensors(run, snapshot.tensors)
         _restore_random_state(run, snapshot)
+        snapshot.tensors.clear()
     run.step = run.first_step = run.snapshot_step = snapshot.step
     run.snapshot_plan = snapshot.plan
     run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.system import host
-from app.system.host import control_groups, core_flops, cpu_flags, cpu_name, multiplies_fast, read_integer
+from app.system.host import control_groups, core_flops, cpu_flags, cpu_name, multiplies_fast, read_integer, usable_cores
 
 AMD = {"vendor_id": "AuthenticAMD", "cpu family": "26", "model name": "AMD EPYC"}
 INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model name": "Intel(R) Xeon(R)"}
@@ -88,6 +88,18 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_process_is_in_its_own_group_and_all_above(own: Path, lines: str, groups: list[str]) -> None:
     own.write_text(lines)
     assert control_groups() == [host.CGROUP_ROOT / group for group in groups]
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 7)])
+def test_the_smallest_quota_of_the_groups_limits_the_cores(
+    own: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda _: set(range(7)))
+    own.write_text("0::/a/b\n")
+    (host.CGROUP_ROOT / "a" / "b").mkdir(parents=True)
+    (host.CGROUP_ROOT / "cpu.max").write_text("600000 100000" if quota[0] != "m" else quota)
+    (host.CGROUP_ROOT / "a" / "cpu.max").write_text(quota)
+    assert usable_cores() == cores
 
 
 def test_without_control_groups_there_are_none(own: Path) -> None:

@@ -1,40 +1,26 @@
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
+from app.system.host import usable_cores
 from tests.trainer.helpers import CPU
 from worker.trainer.runtime import device
 from worker.trainer.runtime.device import (
     choose_compute_dtype,
     choose_device,
     choose_threads,
-    float32_request,
-    granted_cores,
     make_repeatable,
 )
 from worker.trainer.runtime.failures import Failure
 
 
-class TestChooseThreads:
-    def test_never_more_than_this_process_may_use(self) -> None:
-        assert 1 <= choose_threads() <= len(os.sched_getaffinity(0))
-
-    @pytest.mark.parametrize(("quota", "max_cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", 1_000)])
-    def test_a_containers_quota_counts(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, max_cores: int
-    ) -> None:
-        (tmp_path / "cpu.max").write_text(quota)
-        monkeypatch.setattr(device, "control_groups", lambda: [tmp_path / "none", tmp_path])
-        assert 1 <= choose_threads() <= max_cores
-        assert 1 <= granted_cores() <= max_cores
+def test_never_more_threads_than_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= choose_threads() <= usable_cores()
+    monkeypatch.setattr(device, "usable_cores", lambda: 1)
+    assert choose_threads() == 1
 
 
 class TestChooseComputeDtype:
@@ -72,14 +58,6 @@ class TestChooseComputeDtype:
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
         assert choose_compute_dtype(quantization, torch.device("cuda"), True) is torch.float16
-
-
-@pytest.mark.parametrize("values", [{}, {"bits": 8}, {"double_quant": False, "compute_dtype": "float16"}])
-def test_the_request_for_float32_changes_nothing_else_of_a_quantized_job(values: dict[str, Any]) -> None:
-    quantization = QuantizationSpec(**values)
-    request = json.loads(float32_request(quantization).removeprefix("quantization "))
-    assert QuantizationSpec(**request) == quantization.model_copy(update={"compute_dtype": "float32"})
-    assert "4 bits" in float32_request(None)
 
 
 class TestChooseDevice:

@@ -14,7 +14,7 @@ from tests.tiny import make_tiny_dataset
 from tests.trainer.helpers import Attempt, Trainings
 from worker.trainer.checkpoint import provenance
 from worker.trainer.runtime import device
-from worker.trainer.training import step_actions
+from worker.trainer.training import run_files
 
 
 class TestWholeRun:
@@ -103,7 +103,7 @@ class TestRun:
         asked, free = (train(quantization={}, dtype_is_free=is_free, max_steps=1) for is_free in (False, True))
         first = asked.warnings[0].message
         assert "no instructions for bfloat16" in first
-        assert '{"compute_dtype": "float32"}' in first
+        assert 'quantization.compute_dtype to "float32"' in first
         assert not free.warnings
         assert [log.of(Started)[0].compute_dtype for log in (asked, free)] == ["bfloat16", "float32"]
         caches = [log.of(Planned)[0].components["cache"] for log in (asked, free)]
@@ -174,7 +174,7 @@ class TestFailing:
     def test_an_adapter_that_differs_from_the_trained_one_fails_the_run(
         self, train: Trainings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        save = step_actions.save_checkpoint
+        save = run_files.save_checkpoint
 
         def save_wrongly(*arguments: Any) -> Path:
             directory = save(*arguments)
@@ -184,5 +184,5 @@ class TestFailing:
             )
             return directory
 
-        monkeypatch.setattr(step_actions, "save_checkpoint", save_wrongly)
+        monkeypatch.setattr(run_files, "save_checkpoint", save_wrongly)
         assert_fails(train(), ExitCode.INTERNAL, Reason.ADAPTER_MISMATCH, None)

@@ -235,6 +235,7 @@ def make_adapter(
     layers: dict[str, AdaptedLinear],
     kernels: Kernels,
     experts: Mapping[str, ExpertsShape] | None = None,
+    dropout_seed: int | None = None,
 ) -> LoraAdapter:
     """Return a new adapter, initialized as in PEFT: A Kaiming-uniform with a = sqrt(5) (within 1 / sqrt(K)), B zero.
 
@@ -247,7 +248,8 @@ def make_adapter(
     generator, device = torch.Generator().manual_seed(seed), kernels.device
     weights = {name: _new_weights(layers[name].base, lora, name, generator, device) for name in _targets(lora, layers)}
     weights |= _expert_weights(lora, experts or {}, generator, device)
-    return LoraAdapter(lora.dropout, torch.Generator(device).manual_seed(seed), weights, kernels)
+    dropout_generator = torch.Generator(device).manual_seed(seed if dropout_seed is None else dropout_seed)
+    return LoraAdapter(lora.dropout, dropout_generator, weights, kernels)
 
 
 def frozen_copy(adapter: LoraAdapter) -> LoraAdapter:

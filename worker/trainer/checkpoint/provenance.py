@@ -10,7 +10,7 @@ import torch
 
 from app.domain.artifacts.engines import class_features, compatibility
 from app.domain.jobs.events import Started
-from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
+from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
 from app.system.host import multiplies_fast
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
@@ -25,6 +25,9 @@ PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetens
 def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
     """Return the provenance for the manifests: base, data, configuration, device, versions."""
     run_spec, quantization = spec.run, with_compute_dtype(spec, dtype_name(base.compute_dtype)).quantization
+    parent = {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
+    architectures = base.model.config.architectures or []
+    of_base = class_features(type(base.model).__name__, architectures, run_spec.lora.target_modules)
     return {
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256}
         | ({"alias": spec.base.alias} if spec.base.alias else {}),
@@ -33,28 +36,15 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
         "validation_file_sha256": run_spec.validation_file_sha256,
         **({"file_origins": run_spec.file_origins} if run_spec.file_origins else {}),
         **run_spec.model_dump(include={"chat_template_kwargs"}),
-        "continued_from": _parent_adapter(run_spec),
+        "continued_from": parent if run_spec.start_adapter else None,
         "lora": run_spec.lora.model_dump(mode="json"),
-        "compatibility": _compatibility(run_spec, base),
+        "compatibility": compatibility(run_spec.lora, run_spec.run_id, of_base).model_dump(mode="json"),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
         "seed": run_spec.seed,
         "device": device_name(base.device),
         "versions": versions(),
     }
-
-
-def _compatibility(run_spec: RunSpec, base: FrozenBase) -> dict[str, Any]:
-    """Return the compatibility with inference engines."""
-    architectures, lora = base.model.config.architectures or [], run_spec.lora
-    of_base = class_features(type(base.model).__name__, architectures, lora.target_modules)
-    return compatibility(lora, run_spec.run_id, of_base).model_dump(mode="json")
-
-
-def _parent_adapter(run_spec: RunSpec) -> dict[str, Any] | None:
-    if run_spec.start_adapter is None:
-        return None
-    return {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
 
 
 def started(run: Run, base: FrozenBase) -> Started:

@@ -42,4 +42,4 @@ def probe(objective: Objective, run: Run, row_tokens: int) -> Probed | None:
 def largest_planned_batch(run: Run, row_tokens: int) -> PackedBatch | None:
     """Return the largest packed batch of the run; None if this process has no example of its step."""
     step, _ = largest_batch(run.dataset.lengths(), run.spec.hyperparameters, run.spec.seed, row_tokens)
-    return max(run.batches(row_tokens, step), key=lambda batch: len(batch.tokens_T), default=None)
+    return max(run.batches_of(step, row_tokens), key=lambda batch: len(batch.tokens_T), default=None)

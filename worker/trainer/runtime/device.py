@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 
 import psutil
 import torch
 
 from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
 from app.domain.jobs.states import Reason
-from app.system.host import control_groups, cpu_name, multiplies_fast, usable_cores
+from app.system.host import cpu_name, multiplies_fast, usable_cores
 from worker.trainer.runtime.failures import Failure
-
-CPU_QUOTA = "cpu.max"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -73,21 +69,12 @@ def float32_request(quantization: QuantizationSpec | None) -> str:
     """Return what to set to compute in float32; the base stays in its bits, except in 16, which have no float32."""
     if quantization is None:
         return 'quantization {"compute_dtype": "float32"}, which also holds the base model in 4 bits instead of 16'
-    defaults = QuantizationSpec().model_dump()
-    given = {
-        name: value for name, value in quantization.model_dump(exclude_none=True).items() if value != defaults[name]
-    }
-    return f"quantization {json.dumps(given | {'compute_dtype': 'float32'})}"
+    return 'quantization.compute_dtype to "float32"'
 
 
 def choose_threads() -> int:
     """Return the physical cores that this process may use: two threads on one core share its matrix unit."""
-    return min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, granted_cores())
-
-
-def granted_cores() -> int:
-    """Return the logical processors that this process may use, limited by its CPU quota."""
-    return max(1, min(usable_cores(), _quota()))
+    return min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, usable_cores())
 
 
 def make_repeatable(device: torch.device, threads: int) -> None:
@@ -102,17 +89,3 @@ def make_repeatable(device: torch.device, threads: int) -> None:
     is_cpu = device.type == "cpu"
     torch.use_deterministic_algorithms(is_cpu)  # set for both: a process may train on a CPU and then on a GPU
     torch.utils.deterministic.fill_uninitialized_memory = not is_cpu  # type: ignore[attr-defined]  # costs a pass
-
-
-def _quota() -> int:
-    """Return the cores that the smallest quota of the control groups allows; "200000 100000" are two cores."""
-    quotas = (_quota_cores(group / CPU_QUOTA) for group in control_groups())
-    return min((cores for cores in quotas if cores), default=os.cpu_count() or 1)
-
-
-def _quota_cores(path: Path) -> int | None:
-    try:
-        quota, period = path.read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or "max"
-        return None

@@ -47,7 +47,7 @@ def _between_steps(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) ->
     run.random_states = parallel.gather_random_states(run.adapter)
     if parallel.is_first() and actions.emit.ending is None:
         with actions.emit.fail_run_on_error():
-            actions.between_steps(run)
+            actions.between_steps()
     actions.emit.ending = parallel.broadcast(actions.emit.ending)
     return actions.emit.ending is None
 
