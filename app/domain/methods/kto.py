@@ -26,10 +26,8 @@ KTO = Method(
     documents_of=documents_of_labelled_answer,
     metrics=("reward_desirable", "reward_undesirable", "kl"),
     untrainable="answers without a token to train on",
-    nothing_trainable=(
-        "No answer has a token to train on",
-        "every answer is empty or begins after the truncation. Give an answer a content",
-    ),
+    nothing_trainable="No answer has a token to train on within {context_length:,} tokens: every one is empty, or "
+    "begins after the truncation. Write the answers",
     parameters=KtoParameters,
     required=("beta",),
     rate_factor=0.1,  # the paper and TRL advise the rates that pairs have: 5e-7 to 5e-6

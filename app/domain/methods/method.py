@@ -44,7 +44,7 @@ class Method:
     documents_of: Callable[[Renderer, Example], list[Document]]  # raises TemplateRefused
     metrics: tuple[str, ...]  # besides the loss; their names follow "train_", "valid_" and "full_valid_"
     untrainable: str  # the noun of examples that contribute nothing
-    nothing_trainable: tuple[str, str]  # the error about a file of such examples: before and after the context length
+    nothing_trainable: str  # what is wrong with a file of such examples, with {context_length}, and a remedy
     parameters: type[Parameters] = Parameters  # its own hyperparameters, beside those of every method
     required: tuple[str, ...] = ()  # those of them that every stored spec has
     rate_factor: float = 1.0  # times the learning rate of supervised training

@@ -12,8 +12,6 @@ SUPERVISED = Method(
     documents_of=documents_of_answers,
     metrics=("mean_token_accuracy",),
     untrainable="examples without a token to train on",
-    nothing_trainable=(
-        "No example has a token to train on",
-        "every answer is empty, has weight 0, or begins after the truncation. Give an answer weight 1",
-    ),
+    nothing_trainable="No example has a token to train on within {context_length:,} tokens: every answer is empty, has "
+    "weight 0, or begins after the truncation. Give an answer weight 1",
 )
