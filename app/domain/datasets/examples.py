@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, quote_all, read_lines
@@ -52,6 +52,7 @@ class Example:
     preferred: tuple[dict[str, Any], ...] = ()
     non_preferred: tuple[dict[str, Any], ...] = ()
     label: bool | None = None  # whether the last answer is desirable
+    format: str = field(default="", compare=False)  # the name of its Format
     parameters: DataParameters = DEFAULT_PARAMETERS  # by which its line was checked, and its documents are made
 
     @property
@@ -104,7 +105,9 @@ def read_examples(
         if line_format is not first[1] and TEXT in (line_format, first[1]):
             yield _mixed_formats(line, line_format, *first)
             continue
-        yield from line_format.refusals(line, rules) or (replace(line_format.example(line), parameters=parameters),)
+        yield from line_format.refusals(line, rules) or (
+            replace(line_format.example(line), format=line_format.name, parameters=parameters),
+        )
 
 
 def detect_format(value: Json) -> Format | None:

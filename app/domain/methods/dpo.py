@@ -45,7 +45,7 @@ class DpoParameters(Parameters):
 DPO = Method(
     name="dpo",
     title="DPO: learn a preference between two answers",
-    rows="Preference pairs",
+    rows="preference pairs",
     formats=("preference",),
     documents_of=documents_of_pair,
     metrics=("reward_accuracy", "reward_margin"),

@@ -21,7 +21,7 @@ class KtoParameters(Parameters):
 KTO = Method(
     name="kto",
     title="KTO: learn which answers are desirable",
-    rows="Desirable and undesirable answers",
+    rows="desirable and undesirable answers",
     formats=("labelled",),
     documents_of=documents_of_labelled_answer,
     metrics=("reward_desirable", "reward_undesirable", "kl"),

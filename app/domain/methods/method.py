@@ -39,7 +39,7 @@ class Method:
 
     name: str  # the value of `method.type`, and the key of its hyperparameters
     title: str  # in a list of methods
-    rows: str  # what it trains on, in a word or two
+    rows: str  # what it trains on, in words
     formats: tuple[str, ...]  # names of its rows' formats (app.domain.datasets.examples)
     documents_of: Callable[[Renderer, Example], list[Document]]  # raises TemplateRefused
     metrics: tuple[str, ...]  # besides the loss; their names follow "train_", "valid_" and "full_valid_"
@@ -52,11 +52,6 @@ class Method:
     has_pairs: bool = False  # the documents of an example are two answers, which share a packed batch
     min_batch_size: int = 1  # examples
 
-    @property
-    def own(self) -> frozenset[str]:
-        """The names of its own hyperparameters."""
-        return frozenset(self.parameters.model_fields)
-
     def problems(self, hyperparameters: Hyperparameters, of_methods: Iterable[str]) -> Iterator[str]:
         """Yield what is missing for this method, and what belongs to others; `of_methods` are the hyperparameters that
         not every method has.
@@ -64,7 +59,7 @@ class Method:
         given = {name for name in of_methods if getattr(hyperparameters, name) is not None}
         for name in sorted(set(self.required) - given):
             yield f"{self.name} needs a {name} among its hyperparameters"
-        for name in sorted(given - self.own):
+        for name in sorted(given - self.parameters.model_fields.keys()):
             yield f"{self.name} has no hyperparameter {name}"
         if hyperparameters.batch_size < self.min_batch_size:
             yield f"{self.name} needs a batch_size of at least {self.min_batch_size}"

@@ -7,7 +7,7 @@ from app.domain.methods.method import Method, documents_of_answers
 SUPERVISED = Method(
     name="supervised",
     title="Supervised: learn the answers",
-    rows="Answers or text",
+    rows="answers or text",
     formats=("chat", "completion", "text"),
     documents_of=documents_of_answers,
     metrics=("mean_token_accuracy",),
