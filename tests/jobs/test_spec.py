@@ -42,10 +42,11 @@ class TestMethods:
             ("supervised", {"beta": 0.1}),
             ("supervised", {"loss_type": "ipo"}),
             ("orpo", {"beta": 0.1, "desirable_weight": 1}),
-            ("kto", {"beta": 0.1}),
+            ("kto", {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}),
+            ("kto", {"beta": 0.1, "desirable_weight": 1, "batch_size": 2}),
             ("grpo", {}),
         ],
-        ids=["no beta", "no beta", "a beta", "a loss", "a weight of another method", "a batch of one", "unknown"],
+        ids=["no beta", "no beta", "a beta", "a loss", "a weight of another method", "a batch of one", "one weight", "unknown"],
     )
     def test_a_run_with_hyperparameters_of_another_method_is_refused(self, method: str, values: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
