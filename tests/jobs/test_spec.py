@@ -46,7 +46,16 @@ class TestMethods:
             ("kto", {"beta": 0.1, "desirable_weight": 1, "batch_size": 2}),
             ("grpo", {}),
         ],
-        ids=["no beta", "no beta", "a beta", "a loss", "a weight of another method", "a batch of one", "one weight", "unknown"],
+        ids=[
+            "no beta",
+            "no beta",
+            "a beta",
+            "a loss",
+            "a weight of another method",
+            "a batch of one",
+            "one weight",
+            "unknown",
+        ],
     )
     def test_a_run_with_hyperparameters_of_another_method_is_refused(self, method: str, values: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
