@@ -71,13 +71,16 @@ class Format:
     noun: str
     template: str
     problems: Callable[[Json], Iterator[Problem]]
-    example: Callable[[Line], Example]
+    to_example: Callable[[Line], Example]
     contradictions: Callable[[Json], Iterator[Problem]] = lambda _: iter(())
 
     @property
     def methods(self) -> list[Method]:
         """The methods that train on it."""
         return [method for method in METHODS.values() if self.name in method.formats]
+
+    def example(self, line: Line) -> Example:
+        return replace(self.to_example(line), format=self.name)
 
     def refusals(self, line: Line, rules: LineRules) -> list[Finding]:
         problems = list(self.problems(line.value)) or (list(self.contradictions(line.value)) if rules > 1 else [])
@@ -105,9 +108,7 @@ def read_examples(
         if line_format is not first[1] and TEXT in (line_format, first[1]):
             yield _mixed_formats(line, line_format, *first)
             continue
-        yield from line_format.refusals(line, rules) or (
-            replace(line_format.example(line), format=line_format.name, parameters=parameters),
-        )
+        yield from line_format.refusals(line, rules) or (replace(line_format.example(line), parameters=parameters),)
 
 
 def detect_format(value: Json) -> Format | None:
