@@ -55,9 +55,15 @@ class TestStepFlop:
         small = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 1})
         assert flop(work(small), job=small) > flop(work(job))
 
-    def test_the_reference_model_of_dpo_is_another_forward(self) -> None:
-        pairs = spec(method="dpo", hyperparameters=HYPERPARAMETERS | {"batch_size": 64, "beta": 0.1})
-        assert 1.3 < flop(work(pairs), job=pairs) / flop(work(spec())) < 1.6
+    @pytest.mark.parametrize(
+        ("method", "loss_type", "forwards"),
+        [("dpo", None, 1), ("dpo", "simpo", 0), ("orpo", None, 0), ("kto", None, 3)],
+    )
+    def test_a_method_adds_its_forwards(self, method: str, loss_type: str | None, forwards: int) -> None:
+        values = HYPERPARAMETERS | {"batch_size": 64, "beta": 0.1, "loss_type": loss_type}
+        job = spec(method=method, hyperparameters=values)
+        added = flop(work(job), job=job) / flop(work(spec())) - 1
+        assert 0.3 * forwards - 0.05 < added < 0.6 * forwards + 0.05
 
     def test_a_validation_is_less_than_half_a_step(self) -> None:
         job = spec()

@@ -30,11 +30,8 @@ MAX_FINDINGS_READ = 100  # reading stops after so many
 
 def no_trainable_tokens_message(method: MethodName, context_length: int) -> str:
     """The error message for a file without a token to train on within `context_length` tokens."""
-    seen, remedy = METHODS[method].nothing_trainable
-    return (
-        f"{seen} within {context_length:,} tokens: {remedy}, shorten the prompts, or raise "
-        "hyperparameters.context_length."
-    )
+    problem = METHODS[method].nothing_trainable.format(context_length=context_length)
+    return f"{problem}, shorten the prompts, or raise hyperparameters.context_length."
 
 
 def too_few_examples_message(noun: str, examples: int, min_examples: int) -> str:
