@@ -49,8 +49,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def of_loss(loss: float) -> StepMetrics:
     """Return the metrics of a validation with one labelled token."""
-    validation = StepMetrics(torch.device("cpu"))
-    validation.add(BatchSums(1, 1, torch.tensor(loss, dtype=torch.float64), torch.tensor(1)))
+    validation = StepMetrics(torch.device("cpu"), ())
+    validation.add(BatchSums(1, 1, 1, {"loss": (torch.tensor(loss, dtype=torch.float64), 1)}))
     return validation
 
 

@@ -5,10 +5,10 @@
     position   0 1 2 3 4    0 1 2      0 1 2 3 4 5                   restarts with each document
     target       ^ ^ ^        ^            ^ ^ ^                     the token *before* a label predicts it
 
-With DPO both documents of a pair (the prompt with each of its two answers) are in one batch, because the margin of the
-pair is a sum over both. A sequence is what must stay in one batch: a document, or both documents of a pair.
+A loss of preferences is a function of sums over sequences: the targets of an answer, whose document has a role. All
+documents of such an example stay in one batch. Otherwise each document may be in any batch.
 
-Letters: T tokens of a batch, N labelled tokens of a batch.
+Letters: T tokens of a batch, N targets of a batch (its labelled tokens), S sequences of a batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from app.domain.datasets.documents import Document, trainable
+from app.domain.datasets.documents import Document
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import no_trainable_tokens_message
@@ -40,9 +40,13 @@ Key = tuple[int, int]  # the step, and the maximum tokens of a batch
 
 
 class TokenizedDataset:
-    """The documents of a file that have a label, end to end; five bytes a token."""
+    """The documents of a file that have a label, end to end; five bytes a token.
 
-    def __init__(self) -> None:
+    With `trains_prompts`, the tokens before a preferred answer are targets, too, in a sequence of their own.
+    """
+
+    def __init__(self, *, trains_prompts: bool = False) -> None:
+        self.trains_prompts = trains_prompts
         self._tokens = array("i")
         self._labelled = bytearray()
         self._roles = array("b")  # of each document
@@ -63,17 +67,20 @@ class TokenizedDataset:
         return self._labelled.count(1)
 
     @property
-    def has_pairs(self) -> bool:
-        return len(self) > 0 and self._roles[0] != 0  # a file has only pairs, or none
+    def sequences_per_example(self) -> int:
+        """Return the number of sequences that the loss sums over; 0 if it has one term for each token.
+
+        All examples of a file have as many as the first: one answer with a role, or two.
+        """
+        roles = {self.role(document) for document in self.documents(0)} - {0} if len(self) else set()
+        return len(roles) + self.trains_prompts if roles else 0
 
     def add(self, line: int, documents: Iterable[Document]) -> None:
         """Append the content of one line: one example, or for plain text one example for each piece.
 
-        Documents without a label are omitted, because they contribute nothing to the loss. A pair is omitted if one of
-        its documents is.
+        Documents without a label are omitted, because they contribute nothing to the loss.
         """
-        documents = list(documents)
-        kept = trainable(documents, is_pair=any(document.role for document in documents))
+        kept = [document for document in documents if document.labelled_count]
         if kept and not kept[0].is_text:
             self._append(line, kept)
         else:
@@ -100,7 +107,7 @@ class TokenizedDataset:
         return bisect_right(self._example_starts, document) - 1
 
     def role(self, document: int) -> int:
-        """Return 1 for a pair's preferred answer, -1 for its other answer, 0 for a document outside of a pair."""
+        """Return 1 for a preferred or desirable answer, -1 for a rejected or undesirable one, 0 for neither."""
         return self._roles[document]
 
     def length(self, document: int) -> int:
@@ -111,7 +118,7 @@ class TokenizedDataset:
         return self._document_starts[last] - self._document_starts[first]
 
     def lengths(self) -> SequenceLengths:
-        """Return the lengths of the sequences: documents, or both documents of a pair."""
+        """Return the lengths of what must stay in one batch: a document, or all documents of an example with roles."""
         lengths = SequenceLengths()
         for example in range(len(self)):
             documents = self.documents(example)
@@ -122,6 +129,14 @@ class TokenizedDataset:
         """Return the tokens of one document, and for each token 1 if it is a target, else 0."""
         start, end = self._document_starts[document], self._document_starts[document + 1]
         return self._tokens[start:end], self._labelled[start:end]
+
+    def targets(self, document: int) -> list[int]:
+        """Return the positions of a document's targets: its labels, and before a preferred answer all tokens if prompts
+        are trained."""
+        labels = self.tokens_and_labels(document)[1]
+        if self.trains_prompts and self.role(document) > 0:
+            return list(range(1, len(labels)))
+        return [index for index, is_labelled in enumerate(labels) if is_labelled]
 
 
 def read_dataset(
@@ -136,7 +151,8 @@ def read_dataset(
     Raises Failure(failure_reason) for an invalid line, for a conversation that the template refuses, and for a file
     without a labelled token.
     """
-    dataset, param = TokenizedDataset(), failure_reason.removeprefix("invalid_")  # training_file or validation_file
+    dataset = TokenizedDataset(trains_prompts=parameters.method == "orpo")  # TRL and the authors' code do
+    param = failure_reason.removeprefix("invalid_")  # training_file or validation_file
     step = f"reading the {param.replace('_', ' ')}"
     with path.open("rb") as file:
         longest = max(map(len, file), default=0)  # the service has checked them by its own setting
@@ -152,19 +168,16 @@ def read_dataset(
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The assignment of a batch's targets to its pairs."""
+class Sequences:
+    """The assignment of a batch's targets to sequences. An example has the same sequences in the same order:
 
-    pair_N: torch.Tensor  # int64: index of the pair within the batch
-    sign_N: torch.Tensor  # float32: 1 in the preferred answer, -1 in the other
-    count: int
+    its one answer; or of a pair the preferred answer, the rejected one and, if prompts are trained, its prompt.
+    """
 
-    def to(self, device: torch.device) -> Pairs:
-        return replace(
-            self,
-            pair_N=self.pair_N.to(device, non_blocking=True),
-            sign_N=self.sign_N.to(device, non_blocking=True),
-        )
+    sequence_N: torch.Tensor  # int64: index of the sequence within the batch
+    tokens_S: torch.Tensor  # float64: number of targets
+    roles_S: torch.Tensor  # float64: 1 preferred or desirable, -1 rejected or undesirable, 0 a prompt
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -174,14 +187,21 @@ class PackedBatch:
     tokens_T: torch.Tensor  # int64: token ids
     positions_T: torch.Tensor  # int64: positions within the document
     document_lengths: tuple[int, ...]  # their sum is T
-    logit_positions_N: torch.Tensor  # int64: index in the batch of the token before each labelled token
-    targets_N: torch.Tensor  # int64: id of each labelled token
-    pairs: Pairs | None = None  # only with preference pairs
+    logit_positions_N: torch.Tensor  # int64: index in the batch of the token before each target
+    targets_N: torch.Tensor  # int64: id of each target
+    sequences: Sequences | None = None  # only of documents with a role
 
     def to(self, device: torch.device) -> PackedBatch:
-        names = ("tokens_T", "positions_T", "logit_positions_N", "targets_N")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, **moved, pairs=self.pairs.to(device) if self.pairs else None)
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """Return the batch in pinned memory, from which a copy to the GPU does not wait for the computation."""
+        return self.map_tensors(torch.Tensor.pin_memory)
+
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        """Return the batch with the results of `function` as its tensors."""
+        sequences = _with_tensors(self.sequences, function) if self.sequences else None
+        return replace(_with_tensors(self, function), sequences=sequences)
 
 
 def pack_batches(
@@ -189,25 +209,25 @@ def pack_batches(
 ) -> Iterator[PackedBatch]:
     """Yield batches of complete documents with up to `row_tokens` tokens each.
 
-    A longer sequence is a batch by itself. Without `packing` each sequence is a batch by itself.
+    A longer document, or example with roles, is a batch by itself. Without `packing` each is a batch by itself.
     """
-    has_pairs = dataset.has_pairs
-    sequences = [[document] for document in documents]
-    if has_pairs:
-        sequences = [list(pair) for _, pair in groupby(documents, dataset.example_of)]
-    lengths = ((sum(map(dataset.length, sequence)), packing) for sequence in sequences)
-    return (_pack(dataset, sequences[batch], has_pairs=has_pairs) for batch in pack(lengths, row_tokens))
+    per_example = dataset.sequences_per_example
+    groups = [[document] for document in documents]
+    if per_example:
+        groups = [list(group) for _, group in groupby(documents, dataset.example_of)]
+    lengths = ((sum(map(dataset.length, group)), packing) for group in groups)
+    return (_pack(dataset, groups[batch], per_example) for batch in pack(lengths, row_tokens))
 
 
-def _pack(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]], *, has_pairs: bool) -> PackedBatch:
-    """Concatenate the documents of the sequences."""
+def _pack(dataset: TokenizedDataset, groups: Sequence[Sequence[int]], per_example: int) -> PackedBatch:
+    """Concatenate the documents of the groups, each with `per_example` sequences."""
     tokens, positions, logit_positions, lengths = array("i"), array("i"), array("i"), []
-    for document in (document for sequence in sequences for document in sequence):
-        document_tokens, labels = dataset.tokens_and_labels(document)
+    for document in (document for group in groups for document in group):
+        document_tokens = dataset.tokens_and_labels(document)[0]
         start = len(tokens)
         tokens.extend(document_tokens)
         positions.extend(range(len(document_tokens)))
-        logit_positions.extend(start + index - 1 for index, is_labelled in enumerate(labels) if is_labelled)
+        logit_positions.extend(start + index - 1 for index in dataset.targets(document))
         lengths.append(len(document_tokens))
     tokens_T, positions_T, logit_positions_N = map(_int64, (tokens, positions, logit_positions))
     return PackedBatch(
@@ -216,19 +236,33 @@ def _pack(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]], *, has_
         document_lengths=tuple(lengths),
         logit_positions_N=logit_positions_N,
         targets_N=tokens_T[logit_positions_N + 1],
-        pairs=_pairs(dataset, sequences) if has_pairs else None,
+        sequences=_sequences(dataset, groups, per_example) if per_example else None,
     )
 
 
-def _pairs(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]]) -> Pairs:
-    """Return the pair and the sign of every target, in the order in which `_pack` concatenates the documents."""
-    pairs, signs = array("i"), array("i")
-    for pair, sequence in enumerate(sequences):
-        for document in sequence:
-            targets = dataset.tokens_and_labels(document)[1].count(1)
-            pairs.extend([pair] * targets)
-            signs.extend([dataset.role(document)] * targets)
-    return Pairs(_int64(pairs), _int64(signs).float(), len(sequences))
+def _sequences(dataset: TokenizedDataset, groups: Sequence[Sequence[int]], per_example: int) -> Sequences:
+    """Return the sequence of every target, in the order in which `_pack` concatenates the documents."""
+    sequences, roles = array("i"), [0.0] * (per_example * len(groups))
+    for number, group in enumerate(groups):
+        first = number * per_example
+        for document in group:
+            role, labels = dataset.role(document), dataset.tokens_and_labels(document)[1]
+            answer, prompt = first + (role < 0 and per_example > 1), first + per_example - 1
+            roles[answer] = role
+            sequences.extend(answer if labels[index] else prompt for index in dataset.targets(document))
+    sequence_N = _int64(sequences)
+    tokens_S = torch.bincount(sequence_N, minlength=len(roles)).double()
+    return Sequences(sequence_N, tokens_S, torch.tensor(roles, dtype=torch.float64), len(groups))
+
+
+T = TypeVar("T", Sequences, PackedBatch)
+
+
+def _with_tensors(value: T, function: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    tensors: dict[str, Any] = {
+        name: function(each) for name, each in vars(value).items() if isinstance(each, torch.Tensor)
+    }
+    return replace(value, **tensors)
 
 
 def _int64(numbers: array[int]) -> torch.Tensor:
@@ -264,14 +298,4 @@ class BatchesAhead:
 
     def _made(self, step: int, row_tokens: int) -> list[PackedBatch]:
         batches = list(self._make(step, row_tokens))
-        return [pinned(batch) for batch in batches] if self._pin else batches
-
-
-def pinned(batch: PackedBatch) -> PackedBatch:
-    """Return the batch in pinned memory, from which a copy to the GPU does not wait for the computation."""
-    names = ("tokens_T", "positions_T", "logit_positions_N", "targets_N")
-    tensors: dict[str, Any] = {name: getattr(batch, name).pin_memory() for name in names}
-    pairs: Pairs | None = batch.pairs
-    if pairs is not None:
-        pairs = replace(pairs, pair_N=pairs.pair_N.pin_memory(), sign_N=pairs.sign_N.pin_memory())
-    return replace(batch, **tensors, pairs=pairs)
+        return [batch.pinned() for batch in batches] if self._pin else batches

@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -130,9 +129,16 @@ def flatten_sums(parameters: Sequence[torch.nn.Parameter], metrics: MetricSums) 
 def all_reduce_sums(sums: Sequence[torch.Tensor], metrics: MetricSums) -> None:
     """Replace the sums over this process's examples (`flatten_sums`) by the sums over those of all processes."""
     for tensor in sums:
-        _run_collective(partial(dist.all_reduce, tensor))
+        add(tensor)
     if sums:
         metrics.set_sums(sums[-1])
+
+
+def add(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the tensors of all processes."""
+    if world_size() > 1:
+        _run_collective(lambda: dist.all_reduce(tensor))
+    return tensor
 
 
 def broadcast(value: T) -> T:

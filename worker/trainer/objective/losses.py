@@ -1,5 +1,4 @@
-"""The losses: fused linear cross entropy, which is the head's matrix product and the cross entropy, in chunks of
-labelled tokens; and the DPO loss (arXiv 2305.18290), from the token losses with the adapter and with the reference.
+"""Fused linear cross entropy: the head's matrix product and the cross entropy, in chunks of labelled tokens.
 
 The forward of linear cross entropy computes the gradient, too, as in Liger Kernel and torchtune. The head is usually
 frozen, so the only gradient is that of the hidden states: softmax minus one-hot, times the head. It is computed while
@@ -7,12 +6,9 @@ the logits of a chunk are in memory, so no tensor of N x V is ever allocated and
 Unlabelled tokens cost nothing. A trained head (`modules_to_save`) is passed as its float32 master; its gradient is
 summed over the chunks in float32, which takes one more product and V x D numbers.
 
-The loss of a pair is a function of one signed sum of token losses, so its gradient is the gradient of a weighted sum:
-each token of the preferred answer has the weight beta * sigmoid(-margin), each token of the other the negative of it.
-Linear cross entropy takes these weights; in supervised training every weight is 1.
+Each token has a weight (sequence_losses.py); in supervised training every weight is 1.
 
-Letters: N labelled tokens of a batch, M labelled tokens of one chunk, P pairs of a batch, D the hidden size, V the
-vocabulary.
+Letters: N labelled tokens of a batch, M labelled tokens of one chunk, D the hidden size, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,16 +18,13 @@ from itertools import repeat
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
-from worker.trainer.data.batch import Pairs
 from worker.trainer.runtime.device import product
 
 CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
 MIN_CHUNK_TOKENS = 128
 CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
 BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
-# ruff: noqa: N815  shapes stand in names
 
 
 @dataclass(frozen=True)
@@ -147,26 +140,3 @@ def _chunk(
     if head_gradient_V_D is not None:
         head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)
     return losses_M, is_correct_M, product(dz_M_V, head_V_D)
-
-
-@dataclass(frozen=True)
-class PairLosses:
-    """The losses of one batch's pairs. float64, because they sum many small differences; the weights are float32."""
-
-    losses_P: torch.Tensor
-    margins_P: torch.Tensor
-    weights_N: torch.Tensor  # float32: d loss / d token loss of every labelled token
-
-
-@torch.no_grad()
-def dpo_loss(pairs: Pairs, beta: float, losses_N: torch.Tensor, reference_N: torch.Tensor) -> PairLosses:
-    """Return the loss of each pair.
-
-    `losses_N` and `reference_N` are the token losses (nats) with the adapter and with the reference.
-    """
-    log_ratio_N = reference_N.double() - losses_N  # log p - log p_reference: a loss is -log p
-    signed_log_ratio_N = log_ratio_N * pairs.sign_N
-    margins_P = beta * signed_log_ratio_N.new_zeros(pairs.count).index_add_(0, pairs.pair_N, signed_log_ratio_N)
-    grad_weight_P = beta * torch.sigmoid(-margins_P)
-    weights_N = grad_weight_P[pairs.pair_N] * pairs.sign_N
-    return PairLosses(-F.logsigmoid(margins_P), margins_P, weights_N.float())

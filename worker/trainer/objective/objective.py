@@ -1,27 +1,57 @@
-"""The objectives: `SupervisedObjective` and `DpoObjective`, chosen once before the first step.
+"""The objectives: `SupervisedObjective` and `SequenceObjective`, chosen once before the first step.
 
 An objective runs forward and backward of one packed batch (training), or the forward alone (validation). Losses and
 gradients are sums, so they can be added over batches of any size; the optimizer step divides them, once.
 
-Letters: T tokens of a batch, N labelled tokens of a batch, D the hidden size.
+Letters: T tokens of a batch, N labelled tokens of a batch, S its sequences, E its examples, D the hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from app.domain.jobs.spec import RunSpec
+from app.domain.methods import METHODS
 from worker.trainer.adapter.lora import LoraAdapter
-from worker.trainer.data.batch import PackedBatch, Pairs
+from worker.trainer.data.batch import PackedBatch, Sequences, TokenizedDataset, pack_batches
+from worker.trainer.data.mismatched import mismatched
+from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase, hidden_states
-from worker.trainer.objective.losses import dpo_loss, linear_cross_entropy
+from worker.trainer.objective.losses import linear_cross_entropy
 from worker.trainer.objective.metrics import BatchSums
+from worker.trainer.objective.sequence_losses import (
+    SEQUENCE_LOSSES,
+    Metrics,
+    SequenceSums,
+    StepMean,
+    losses_and_weights,
+)
+from worker.trainer.runtime.records import Keepalive
 
 
 class Objective(Protocol):
     @property
     def base(self) -> FrozenBase: ...
+
+    @property
+    def metric_names(self) -> Sequence[str]: ...
+
+    def begin(
+        self,
+        dataset: TokenizedDataset,
+        examples: Sequence[int],
+        row_tokens: int,
+        before_batch: Keepalive,
+        *,
+        alone: bool = False,
+    ) -> None:
+        """Before the first batch of a step or a validation, measure what its losses need of all its examples.
+
+        All processes call it for a step, each measures its own examples; with `alone` this one measures all.
+        """
 
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         """Run forward and backward of one batch, and add its gradients times `loss_scale` to those of the adapter."""
@@ -33,9 +63,14 @@ class Objective(Protocol):
 class SupervisedObjective:
     """Cross entropy of every labelled token."""
 
+    metric_names = METHODS["supervised"].metrics
+
     def __init__(self, base: FrozenBase, adapter: LoraAdapter) -> None:
         self.base = base
         self._adapter = adapter
+
+    def begin(self, *_: object, **__: object) -> None:
+        """The loss of a token needs nothing of others."""
 
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
@@ -50,39 +85,111 @@ class SupervisedObjective:
         return BatchSums.of_tokens(batch, losses_N, is_correct_N)
 
 
-class DpoObjective:
-    """DPO loss of every pair (losses.py).
+class SequenceObjective:
+    """A loss of the sums over sequences (sequence_losses.py).
 
     The reference never changes. It is the base model without an adapter, or, if training continues an earlier adapter,
     the base model with a frozen copy of that adapter.
     """
 
-    def __init__(self, base: FrozenBase, adapter: LoraAdapter, beta: float, reference: LoraAdapter | None) -> None:
+    def __init__(
+        self,
+        base: FrozenBase,
+        adapter: LoraAdapter,
+        spec: RunSpec,
+        reference: LoraAdapter | None,
+    ) -> None:
         self.base = base
         self._adapter = adapter
-        self._beta = beta
+        self.metric_names = METHODS[spec.method].metrics
+        self._hyperparameters = spec.hyperparameters
+        self._loss = SEQUENCE_LOSSES[spec.method, spec.hyperparameters.loss_type]
         self._reference = reference
+        self._step_mean = torch.ones((), dtype=torch.float64, device=base.device)  # a probe has no step
+
+    def begin(
+        self,
+        dataset: TokenizedDataset,
+        examples: Sequence[int],
+        row_tokens: int,
+        before_batch: Keepalive,
+        *,
+        alone: bool = False,
+    ) -> None:
+        if self._loss.step_mean is None:
+            return
+        if alone:
+            total = self._sum(dataset, examples, examples, row_tokens, before_batch)
+        else:
+            with parallel.out_of_memory_in_all():
+                own = parallel.own_examples(examples, dataset.tokens_of)
+                total = self._sum(dataset, examples, own, row_tokens, before_batch)
+            total = parallel.add(total)
+        self._step_mean = total / len(examples)
 
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         reference_N = self._reference_losses(batch)
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)
         head_V_D = self.base.head_with(self._adapter)
-        with torch.no_grad():  # the weight of a token depends on the losses of its whole pair
+        with torch.no_grad():  # the weight of a token depends on the losses of its whole example
             losses_N = _cross_entropy(self.base, hidden_N_D.detach(), head_V_D, batch)[1]
-        pairs = dpo_loss(_pairs_of(batch), self._beta, losses_N, reference_N)
-        loss_sum, _, is_correct_N = _cross_entropy(self.base, hidden_N_D, head_V_D, batch, pairs.weights_N)
+        losses_E, metrics, weights_N = self._losses(batch, losses_N, reference_N)
+        loss_sum = _cross_entropy(self.base, hidden_N_D, head_V_D, batch, weights_N)[0]
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
-        return BatchSums.of_pairs(batch, pairs, is_correct_N)
+        return BatchSums.of_examples(batch, losses_E, metrics)
 
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch) -> BatchSums:
-        reference_N = self._reference_losses(batch)
-        losses_N, is_correct_N = _token_losses(self.base, batch, self._adapter)
-        return BatchSums.of_pairs(batch, dpo_loss(_pairs_of(batch), self._beta, losses_N, reference_N), is_correct_N)
+        losses_N, _ = _token_losses(self.base, batch, self._adapter)
+        losses_E, metrics, _ = self._losses(batch, losses_N, self._reference_losses(batch))
+        return BatchSums.of_examples(batch, losses_E, metrics)
+
+    def _losses(
+        self, batch: PackedBatch, losses_N: torch.Tensor, reference_N: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
+        """Return losses_E, the metrics and weights_N (float32) from the token losses."""
+        sequences = batch.sequences
+        assert sequences is not None, "the documents of such a dataset have roles"
+        logps_S, reference_S = (_sums(-token_losses_N, sequences) for token_losses_N in (losses_N, reference_N))
+        sums = SequenceSums(logps_S, reference_S, sequences.tokens_S, sequences.roles_S, self._step_mean)
+        losses_E, metrics, weights_S = losses_and_weights(self._loss, sums, self._hyperparameters)
+        return losses_E, metrics, weights_S[sequences.sequence_N].float()
 
     @torch.no_grad()
     def _reference_losses(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the token losses of the reference; zeros for a loss without one."""
+        if not self._loss.needs_reference:
+            return torch.zeros(len(batch.targets_N), device=self.base.device)
         return _token_losses(self.base, batch, self._reference)[0]
+
+    @torch.no_grad()
+    def _sum(
+        self,
+        dataset: TokenizedDataset,
+        examples: Sequence[int],
+        own: Sequence[int],
+        row_tokens: int,
+        before_batch: Keepalive,
+    ) -> torch.Tensor:
+        """Return the sum over the examples `own` of a step, whose mean the loss needs (`StepMean`)."""
+        total = torch.zeros_like(self._step_mean)
+        if self._loss.step_mean is StepMean.TRAINED_TOKENS:
+            preferred = [each for each in dataset.documents_of(own) if dataset.role(each) > 0]
+            return total + sum(len(dataset.targets(document)) for document in preferred)
+        measured = mismatched(dataset, examples, own, self._hyperparameters.context_length)
+        for batch in pack_batches(measured, range(len(measured)), row_tokens):
+            before_batch("measuring the reference point of the next step")
+            batch = batch.to(self.base.device)
+            losses_N, _ = _token_losses(self.base, batch, self._adapter)
+            total += (self._reference_losses(batch).double() - losses_N).sum()
+        return total
+
+
+def _sums(values_N: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """Return the sum over the targets of each sequence: S numbers of float64."""
+    return values_N.new_zeros(len(sequences.tokens_S), dtype=torch.float64).index_add_(
+        0, sequences.sequence_N, values_N.double()
+    )
 
 
 def _hidden_states(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
@@ -110,8 +217,3 @@ def _cross_entropy(
     return linear_cross_entropy(
         hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.min_loss_chunk_tokens
     )
-
-
-def _pairs_of(batch: PackedBatch) -> Pairs:
-    assert batch.pairs is not None, "a dataset for DPO has pairs"
-    return batch.pairs

@@ -60,8 +60,9 @@ def optimizer_step(
     If the loss or the gradient is not finite, the run stays unchanged.
     """
     started, hyperparameters = time.monotonic(), run.spec.hyperparameters
-    result = StepResult(run, objective.base.device)
+    result = StepResult(run, objective)
 
+    objective.begin(run.dataset, run.schedule.examples_of(run.step), row_tokens, before_batch)
     with parallel.out_of_memory_in_all():
         for batch in run.batches(row_tokens):
             before_batch("training the next step")
@@ -70,7 +71,7 @@ def optimizer_step(
         sums = parallel.flatten_sums(run.parameters, result)  # empty with one process
     run.gradients_are_all_reduced = bool(sums)
     parallel.all_reduce_sums(sums, result)  # over the processes that share the step's examples; usually one
-    # The only division: sum -> mean, of tokens or pairs.
+    # The only division: sum -> mean, of tokens or examples.
     divide_gradients(run.parameters, result.denominator * loss_scale)
     result.grad_norm = clip_gradients(run.parameters, hyperparameters.max_grad_norm)
     if result.is_finite:

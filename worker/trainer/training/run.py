@@ -32,7 +32,7 @@ from worker.trainer.memory.placement import count_missing, place, planned
 from worker.trainer.memory.probe import probe
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, open_base
-from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
+from worker.trainer.objective.objective import Objective, SequenceObjective, SupervisedObjective
 from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
 from worker.trainer.runtime.autotune import with_fastest_dtype
 from worker.trainer.runtime.device import (
@@ -208,11 +208,10 @@ def prepare(
 
 def make_objective(base: FrozenBase, run: Run) -> Objective:
     """Return the objective of a run. Call it before a snapshot is restored: the reference is the initial adapter."""
-    beta = run.spec.hyperparameters.beta
-    if run.spec.method != "dpo" or beta is None:
+    if run.spec.method == "supervised":
         return SupervisedObjective(base, run.adapter)
     reference = frozen_copy(run.adapter) if run.spec.start_adapter is not None else None
-    return DpoObjective(base, run.adapter, beta, reference)
+    return SequenceObjective(base, run.adapter, run.spec, reference)
 
 
 def _plan_memory(

@@ -20,6 +20,7 @@ from worker.trainer.data.batch import BatchesAhead, PackedBatch, TokenizedDatase
 from worker.trainer.data.schedule import StepSchedule
 from worker.trainer.distributed import parallel
 from worker.trainer.objective.metrics import StepMetrics
+from worker.trainer.objective.objective import Objective
 from worker.trainer.validation.early_stopping import BestValidation
 
 ETA_WINDOW_STEPS = 20  # the ETA follows from the mean duration of these last steps
@@ -128,8 +129,8 @@ class Run:
 class StepResult(StepMetrics):
     """The result of one optimizer step: its lines, its metrics and its duration."""
 
-    def __init__(self, run: Run, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, run: Run, objective: Objective) -> None:
+        super().__init__(objective.base.device, objective.metric_names)
         self.run = run
         self.lines = run.lines()  # in the training file
         self.grad_norm = math.nan  # before clipping

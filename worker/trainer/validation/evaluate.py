@@ -21,7 +21,9 @@ MAX_NEW_TOKENS = 64
 
 def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, keepalive: Keepalive) -> StepMetrics:
     """Evaluate every document once, in the order of the file."""
-    metrics, device = StepMetrics(objective.base.device), objective.base.device
+    device = objective.base.device
+    metrics = StepMetrics(device, objective.metric_names)
+    objective.begin(dataset, range(len(dataset)), row_tokens, keepalive, alone=True)
     for batch in pack_batches(dataset, dataset.documents_of(range(len(dataset))), row_tokens):
         keepalive("measuring the validation loss")
         metrics.add(objective.evaluate(batch.to(device)))

@@ -134,12 +134,11 @@ def measure_reference(
 def _choose(dataset: TokenizedDataset) -> tuple[TokenizedDataset, list[int]]:
     """Return the first documents with an expected token among their first MAX_PROMPT_TOKENS, and their lines.
 
-    Of pairs it is the preferred answer.
+    Of a pair it is that of the preferred answer.
     """
     chosen, lines = TokenizedDataset(), []
     for example in range(len(dataset)):
-        documents = [each for each in dataset.documents(example) if dataset.role(each) >= 0]
-        tokens, labels = dataset.tokens_and_labels(documents[0])
+        tokens, labels = dataset.tokens_and_labels(max(dataset.documents(example), key=dataset.role))
         labelled = [bool(label) for label in labels[:MAX_PROMPT_TOKENS]]
         labelled[0] = False  # nothing predicts the first token
         if any(labelled):
