@@ -117,8 +117,8 @@ bench-start: $(DEV) ## From claim to the first step of the bundled model, with a
 bench-auto: $(DEV) ## "auto" beside a grid of learning rates on four small tasks (about 90 minutes; ARGS="--tasks style --seeds 1")
 	$(BIN)/python -m benchmarks.auto $(ARGS)
 
-bench-dpo: $(DEV) ## DPO beside TRL on the same pairs: held-out loss and accuracy (ARGS="--pairs 64 --only tunery")
-	$(BIN)/python -m benchmarks.dpo $(ARGS)
+bench-dpo: $(DEV) ## DPO, ORPO and KTO beside TRL's on the same pairs (DATA="train.jsonl held-out.jsonl" ARGS="--pairs 64")
+	$(BIN)/python -m benchmarks.dpo $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench-queue: $(DEV) ## A week of made traffic through the fair queue and first come, first served (2 minutes; ARGS="--seed 2", ARGS=--speed)
 	$(BIN)/python -m benchmarks.fair_queue $(ARGS)

@@ -1,7 +1,9 @@
-"""DPO of Tunery and of TRL: the same base, pairs and tokens, one epoch: `make bench-dpo`.
+"""DPO, ORPO and KTO of Tunery and of TRL: the same base, pairs, tokens, rate, beta and batch size: `make bench-dpo`.
 
-Rows: "auto" of Tunery, the defaults of TRL, and TRL with Tunery's rate and batch size, which shows the objective alone.
-Held-out accuracy is the share of pairs whose preferred answer gained more probability than the other one.
+Rows: "auto" of Tunery for one epoch, and TRL with the same numbers. `--data TRAIN HELD_OUT` are preference pairs as
+Tunery reads them, of people for instance; by default they are made of GSM8K answers. KTO gets both answers of each
+pair, as rows of their own. All adapters have one measure, Tunery's DPO loss over the held-out pairs: the gain of a pair
+is by how many nats the adapter made its preferred answer more probable, minus the same of the other one.
 """
 
 from __future__ import annotations
@@ -11,22 +13,36 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
 from app.system import model_files
 from app.system.artifact_directory import sha256_file
+from app.system.tokenizer_files import load_renderer
 from benchmarks import peers
 from benchmarks.peers import Peer
-from benchmarks.preferences import write_pairs
+from benchmarks.preferences import read_pairs, write_labelled, write_pairs
+from benchmarks.score import load_adapter
 from benchmarks.table import Measured
 from benchmarks.train import convert, watch
+from worker.trainer.data.batch import read_dataset
+from worker.trainer.model.base_model import FrozenBase, load_base
+from worker.trainer.objective.objective import SequenceObjective
 from worker.trainer.runtime.device import choose_threads
+from worker.trainer.validation.evaluate import evaluate
 
 HERE = Path(__file__).resolve().parent
 SEED = 7
+METHODS = ("dpo", "orpo", "kto")
+MADE_PAIRS, MADE_HELD_OUT = 96, 24
+JUDGED_ROW_TOKENS = 2048
 
 
 @dataclass
@@ -36,114 +52,148 @@ class Result:
     beta: float = 0.0
     batch_size: int = 0
     tokens: int = 0
+    seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
-    held_out_loss: float | None = None
-    held_out_accuracy: float | None = None
+    adapter: Path = Path()
 
     def __str__(self) -> str:
-        about = f"{self.name:<28} rate {self.learning_rate:g}, beta {self.beta:g}, batch {self.batch_size}"
+        about = f"{self.name:<12} rate {self.learning_rate:g}, beta {self.beta:g}, batch {self.batch_size}"
         losses = f"training loss {self.losses[0]:.3f} -> {sum(self.losses[-4:]) / len(self.losses[-4:]):.3f}"
-        held_out = f"held-out loss {self.held_out_loss:.3f}, accuracy {self.held_out_accuracy:.3f}"
-        return f"{about}; {self.tokens:,} tokens; {losses}; {held_out}"
+        return f"{about}; {self.tokens:,} tokens, {self.seconds:.0f} s; {losses}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-dpo", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=96)
-    parser.add_argument("--held-out", type=int, default=24)
+    parser.add_argument("--data", nargs=2, type=Path, metavar=("TRAIN", "HELD_OUT"), help="files of preference pairs")
+    parser.add_argument("--pairs", type=int, help=f"the first of the file (default: all; without --data {MADE_PAIRS})")
+    parser.add_argument("--held-out", type=int, help=f"the same of the other (without --data {MADE_HELD_OUT})")
     parser.add_argument("--model", type=Path, help="a model directory (default: the bundled 135M model)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=choose_threads())
-    parser.add_argument("--only", choices=["tunery", "defaults", "equal"], action="append")
+    parser.add_argument("--method", choices=METHODS, action="append", help="default: all")
+    parser.add_argument("--only", choices=["tunery", "trl"])
+    parser.add_argument("--rate", type=float, help="times the learning rate of auto, for both (default: 1)", default=1)
     options = parser.parse_args()
     peers.build_trl()
     with tempfile.TemporaryDirectory(prefix="tunery-bench-") as temporary:
         directory = Path(temporary)
         base = options.model or convert(directory / "base")
-        write_pairs(HERE / "gsm8k-512.jsonl", directory / "train.jsonl", options.pairs)
-        write_pairs(HERE / "gsm8k-valid-64.jsonl", directory / "held-out.jsonl", options.held_out)
-        compare(directory, resolve_job(base, options.pairs), base, options)
+        files = [directory / "pairs.jsonl", directory / "held-out.jsonl"]
+        if options.data:
+            for source, file, count in zip(options.data, files, (options.pairs, options.held_out), strict=True):
+                read_pairs(source, file, count)
+        else:
+            write_pairs(HERE / "gsm8k-512.jsonl", files[0], options.pairs or MADE_PAIRS)
+            write_pairs(HERE / "gsm8k-valid-64.jsonl", files[1], options.held_out or MADE_HELD_OUT)
+        torch.set_num_threads(options.threads)
+        for method in options.method or METHODS:
+            work = directory / method
+            work.mkdir()
+            compare(work, method, base, files, options)
 
 
-def compare(directory: Path, job: JobSpec, base: Path, options: argparse.Namespace) -> None:
-    chosen = options.only or ["tunery", "defaults", "equal"]
-    work = {"base": str(base), "r": job.lora.r, "alpha": job.lora.alpha}
-    work |= {"device": options.device, "threads": options.threads}
-    (directory / "peer.json").write_text(json.dumps(work))
-    if "tunery" in chosen:
-        print(run_tunery(directory, job, base, options), flush=True)
-    if "defaults" in chosen:
-        print(run_trl(directory, "TRL, its defaults", {}), flush=True)
-    if "equal" in chosen:
-        print(run_trl(directory, "TRL, Tunery's rate and batch", equal_options(job)), flush=True)
+def compare(directory: Path, method: str, base: Path, files: list[Path], options: argparse.Namespace) -> None:
+    pairs, held_out = files
+    training_file = write_labelled(pairs, directory / "train.jsonl", SEED) if method == "kto" else pairs
+    job = resolve_job(base, method, len(training_file.read_text().splitlines()), options.rate)
+    sides = {"tunery": run_tunery, "trl": run_trl}
+    judge = partial(held_out_measures, base, job, held_out, options.device)
+    for name, train in sides.items():
+        if options.only in (None, name):
+            result = train(directory, job, base, training_file, options)
+            print(f"{method}: {result}; {judge(result.adapter)}", flush=True)
 
 
-def resolve_job(base: Path, pairs: int) -> JobSpec:
+def resolve_job(base: Path, method: str, examples: int, rate: float) -> JobSpec:
     """What the request of a user resolves to: "auto", but for one epoch, as the peer has."""
-    body = {"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 1}, "seed": SEED}
-    body |= {"validation_file": "held-out"}
-    return resolve(body, base.name, model_files.read_catalog_entry(base), pairs)
+    hyperparameters = {"n_epochs": 1, "learning_rate_multiplier": rate}
+    body = {"method": {"type": method, method: {"hyperparameters": hyperparameters}}, "seed": SEED}
+    return resolve(body, base.name, model_files.read_catalog_entry(base), examples)
 
 
-def equal_options(job: JobSpec) -> dict[str, object]:
-    chosen = job.hyperparameters
-    return {
-        "learning_rate": chosen.learning_rate,
-        "beta": chosen.beta,
-        "per_device_train_batch_size": chosen.batch_size,
-        "lr_scheduler_type": chosen.lr_scheduler_type,
-        "warmup_steps": chosen.warmup_ratio,  # below 1 a share of all steps
-    }
+def run_spec(job: JobSpec, training_file: Path) -> RunSpec:
+    chosen = {"method": job.method, "lora": job.lora, "hyperparameters": job.hyperparameters}
+    file = {"training_file": training_file, "training_file_sha256": sha256_file(training_file)}
+    return RunSpec.model_validate({"run_id": "bench", "seed": job.seed} | chosen | file)
 
 
-def run_tunery(directory: Path, job: JobSpec, base: Path, options: argparse.Namespace) -> Result:
+def run_tunery(directory: Path, job: JobSpec, base: Path, training_file: Path, options: argparse.Namespace) -> Result:
     """Raises RuntimeError if the run fails."""
-    files = {"training_file": directory / "train.jsonl", "validation_file": directory / "held-out.jsonl"}
-    hashes = {f"{name}_sha256": sha256_file(path) for name, path in files.items()}
-    run = RunSpec.model_validate(
-        {"run_id": "bench", "seed": job.seed, "method": job.method, "lora": job.lora}
-        | {"hyperparameters": job.hyperparameters}
-        | files
-        | hashes
-    )
     described = BaseSpec(name=base.name, directory=base, manifest_sha256=model_files.hash_directory(base)[1])
     spec = TrainerSpec(
-        base=described, quantization=job.quantization, runs=(run,), device=options.device, threads=options.threads
+        base=described,
+        quantization=job.quantization,
+        runs=(run_spec(job, training_file),),
+        device=options.device,
+        threads=options.threads,
     )
     workdir = directory / "tunery"
     workdir.mkdir()
     (workdir / "spec.json").write_text(spec.model_dump_json())
-    chosen = job.hyperparameters
+    chosen, began = job.hyperparameters, time.monotonic()
     result = Result("Tunery, auto", chosen.learning_rate, chosen.beta or 0.0, chosen.batch_size)
     for _, record in watch([sys.executable, "-m", "worker.trainer", str(workdir)], Measured()):
         if record["kind"] == "metric":
             result.losses.append(record["train_loss"])
             result.tokens = record["trained_tokens"]
-            result.held_out_loss = record["full_valid_loss"]
-            result.held_out_accuracy = record["full_valid_reward_accuracy"]
+        elif record["kind"] == "checkpoint":
+            result.adapter = workdir / record["directory"]
         elif record["kind"] == "failed":
             raise RuntimeError(record["message"])
+    result.seconds = time.monotonic() - began
     return result
 
 
-def run_trl(directory: Path, name: str, options: dict[str, object]) -> Result:
+def run_trl(directory: Path, job: JobSpec, base: Path, training_file: Path, options: argparse.Namespace) -> Result:
     """Raises RuntimeError if the run fails."""
-    peer, result = Peer(name, "peer_trl_dpo.py", options=options), Result(name)
+    work = {"base": str(base), "r": job.lora.r, "alpha": job.lora.alpha, "training_file": str(training_file)}
+    work |= {"method": job.method, "device": options.device, "threads": options.threads}
+    (directory / "peer.json").write_text(json.dumps(work))
+    chosen, began = job.hyperparameters, time.monotonic()
+    equal = {
+        "learning_rate": chosen.learning_rate,
+        "beta": chosen.beta,
+        "per_device_train_batch_size": chosen.batch_size,
+        "lr_scheduler_type": chosen.lr_scheduler_type,
+        "warmup_steps": chosen.warmup_ratio,  # below 1 a share of all steps
+        "max_grad_norm": chosen.max_grad_norm,
+        "weight_decay": chosen.weight_decay,
+        "max_length": chosen.context_length,
+    }
+    peer = Peer("TRL, equal", "peer_trl_dpo.py", options=equal)
+    result = Result(peer.name, chosen.learning_rate, chosen.beta or 0.0, chosen.batch_size)
+    result.adapter = directory / "trl-adapter"
     for _, record in watch(peer.command(directory), Measured()):
-        if record["kind"] == "ready":
-            result.learning_rate, result.beta = record["learning_rate"], record["beta"]
-            result.batch_size = record["batch_size"]
-        elif record["kind"] == "step":
+        if record["kind"] == "step":
             result.tokens += record["tokens"]
         elif record["kind"] == "loss":
             result.losses.append(record["loss"])
-        elif record["kind"] == "validation":
-            result.held_out_loss, result.held_out_accuracy = record["loss"], record["accuracy"]
+    result.seconds = time.monotonic() - began
     return result
+
+
+def held_out_measures(base: Path, job: JobSpec, held_out: Path, device: str, adapter: Path) -> str:
+    """The DPO loss, the share of pairs with a gain, and the mean gain in nats, on the held-out pairs."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    loaded: FrozenBase = load_base(base.name, base, job.quantization, dtype, torch.device(device))
+    values: dict[str, Any] = job.hyperparameters.model_dump() | {"beta": 0.1, "loss_type": None, "simpo_gamma": None}
+    values |= {"desirable_weight": None, "undesirable_weight": None}
+    as_dpo = job.model_copy(update={"method": "dpo", "hyperparameters": type(job.hyperparameters)(**values)})
+    run = run_spec(as_dpo, held_out)
+    dataset = read_dataset(load_renderer(base), held_out, run.data_parameters, "invalid_validation_file", _ignore)
+    objective = SequenceObjective(loaded, load_adapter(loaded, run, adapter), run, None)
+    found = evaluate(objective, dataset, JUDGED_ROW_TOKENS, _ignore)
+    gain = found.mean("reward_margin") / 0.1
+    accuracy = found.mean("reward_accuracy")
+    return f"{len(dataset)} held-out pairs: loss {found.loss:.4f}, accuracy {accuracy:.3f}, gain {gain:.3f} nats"
+
+
+def _ignore(doing: str) -> None:
+    """Nothing watches the measurement."""
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (RuntimeError, subprocess.SubprocessError) as error:
+    except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
         sys.exit(f"The comparison ended: {error}")

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on the shared pairs; runs in the peer's own environment and prints JSON lines.
+"""TRL's DPOTrainer, ORPOTrainer or KTOTrainer on the shared rows; runs in the peer's environment, prints JSON lines.
 
 .venv-peer/bin/python benchmarks/peer_trl_dpo.py WORKLOAD_DIR '{"learning_rate": 1e-5, ...}'
 
@@ -13,56 +13,53 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peer_trl import Tell, lora_config, quantized_base, read, say
+from peer_trl import Tell, lora_config, quantized_base, read
 from transformers import AutoTokenizer
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+TRAINERS = {"dpo": (DPOConfig, DPOTrainer), "orpo": (ORPOConfig, ORPOTrainer), "kto": (KTOConfig, KTOTrainer)}
 
 
-def conversations(path: Path) -> Dataset:
-    rows = read(path)
-    names = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
-    values = [{name: row[key] for name, key in names.items()} for row in rows]
-    return Dataset.from_list([value | {"prompt": value["prompt"]["messages"]} for value in values])
+def conversation(row: dict) -> dict:
+    if "messages" in row:
+        return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:], "label": row["label"]}
+    answers = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
+    return {"prompt": row["input"]["messages"]} | answers
 
 
 def main(directory: Path, options: dict) -> None:
     work = json.loads((directory / "peer.json").read_text())
     torch.set_num_threads(work["threads"])
-    config = DPOConfig(
-        output_dir=str(directory / "trl-out"),
-        num_train_epochs=1,
-        max_length=1024,
-        per_device_eval_batch_size=4,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=work["device"] == "cpu",
-        dataloader_pin_memory=False,
-        seed=0,
-        **options,
-    )
-    trainer = DPOTrainer(
+    make_config, make_trainer = TRAINERS[work["method"]]
+    trainer = make_trainer(
         model=quantized_base(work),
-        args=config,
-        train_dataset=conversations(directory / "train.jsonl"),
-        eval_dataset=conversations(directory / "held-out.jsonl"),
+        args=make_config(
+            output_dir=str(directory / "trl-out"),
+            num_train_epochs=1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=work["device"] == "cpu",
+            dataloader_pin_memory=False,
+            seed=0,
+            **options,
+        ),
+        train_dataset=Dataset.from_list([conversation(row) for row in read(Path(work["training_file"]))]),
         processing_class=AutoTokenizer.from_pretrained(work["base"]),
         peft_config=lora_config(work),
     )
     tell = Tell()
     trainer.add_callback(tell)
-    counting = trainer.model.register_forward_pre_hook(tell.count, with_kwargs=True)
-    say(
-        kind="ready",
-        learning_rate=config.learning_rate,
-        beta=config.beta,
-        batch_size=config.per_device_train_batch_size * config.gradient_accumulation_steps,
-    )
+
+    def count_trained(*arguments) -> None:
+        if torch.is_grad_enabled():  # neither the reference nor KTO's mismatched rows
+            tell.count(*arguments)
+
+    trainer.model.register_forward_pre_hook(count_trained, with_kwargs=True)
     trainer.train()
-    counting.remove()
-    metrics = trainer.evaluate()
-    say(kind="validation", loss=metrics["eval_loss"], accuracy=metrics["eval_rewards/accuracies"])
+    trainer.model.save_pretrained(directory / "trl-adapter")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Preference pairs from chat lines of GSM8K: the right answer is preferred to one with another result.
+"""Preference pairs: those of a file; or made from chat lines of GSM8K, the right answer before one with another result.
 
-Pairs of people are on no package registry, so these are made: in every second pair the rejected answer is the right one
-with another number as its result, in the others it is the answer to another question.
+Pairs of people are on no package registry, so without a file they are made: in every second pair the rejected answer is
+the right one with another number as its result, in the others it is the answer to another question.
 """
 
 from __future__ import annotations
@@ -14,6 +14,25 @@ from typing import Any
 
 RESULT = re.compile(r"#### ?-?[\d,.]+\s*$")
 MAX_CHARACTERS = 420  # of question and answer: about 120 tokens, so that a run takes minutes on a CPU
+
+
+def read_pairs(source: Path, destination: Path, pairs: int | None = None) -> None:
+    """Copy the first pairs of a file, by default all. Raises ValueError if there are fewer."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    if len(lines) < (pairs or 1):
+        raise ValueError(f"{source.name} has {len(lines)} pairs, not {pairs or 1}")
+    destination.write_text("".join(f"{line}\n" for line in lines[:pairs]), encoding="utf-8")
+
+
+def write_labelled(pairs: Path, destination: Path, seed: int = 0) -> Path:
+    """Write both answers of each pair as rows of KTO, shuffled: a row's neighbour has another prompt."""
+    rows = []
+    for pair in map(json.loads, pairs.read_text(encoding="utf-8").splitlines()):
+        for name, label in (("preferred_output", True), ("non_preferred_output", False)):
+            rows.append({"messages": pair["input"]["messages"] + pair[name], "label": label})
+    random.Random(seed).shuffle(rows)
+    destination.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return destination
 
 
 def write_pairs(chats: Path, destination: Path, pairs: int, seed: int = 0) -> list[dict[str, Any]]:
