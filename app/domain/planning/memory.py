@@ -31,10 +31,10 @@ BYTES_PER_LOGIT = 6
 EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
-# kernels on CUDA expand them. It has no float32, no larger heads, no capped scores (Gemma 2) and no sinks (gpt-oss).
+# kernels on CUDA expand them. It has no float32, no larger heads and no capped scores (Gemma 2).
 MAX_FLASH_HEAD_SIZE = 256
 FLASH_HEAD_SIZE_STEP = 8
-ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM", "GptOssForCausalLM"})
+ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM"})
 MAX_BLOCK_ATTENTION_TOKENS = 512  # tokens of a document: worker/trainer/model/attention/block_attention.py
 VERIFY_TOKENS = 512  # the final verification has so many tokens in float32, and logits of 64 of them
 VERIFY_HEAD_ROWS = 8192  # of the vocabulary in one chunk: worker/trainer/checkpoint/verify.py
