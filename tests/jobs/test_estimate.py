@@ -66,11 +66,10 @@ class TestMemory:
         ("changes", "compute_dtype"),
         [
             ({}, "float16"),
-            ({"architecture": "GptOssForCausalLM"}, "bfloat16"),
             ({"architecture": "Gemma2ForCausalLM"}, "bfloat16"),
             ({"attention_heads": 8}, "bfloat16"),
         ],
-        ids=["a GPU before sm80", "sinks", "capped scores", "large heads"],
+        ids=["a GPU before sm80", "capped scores", "large heads"],
     )
     def test_without_flash_keys_are_kept_per_query_head(self, changes: dict[str, object], compute_dtype: str) -> None:
         plan = ExecutionPlan(row_tokens=4096)

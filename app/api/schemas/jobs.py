@@ -240,7 +240,7 @@ class JobBody(QueuedFields):
             "seed": spec["seed"],
             "error": _error(row),
             "integrations": [],
-            "lora": spec["lora"],
+            "lora": {"experts": False} | spec["lora"],
             "quantization": spec["quantization"],
             "sample_prompts": spec.get("sample_prompts", []),
             "progress": _fields(Progress, progress),

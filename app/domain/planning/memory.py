@@ -171,7 +171,7 @@ def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
     experts = sum(
         lora.r * shape[0] * (shape[1] + shape[2])
         for name, shape in entry.experts.items()
-        if any(name.endswith(f".{target}") for target in lora.target_parameters)
+        if lora.experts or any(name.endswith(f".{target}") for target in lora.target_parameters)
     )
     if targets := _targets(entry, lora):
         return experts + sum(rank_of(lora, name) * sum(shape) for name, shape in targets.items())

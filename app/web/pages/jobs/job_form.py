@@ -28,6 +28,7 @@ MORE = (
     "eval_steps",
     "lora.alpha",
     "lora.dropout",
+    "lora.experts",
     "seed",
     "priority",
     "sample_prompts",
@@ -92,6 +93,8 @@ def from_job(job: Json) -> Prefilled:
 def _field_text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(value)
+    if isinstance(value, bool):
+        return "true" if value else ""
     return "" if value is None else str(value).removesuffix(".0")
 
 
@@ -145,7 +148,7 @@ def _value(name: str, text: str) -> Any:
     if kind is list:
         return [line.strip() for line in text.split("\n") if line.strip()]
     if kind not in (int, float):
-        return text
+        return text == "true" if kind is bool else text
     try:
         number = kind(text)
         if not math.isfinite(number):

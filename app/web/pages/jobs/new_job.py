@@ -122,6 +122,7 @@ class NewJobPage(View):
             "validation_file": {"": "None"} | files,
             "method": METHODS,
             "quantization": quantizations,
+            "lora.experts": {"": "No", "true": "Yes"},
         }
         with box("t-form"):
             self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")
