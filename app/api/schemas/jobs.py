@@ -247,7 +247,7 @@ class JobBody(QueuedFields):
             "seed": spec["seed"],
             "error": _error(row),
             "integrations": [],
-            "lora": spec["lora"],
+            "lora": {"experts": False} | spec["lora"],
             "quantization": spec["quantization"],
             "chat_template_kwargs": spec.get("chat_template_kwargs"),
             "sample_prompts": spec.get("sample_prompts", []),

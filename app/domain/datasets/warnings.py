@@ -66,6 +66,10 @@ SAME_FILE = (
     "The validation file has the same content as the training file, so its loss cannot show overfitting; give a file "
     "of other rows"
 )
+EXPERTS_FROZEN = (
+    "The experts of this mixture of experts stay frozen, which are most of its weights: the adapter changes the other "
+    "layers. lora.experts adapts them, too"
+)
 NO_VALIDATION_FILE = (
     "There is no validation file, so there is no validation loss: overfitting stays unseen, and early_stopping and "
     "promote_best cannot be used; keep some rows out of the training file and give them as validation_file"

@@ -85,6 +85,20 @@ class TestPlan:
             texts = [event["message"] for event in reversed(events) if event["level"] == "warn"]
             assert texts == [each["message"] for each in created["warnings"]]
 
+    @pytest.mark.parametrize("adapted", [False, True])
+    def test_experts_that_stay_frozen_are_named(
+        self, client: TestClient, training_file: str, sessions: Sessions, adapted: bool
+    ) -> None:
+        with transaction(sessions) as session:
+            row = session.get_one(BaseModelRow, "tiny")
+            row.entry = row.entry | {"expert_parameters": 4096}
+        asked = {"model": "tiny", "training_file": training_file, "lora": {"experts": adapted}}
+        planned, created = client.post(PLAN, json=asked).json(), client.post(JOBS, json=asked).json()
+        assert planned["lora"]["experts"] is created["lora"]["experts"] is adapted
+        codes = [] if adapted else ["experts_frozen"]
+        assert [warning["code"] for warning in created["warnings"]] == codes
+        assert [warning["code"] for warning in planned["warnings"]] == [*codes, "no_validation_file"]
+
     def test_a_plan_of_an_urgent_job_needs_the_permission(self, client: TestClient, training_file: str) -> None:
         asked = {"model": "tiny", "training_file": training_file, "urgent": True}
         refused = client.post(PLAN, json=asked)

@@ -53,6 +53,7 @@ CREATED = (  # the settings that `create` has options for, in the order of its h
     "lora.alpha",
     "lora.dropout",
     "lora.target_modules",
+    "lora.experts",
     "chat_template_kwargs",
     "metadata",
     "priority",
@@ -60,7 +61,14 @@ CREATED = (  # the settings that `create` has options for, in the order of its h
     "worker_labels",
     "deliver_to",
 )
-NOT_CLONED = ("method", "lora.dropout", "priority", "worker_labels", "deliver_to")  # options of `create` alone
+NOT_CLONED = (
+    "method",
+    "lora.dropout",
+    "lora.experts",
+    "priority",
+    "worker_labels",
+    "deliver_to",
+)  # options of `create` alone
 Follow = Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of jobs, newest first.")]
 

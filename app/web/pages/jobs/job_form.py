@@ -28,6 +28,7 @@ MORE = (
     "eval_steps",
     "lora.alpha",
     "lora.dropout",
+    "lora.experts",
     "seed",
     "priority",
     "chat_template_kwargs",
@@ -97,6 +98,8 @@ def _field_text(value: Any) -> str:
         return "\n".join(value)
     if isinstance(value, dict):
         return json.dumps(value)
+    if isinstance(value, bool):
+        return "true" if value else ""
     return "" if value is None else str(value).removesuffix(".0")
 
 
@@ -152,7 +155,7 @@ def _value(name: str, text: str) -> Any:
     if name in EXAMPLES:
         return _json_object(name, text)
     if kind not in (int, float):
-        return text
+        return text == "true" if kind is bool else text
     try:
         number = kind(text)
         if not math.isfinite(number):
