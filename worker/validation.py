@@ -93,11 +93,11 @@ class Validator(Runner[Job, JobAttempt]):
                 raise PreparationError(outcome)
             reports[role] = report
         if spec.evaluation is not None:
-            self._check_evaluation_file(spec.evaluation, spec, attempt, inputs)
+            self._check_evaluation_file(spec, spec.evaluation, attempt, inputs)
         return reports
 
     def _check_evaluation_file(
-        self, request: EvaluationRequest, spec: JobSpec, attempt: JobAttempt, inputs: Inputs
+        self, spec: JobSpec, request: EvaluationRequest, attempt: JobAttempt, inputs: Inputs
     ) -> None:
         """Check the rows of the job's evaluation before anything is trained. Raises PreparationError, OSError."""
         file = attempt.transact(lambda session: files.get_even_deleted(session, request.file))
@@ -192,8 +192,7 @@ def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict
     for role, report in reports.items():
         file_id = job.training_file_id if role == "training" else job.validation_file_id
         for warning in report.warnings(spec.method, spec.hyperparameters.context_length):
-            message = f"{role.capitalize()} file: {warning.message}"
-            yield asdict(warning) | {"file": file_id, "message": message}
+            yield warning.of_file(role, file_id)
 
 
 def requirement_columns(attempt: JobAttempt, inputs: Inputs, reports: Mapping[str, DatasetReport]) -> dict[str, Any]:

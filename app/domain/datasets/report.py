@@ -10,15 +10,7 @@ from app.domain.datasets.documents import Document, exceeds_context, split_examp
 from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.warnings import (
-    DatasetWarning,
-    LineCount,
-    RowIndex,
-    build_warnings,
-    row_digest,
-    unread_arguments,
-    warning_codes,
-)
+from app.domain.datasets.warnings import DatasetWarning, LineCount, RowIndex, build_warnings, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters, Method
 from app.domain.planning.packing import SequenceLengths
 
@@ -54,7 +46,6 @@ class DatasetReport:
     masked: LineCount = field(default_factory=LineCount)  # those of `empty` without a labelled token before truncation
     lengths: SequenceLengths = field(default_factory=SequenceLengths)
     warning_lines: dict[str, LineCount] = field(default_factory=dict)  # by the code of the warning
-    unread_arguments: set[str] = field(default_factory=set)  # of the warning "unread_argument"
     different_rows: int = 0
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
@@ -75,7 +66,7 @@ class DatasetReport:
 
     def warnings(self, method: Method, context_length: int) -> list[DatasetWarning]:
         found = {"cut": self.cut, "empty": self.empty} | self.warning_lines
-        return build_warnings(found, method, context_length, self.different_rows, self.unread_arguments)
+        return build_warnings(found, method, context_length, self.different_rows)
 
     @property
     def finding_count_text(self) -> str:
@@ -135,9 +126,6 @@ def add_row(example: Example, renderer: Renderer, report: DatasetReport, rows: R
         report.add_warning("duplicate_rows", example.line)
     for code in warning_codes(example, renderer):
         report.add_warning(code, example.line)
-    if unread := unread_arguments(example, renderer):
-        report.unread_arguments |= unread
-        report.add_warning("unread_argument", example.line)
     return digest, earlier
 
 
