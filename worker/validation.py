@@ -192,7 +192,8 @@ def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict
     for role, report in reports.items():
         file_id = job.training_file_id if role == "training" else job.validation_file_id
         for warning in report.warnings(spec.method, spec.hyperparameters.context_length):
-            yield warning.of_file(role, file_id)
+            message = f"{role.capitalize()} file: {warning.message}"
+            yield asdict(warning) | {"file": file_id, "message": message}
 
 
 def requirement_columns(attempt: JobAttempt, inputs: Inputs, reports: Mapping[str, DatasetReport]) -> dict[str, Any]:

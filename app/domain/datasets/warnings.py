@@ -103,10 +103,6 @@ class DatasetWarning:
     count: int
     first_lines: Sequence[int]
 
-    def of_file(self, role: str, file_id: str | None) -> dict[str, Any]:
-        """As a job stores it, which names the file."""
-        return vars(self) | {"file": file_id, "message": f"{role.capitalize()} file: {self.message}"}
-
 
 def request_warning(code: str, message: str) -> dict[str, Any]:
     """A warning about a request, in the form in which a job stores those about its files."""
