@@ -128,7 +128,7 @@ class PlanBody(Body):
     """Examples without a token to learn; they are skipped."""
     warnings: list[WarningBody]
     """What does not fail the job but may be unintended: `without_effect`, `same_file`, `experts_frozen`,
-    `no_validation_file`, `unread_argument`.
+    `no_validation_file`, `unread_enable_thinking` and the like of the other `chat_template_kwargs`.
     """
     devices: list[DeviceBody]
     """One entry for each kind of device of a live worker."""

@@ -116,12 +116,11 @@ def read_examples(
         if line_format is not first[1] and TEXT in (line_format, first[1]):
             yield _mixed_formats(line, line_format, *first)
             continue
-        yield from line_format.refusals(line, rules) or (_with_parameters(line_format.example(line), line, parameters),)
-
-
-def _with_parameters(example: Example, line: Line, parameters: DataParameters) -> Example:
-    arguments = merge_arguments(parameters.chat_template_kwargs, given_arguments(line.value))
-    return replace(example, parameters=parameters, chat_template_kwargs=arguments)
+        if refusals := line_format.refusals(line, rules):
+            yield from refusals
+            continue
+        arguments = merge_arguments(parameters.chat_template_kwargs, given_arguments(line.value))
+        yield replace(line_format.example(line), parameters=parameters, chat_template_kwargs=arguments)
 
 
 def detect_format(value: Json) -> Format | None:

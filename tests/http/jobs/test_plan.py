@@ -47,7 +47,7 @@ def lines(*examples: tuple[str, str, int]) -> bytes:
     )
 
 
-LATER = ("no_validation_file", "unread_argument")  # the job's validation adds the second one
+LATER = ("no_validation_file", "unread_enable_thinking")  # the job's validation adds the second one
 
 
 @pytest.mark.usefixtures("worker")
@@ -72,7 +72,7 @@ class TestPlan:
         for body, codes in (
             ({}, ["no_validation_file"]),
             ({"validation_file": other}, []),
-            ({"validation_file": other, "chat_template_kwargs": {"enable_thinking": True}}, ["unread_argument"]),
+            ({"validation_file": other, "chat_template_kwargs": {"enable_thinking": True}}, ["unread_enable_thinking"]),
             ({"validation_file": training_file}, ["same_file"]),
             ({"validation_file": copy, "trainingType": "Standard"}, ["without_effect", "same_file"]),
         ):

@@ -54,7 +54,6 @@ CREATED = (  # the settings that `create` has options for, in the order of its h
     "lora.dropout",
     "lora.target_modules",
     "lora.experts",
-    "chat_template_kwargs",
     "metadata",
     "priority",
     "urgent",
@@ -124,7 +123,6 @@ def clone(
     "batch_size",
     "lora.r",
     "lora.target_modules",
-    "chat_template_kwargs",
 )
 def plan(client: "Client", body: dict[str, Any]) -> Result:
     """Estimate a job: tokens, steps, memory and time on each device. Exits with 1 if no device has enough memory."""
