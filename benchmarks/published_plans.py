@@ -154,7 +154,7 @@ def memory() -> Iterator[Comparison]:
         ("8B, 16 bits, 2,048 tokens", replace(eight, bits=16), 22.0, "Unsloth",
          "The plan recomputes every layer and keeps its input only."),
         ("7B, 16 bits, 2,048 tokens", Job("Llama-2-7B", 2048, bits=16), 16.0, "LLaMA-Factory",
-         "Theirs is an estimate, 2 bytes for each of 8 B parameters."),
+         "Theirs is an estimate: 2 bytes for each parameter, rounded up."),
         ("14B, 4 bits, 2,048 tokens", Job("Qwen3-14B", 2048), 8.5, "Unsloth",
          "Theirs is less than the base alone takes in NF4, with embedding and head in 16 bits (9.9)."),
         ("the same", Job("Qwen3-14B", 2048), 12.0, "LLaMA-Factory", "Their estimate knows no vocabulary of 151,936."),

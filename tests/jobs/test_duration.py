@@ -175,7 +175,7 @@ class TestSeconds:
         assert Device("cuda", "NVIDIA H100 NVL", 0).estimated_flops == pytest.approx(peak)
         assert Device("cuda", "NVIDIA H100 NVL", 0, product_flops=3e14).estimated_flops == pytest.approx(peak)
         assert Device("cuda", "NVIDIA H100 NVL", 0, gpus=4).estimated_flops == pytest.approx(4 * peak)
-        assert Device("cuda", "NVIDIA GeForce RTX 4090", 0).estimated_flops == pytest.approx(0.65 * 1.65e14)
+        assert Device("cuda", "NVIDIA GeForce RTX 4090", 0).estimated_flops == pytest.approx(0.6 * 1.65e14)
         assert Device("cuda", "Another", 0).estimated_flops == pytest.approx(0.4 * 1e14)
         assert Device("cuda", "Another", 0, product_flops=3e14).estimated_flops == pytest.approx(0.55 * 3e14)
         assert Device("cpu", "EPYC", 0, 4, 5e11).estimated_flops == pytest.approx(4 * 0.6 * 5e11)

@@ -79,13 +79,10 @@ PEAK_FLOPS = {
 VENDOR_WORDS = frozenset({"NVIDIA", "GeForce", "Tesla"})
 PARTIAL_WORDS = frozenset({"Laptop", "MIG"})
 PRODUCT_UTILIZATION = 0.55  # of one large product: it reaches 0.7 to 0.8 of the peak itself
-# The assumed share of the peak until a job was measured. An H100 reaches 0.6 of its peak in large products, which its
-# power limits; products of an A100 reach 0.85, and those of a GeForce card, whose peak is halved with float32
-# accumulation, nearly all. The rest of a step takes the same share on all of them.
+# The assumed share of the peak until a job was measured. Large products reach 0.6 of the peak of an H100, which its
+# power limits; 0.85 of an A100's, and nearly all of a GeForce card's, whose peak is halved with float32 accumulation.
 UTILIZATION: dict[DeviceKind, float] = {"cpu": 0.6, "cuda": 0.4}
-UTILIZATION_BY_GPU = {"A100": 0.6, "A800": 0.6} | dict.fromkeys(
-    ("RTX 5090", "RTX 5080", "RTX 4090", "RTX 4080", "RTX 3090"), 0.65
-)
+UTILIZATION_BY_GPU = dict.fromkeys(("A100", "A800", "RTX 5090", "RTX 5080", "RTX 4090", "RTX 4080", "RTX 3090"), 0.6)
 REFERENCE_FLOPS = 0.4 * 9.9e14  # of an H100
 # Of a step: 8B on an H100 with 100,000 tokens copies 0.8 GB per layer in 33 ms each way, beside a second of products.
 OFFLOAD_COST = 0.05
