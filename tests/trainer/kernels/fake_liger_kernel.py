@@ -5,14 +5,17 @@ The package needs Triton and a GPU to be imported. What it computes there is che
 
 from __future__ import annotations
 
+import sys
 import types
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from worker.trainer.kernels.cpu.memory import CpuMemory
+from worker.trainer.kernels.cuda import fused_modules
 from worker.trainer.kernels.kernels import cuda_kernels
 
 # What CUDA turns on, but on a CPU, which has no pinned memory.
@@ -109,8 +112,8 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
 
 
-def modules() -> dict[str, types.ModuleType]:
-    """The package and its module, for `sys.modules`."""
+def install(monkeypatch: pytest.MonkeyPatch, rows_of_narrow_norms: int = 8) -> None:
+    """Put the package and its module into `sys.modules`. The comparison with many rows takes seconds."""
     package, ops = types.ModuleType("liger_kernel"), types.ModuleType("liger_kernel.ops")
     functions: dict[str, Any] = {
         "LigerRMSNormFunction": LigerRMSNormFunction,
@@ -121,4 +124,6 @@ def modules() -> dict[str, types.ModuleType]:
     for name, function in functions.items():
         setattr(ops, name, function)
     package.ops = ops  # type: ignore[attr-defined]
-    return {"liger_kernel": package, "liger_kernel.ops": ops}
+    monkeypatch.setitem(sys.modules, "liger_kernel", package)
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops", ops)
+    monkeypatch.setattr(fused_modules, "MANY_ROWS", rows_of_narrow_norms)

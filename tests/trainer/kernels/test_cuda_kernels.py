@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -18,8 +17,7 @@ from worker.trainer.training import run as trainer
 def test_a_run_has_the_losses_of_a_plain_one(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA, with a stand-in for Liger Kernel."""
     plain = train(dropout=0.2)
-    for name, module in fake_liger_kernel.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
+    fake_liger_kernel.install(monkeypatch)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
     monkeypatch.setattr(trainer, "choose_kernels", lambda *_: fake_liger_kernel.FUSED_ON_CPU)
     log = train(dropout=0.2)

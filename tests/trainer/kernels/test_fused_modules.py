@@ -26,8 +26,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, 
 
 @pytest.fixture
 def liger_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, module in fake_liger_kernel.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
+    fake_liger_kernel.install(monkeypatch)
 
 
 @pytest.fixture
@@ -126,12 +125,13 @@ class TestReplacement:
     def test_the_kernel_for_many_rows_is_compared_too(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        fake_liger_kernel.install(monkeypatch, rows_of_narrow_norms=64)
         ops = sys.modules["liger_kernel.ops"]
         norm = ops.LigerRMSNormFunction.apply
 
         def wrong_for_many_rows(x: torch.Tensor, *rest: object) -> torch.Tensor:
             result: torch.Tensor = norm(x, *rest)
-            return 1.01 * result if x.shape[:-1].numel() >= 32_768 else result
+            return 1.01 * result if x.shape[:-1].numel() >= 64 else result
 
         function = type("Norm", (), {"apply": staticmethod(wrong_for_many_rows)})
         monkeypatch.setattr(ops, "LigerRMSNormFunction", function)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,7 @@ FUSED: dict[str, tuple[Any, str, Change, str]] = {
 
 @pytest.mark.parametrize("defect", [None, *REPLACED])
 def test_transformers_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, defect: str | None) -> None:
-    for package, module in fake_liger_kernel.modules().items():
-        monkeypatch.setitem(sys.modules, package, module)
+    fake_liger_kernel.install(monkeypatch)
     kernels = fake_liger_kernel.FUSED_ON_CPU if defect is None or "rope" in defect else CPU_KERNELS
     if defect is not None:
         owner, name, of_result, _ = REPLACED[defect]
@@ -82,8 +80,7 @@ def test_transformers_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("defect", FUSED)
 def test_our_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
-    for package, module in fake_liger_kernel.modules().items():
-        monkeypatch.setitem(sys.modules, package, module)
+    fake_liger_kernel.install(monkeypatch)
     owner, name, of_result, kind = FUSED[defect]
     change(monkeypatch, owner, name, of_result)
     base = load_base("tiny", tiny, None, torch.float32, fake_liger_kernel.FUSED_ON_CPU)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,7 @@ PLAIN_ROTARY = modeling_llama.apply_rotary_pos_emb
 @pytest.fixture
 def base(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenBase:
     """With everything that can be patched: fused functions, and layers that can be recomputed."""
-    for name, module in fake_liger_kernel.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
+    fake_liger_kernel.install(monkeypatch)
     base = load_base("tiny", tiny, None, torch.float32, fake_liger_kernel.FUSED_ON_CPU)
     Recomputation(base)
     return base

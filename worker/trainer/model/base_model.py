@@ -126,7 +126,7 @@ class FrozenBase:
 
     @property
     def stored_bytes(self) -> int:
-        layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
+        layers: int = sum(stored_bytes(layer.base) for layer in self.layers.values())
         layers += sum(weights.stack.stored_bytes for weights in self.experts.values())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
