@@ -30,6 +30,7 @@ from benchmarks.paired import Interval, accuracy_interval, loss_interval
 from benchmarks.score import Score, load_adapter, score
 from benchmarks.tasks import TASKS, Task, write
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads
 from worker.trainer.runtime.process import StopRequests
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         works = [prepare(directory, base, entry, TASKS[name], options) for name in options.tasks]
         estimate(works, options)
         # one base for scoring; each TrainerSpec opens its own, as it does under a worker
-        scorer = open_base(base_spec(base), works[0].job.quantization, _dtype(options), choose_device(options.device))
+        kernels = choose_kernels(choose_device(options.device))
+        scorer = open_base(base_spec(base), works[0].job.quantization, _dtype(options), kernels)
         verdicts = [compare(work, train(work, directory, base, entry, scorer, options), options) for work in works]
     worse = sum(verdicts)
     print(f'\nOn {worse} of {len(verdicts)} tasks "auto" is below the grid\'s best by more than the 95 % interval.')

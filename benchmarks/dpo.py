@@ -33,6 +33,7 @@ from benchmarks.score import load_adapter
 from benchmarks.table import Measured
 from benchmarks.train import convert, watch
 from worker.trainer.data.batch import read_dataset
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.objective.objective import SequenceObjective
 from worker.trainer.runtime.device import choose_threads
@@ -175,7 +176,7 @@ def run_trl(directory: Path, job: JobSpec, base: Path, training_file: Path, opti
 def held_out_measures(base: Path, job: JobSpec, held_out: Path, device: str, adapter: Path) -> str:
     """The DPO loss, the share of pairs with a gain, and the mean gain in nats, on the held-out pairs."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    loaded: FrozenBase = load_base(base.name, base, job.quantization, dtype, torch.device(device))
+    loaded: FrozenBase = load_base(base.name, base, job.quantization, dtype, choose_kernels(torch.device(device)))
     values: dict[str, Any] = job.hyperparameters.model_dump() | {"beta": 0.1, "loss_type": None, "simpo_gamma": None}
     values |= {"desirable_weight": None, "undesirable_weight": None}
     as_dpo = job.model_copy(update={"method": "dpo", "hyperparameters": type(job.hyperparameters)(**values)})

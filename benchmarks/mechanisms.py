@@ -27,15 +27,15 @@ DROPPED_STEPS = 2  # the first ones compile kernels
 
 
 def without_norms_and_gated_layers() -> None:
-    from worker.trainer.model import base_model
+    from worker.trainer.kernels import kernels
 
-    base_model.use_memory_efficient_modules = lambda *_: None
+    kernels.replace_functions = lambda *_: {}
 
 
 def without_blocks_of_documents() -> None:
     from worker.trainer.model.attention import attention
 
-    attention.MAX_DOCUMENT_TOKENS = 0
+    attention.MAX_BLOCK_ATTENTION_TOKENS = 0
 
 
 def without_elementwise_recomputation() -> None:
@@ -54,7 +54,7 @@ def without_linear_cross_entropy() -> None:
 
     from worker.trainer.objective import objective
 
-    def plain(hidden_N_D, head_V_D, targets_N, weights_N=None, **_):  # type: ignore[no-untyped-def]
+    def plain(hidden_N_D, head_V_D, targets_N, weights_N=None, *_):  # type: ignore[no-untyped-def]
         logits_N_V = (hidden_N_D @ head_V_D.to(hidden_N_D.dtype).T).float()
         losses_N = F.cross_entropy(logits_N_V, targets_N, reduction="none")
         total = (losses_N if weights_N is None else losses_N * weights_N).sum()
@@ -78,13 +78,6 @@ def without_cached_weights() -> None:
     FrozenBase.cache_weights = lambda self, _: cache_weights(self, False)  # type: ignore[method-assign]
 
 
-def without_cpu_autotuning() -> None:
-    """The default dtype. ONEDNN_MAX_CPU_ISA=AVX512_CORE makes a processor emulate 16-bit products."""
-    from worker.trainer.training import run
-
-    run.with_fastest_dtype = lambda spec, workdir, device, default, emit: default  # noqa: ARG005
-
-
 MECHANISMS: dict[str, Callable[[], None]] = {
     "everything": lambda: None,
     "norms and gated layers": without_norms_and_gated_layers,
@@ -94,7 +87,6 @@ MECHANISMS: dict[str, Callable[[], None]] = {
     "compiler-free bitsandbytes": without_compiler_free_bitsandbytes,
     "limited product cache": without_limited_product_cache,
     "cached weights": without_cached_weights,
-    "CPU autotuning": without_cpu_autotuning,
 }
 
 

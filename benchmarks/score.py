@@ -43,7 +43,7 @@ class Score:
 
 def load_adapter(base: FrozenBase, run: RunSpec, directory: Path) -> LoraAdapter:
     """Return an adapter for the base's layers with the saved A and B."""
-    adapter = make_adapter(run.lora, run.seed, base.layers, base.device)
+    adapter = make_adapter(run.lora, run.seed, base.layers, base.kernels)
     saved = load_file(directory / ADAPTER_WEIGHTS, device=str(base.device))
     for name, parameter in adapter.named_parameters().items():
         parameter.data.copy_(saved[name])

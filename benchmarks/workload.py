@@ -17,6 +17,7 @@ from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.lora import make_adapter
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.data.schedule import make_schedule
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.base_model import open_base
 
 RUN_ID = "bench"
@@ -127,6 +128,6 @@ def _write_rows(path: Path, dataset: TokenizedDataset, examples: list[int]) -> N
 
 def _write_start(path: Path, spec: TrainerSpec) -> None:
     """The initial LoRA weights that Tunery draws from the seed, under PEFT's names, for the peer to load."""
-    base = open_base(spec.base, None, torch.bfloat16, torch.device("cpu"))
-    adapter = make_adapter(spec.run.lora, spec.run.seed, base.layers, torch.device("cpu"))
+    base = open_base(spec.base, None, torch.bfloat16, choose_kernels(torch.device("cpu")))
+    adapter = make_adapter(spec.run.lora, spec.run.seed, base.layers, base.kernels)
     save_file({name: tensor.detach().clone() for name, tensor in adapter.named_parameters().items()}, path)

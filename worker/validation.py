@@ -93,10 +93,12 @@ class Validator(Runner[Job, JobAttempt]):
                 raise PreparationError(outcome)
             reports[role] = report
         if spec.evaluation is not None:
-            self._check_evaluation_file(spec.evaluation, attempt, inputs)
+            self._check_evaluation_file(spec, spec.evaluation, attempt, inputs)
         return reports
 
-    def _check_evaluation_file(self, request: EvaluationRequest, attempt: JobAttempt, inputs: Inputs) -> None:
+    def _check_evaluation_file(
+        self, spec: JobSpec, request: EvaluationRequest, attempt: JobAttempt, inputs: Inputs
+    ) -> None:
         """Check the rows of the job's evaluation before anything is trained. Raises PreparationError, OSError."""
         file = attempt.transact(lambda session: files.get_even_deleted(session, request.file))
         assert file is not None, "it was checked when the job was created"
@@ -104,6 +106,7 @@ class Validator(Runner[Job, JobAttempt]):
             read_checked_inputs(
                 lambda: self.resources.storage.open(file.storage_key),
                 request.settings(),
+                spec.chat_template_kwargs,
                 Path(inputs.base.directory),
                 inputs.base.catalog_entry.context_length,
                 self.settings.max_line_bytes,

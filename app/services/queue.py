@@ -11,11 +11,13 @@ from sqlalchemy.orm import Session
 
 from app.db.base_models import models
 from app.db.fast_reads import job_reads
-from app.db.scheduling import fair_queue, workers
+from app.db.scheduling import device_losses, fair_queue, workers
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Evaluation, Job, QueuePlace, Worker
 from app.db.tables.base import core_table
+from app.domain.error_text.json_text import unquoted
 from app.domain.jobs.states import UNFINISHED_WORK, Desired, JobState
+from app.errors import NotFound
 
 SHOWN_STATES = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
 RUNNING = f"""
@@ -49,6 +51,19 @@ def view_workers(session: Session, project_id: str, is_admin: bool) -> list[Work
             held_id if held_id and (is_admin or owner_id == project_id) else None for held_id, owner_id in visible
         )
     return rows
+
+
+def resume_worker(session: Session, project_id: str, worker_id: str) -> Worker:
+    """Put a living worker back into service, named by its id, its name, or the part of the name that restarts keep.
+
+    Raises NotFound.
+    """
+    for row in view_workers(session, project_id, is_admin=True):
+        if worker_id in (public_worker_id(row.id), row.id, device_losses.slot_of(row.id)):
+            device_losses.resume(session, row.id)
+            row.out_of_service_at = None
+            return row
+    raise NotFound(f"No such Worker object: {unquoted(worker_id)}", "worker_id")
 
 
 def view_queue(session: Session, project_id: str, is_admin: bool, limit: int, half_life_seconds: float) -> Any:

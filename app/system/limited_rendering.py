@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from app.domain.datasets.chat_template import ChatTemplate, Message, UnusableTemplate
+from app.domain.datasets.chat_template import ChatTemplate, UnusableTemplate
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import RenderedLine, Renderer
 from app.domain.jobs.spec import DataParameters
@@ -63,24 +64,7 @@ def read_in_process(
 class LimitedRenderer(Renderer):
     """A renderer for processes that hold more than datasets: its template runs in a LimitedProcess."""
 
-    _process: LimitedProcess | None = None
     directory: Path
-
-    def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
-        if self.template is None:
-            return super().text(messages, tools, prompt)
-        self._process = process = self._process or LimitedProcess(memory_bytes=TEXT_MEMORY_BYTES)
-        template = self.template
-        try:
-            return str(
-                process.call(
-                    _text, template.source, tuple(template.special_tokens.items()), self.now, messages, tools, prompt
-                )
-            )
-        except ProcessEnded as error:
-            process.close()
-            self._process = None
-            raise UnusableTemplate(TOO_COSTLY) from error
 
     def lines(
         self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
@@ -101,16 +85,46 @@ def limited_renderer(directory: Path, now: datetime | None = None) -> LimitedRen
     """The renderer of a base model, whose template runs in another process. Raises OSError, ValueError."""
     renderer = load_renderer(directory, now, LimitedRenderer)
     renderer.directory = directory
+    if template := renderer.template:
+        renderer.template = _LimitedTemplate(template.source, template.special_tokens, template.now)
     return renderer
 
 
-class _TimedTemplate(ChatTemplate):
-    def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
-        signal.setitimer(signal.ITIMER_PROF, TEXT_SECONDS)  # its signal ends the process, also in code written in C
+class _LimitedTemplate(ChatTemplate):
+    """Rendered in a process that starts with the first text, and again after a text that has ended it."""
+
+    _process: LimitedProcess | None = None
+
+    def text(self, *arguments: Any) -> str:
+        self._process = process = self._process or LimitedProcess(memory_bytes=TEXT_MEMORY_BYTES)
         try:
-            return super().text(messages, tools, prompt)
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            return str(process.call(_text, self.source, tuple(self.special_tokens.items()), self.now, *arguments))
+        except ProcessEnded as error:
+            process.close()
+            self._process = None
+            raise UnusableTemplate(TOO_COSTLY) from error
+
+
+class _TimedTemplate(ChatTemplate):
+    """Ends its process after TEXT_SECONDS, by a signal, which also ends code written in C."""
+
+    def text(self, *arguments: Any) -> str:
+        with _time_limit():
+            return super().text(*arguments)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        with _time_limit():
+            return super().variables
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    signal.setitimer(signal.ITIMER_PROF, TEXT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _text(source: str, special_tokens: tuple[tuple[str, str], ...], now: datetime, *arguments: Any) -> str:

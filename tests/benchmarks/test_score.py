@@ -12,17 +12,15 @@ from app.domain.jobs.spec import QuantizationSpec
 from app.system.artifact_directory import ADAPTER_WEIGHTS
 from benchmarks.score import load_adapter, score
 from tests.tiny import make_tiny_base
-from tests.trainer.helpers import dataset_of, make_spec
+from tests.trainer.helpers import CPU_KERNELS, dataset_of, make_spec
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, load_base
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def base(tmp_path: Path) -> FrozenBase:
-    return load_base("tiny", make_tiny_base(tmp_path / "base"), QuantizationSpec(), torch.bfloat16, CPU)
+    return load_base("tiny", make_tiny_base(tmp_path / "base"), QuantizationSpec(), torch.bfloat16, CPU_KERNELS)
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def adapter(base: FrozenBase, tmp_path: Path) -> LoraAdapter:
     """From disk; it answers otherwise than the base."""
     (tmp_path / "train.jsonl").write_text("")
     run = make_spec(base.directory, tmp_path / "train.jsonl").run
-    fresh = make_adapter(run.lora, run.seed, base.layers, CPU)
+    fresh = make_adapter(run.lora, run.seed, base.layers, CPU_KERNELS)
     dice = torch.Generator().manual_seed(1)
     tensors = {
         name: torch.empty_like(tensor).uniform_(-0.5, 0.5, generator=dice)

@@ -43,6 +43,11 @@ def test_metadata_stays_text() -> None:
     assert pairs == {"team": "support", "ticket": "42", "note": "a=b"}
 
 
+def test_arguments_of_the_chat_template_are_json() -> None:
+    given = job_body(FILE, ['chat_template_kwargs={"enable_thinking": false}'])
+    assert given["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 @pytest.mark.parametrize(
     ("given", "assignments", "no_quantization"),
     [

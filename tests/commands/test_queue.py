@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from app.cli.errors import CommandExit
 from app.db.engine import Sessions, transaction
-from app.db.scheduling import workers
+from app.db.scheduling import device_losses, workers
 from app.db.tables import Project
+from app.domain.jobs.states import Reason
 from app.storage import LocalStorage
 from tests.commands.conftest import Tunery
 from tests.factories import WORKER, forecast_queue, make_file, make_job, make_project, start_job, validate_job
@@ -37,3 +39,13 @@ def test_the_queue_and_the_workers_are_shown(
     assert "NVIDIA L4, 24.0" in listed.out
     assert "host7" not in listed.out
     assert tunery("workers", "--json").json[0]["labels"] == ["fast"]
+
+
+def test_a_worker_that_lost_its_gpu_is_resumed(operator: Tunery, sessions: Sessions) -> None:
+    with transaction(sessions) as session:
+        workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, ABOUT)
+        for _ in range(device_losses.MAX_IN_A_ROW):
+            device_losses.count(session, "gpu0@host#1", "ftjob-1", Reason.DEVICE_LOST)
+    assert operator("workers", "--json").json[0]["status"] == "out_of_service"
+    assert operator("workers", "--resume", "gpu0@host", "--json").json[0]["status"] == "idle"
+    assert operator("workers", "--resume", "gpu9@host").exit_code == CommandExit.NOT_FOUND

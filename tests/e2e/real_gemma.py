@@ -26,7 +26,7 @@ from app.domain.jobs.spec import DataParameters, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
 from tests.e2e.test_main_job import connect, finished
-from tests.trainer.helpers import CPU
+from tests.trainer.helpers import CPU_KERNELS
 from tests.trainer.model.test_bases import Plain, plain_model
 from tests.up import ROOT, Service, serving
 from worker.trainer.data.batch import read_dataset
@@ -104,7 +104,7 @@ def job(service: Service, training_file: Path) -> FineTuningJob:
 
 @pytest.fixture(scope="module")
 def base(directory: Path) -> FrozenBase:
-    return load_base(MODEL, directory, QuantizationSpec(compute_dtype="float32"), torch.float32, CPU)
+    return load_base(MODEL, directory, QuantizationSpec(compute_dtype="float32"), torch.float32, CPU_KERNELS)
 
 
 def losses(client: openai.OpenAI, job: FineTuningJob) -> list[float]:

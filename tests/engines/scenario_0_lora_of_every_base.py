@@ -25,7 +25,7 @@ from app.domain.artifacts.engines import (
 )
 from app.domain.jobs.layer_patterns import expand_patterns
 from app.domain.jobs.spec import LoraSpec
-from tests.trainer.helpers import CPU, make_spec, run_trainer, write_answers
+from tests.trainer.helpers import CPU_KERNELS, make_spec, run_trainer, write_answers
 from tests.trainer.model.bases import BASES, EXPERTS, make_model
 from worker.trainer.merge import merge
 from worker.trainer.model.base_model import load_base
@@ -59,7 +59,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def train(name: str, directory: Path, training_file: Path) -> LoraSpec:
     base = make_model(*MODELS[name], directory / "base", torch.float32)
-    layers = load_base("tiny", base, None, torch.float32, CPU).adaptable_layers
+    layers = load_base("tiny", base, None, torch.float32, CPU_KERNELS).adaptable_layers
     targets = sorted({layer.rpartition(".")[2] for layer in layers})
     spec = make_spec(base, training_file, target_modules=targets, r=8, n_epochs=1, use_rslora=True)
     sizes = {layer: (each.base.out_features, each.base.in_features) for layer, each in layers.items()}

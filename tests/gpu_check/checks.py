@@ -21,7 +21,7 @@ from app.system.model_files import read_catalog_entry
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.trainer.helpers import Attempt, make_spec, run_trainer
 from tests.trainer.model.bases import make_base
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.cuda.memory import CudaMemory
 from worker.trainer.model.attention.attention import document_attention
 from worker.trainer.model.attention.attention_check import AttentionCall, check_attention
 from worker.trainer.objective import objective
@@ -191,8 +191,9 @@ def slot_budget(device: torch.device, _directory: Path) -> str:
     """A process with the budget of a slot has no more: an allocation above it fails, one below it does not."""
     total_bytes = torch.cuda.mem_get_info(device)[1]
     budget_bytes = total_bytes // 4
-    device_memory.set_budget(device, budget_bytes)
-    measured = device_memory.measure(device).capacity_bytes
+    memory = CudaMemory(device)
+    memory.set_limits(budget_bytes)
+    measured = memory.measure().capacity_bytes
     if abs(measured - budget_bytes) > 1e-3 * budget_bytes:
         raise CheckFailed(f"a budget of {budget_bytes} bytes is measured as {measured}")
     torch.empty(budget_bytes // 2, dtype=torch.uint8, device=device)

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from app.api.routes import answers as answers_routes
 from app.db.deliveries.credentials import encrypt
 from app.db.engine import Sessions, transaction
-from app.db.tables import Delivery, DeliveryTarget, Job, TunedModel
+from app.db.tables import Delivery, DeliveryTarget, Job, Project, TunedModel
 from app.domain.answers.engine_answers import MAX_ANSWER_BYTES
 from app.errors import BadRequest
 from app.main import create_app
@@ -31,7 +31,7 @@ from app.storage import LocalStorage
 from tests.answering_engine import BASE, TO_ENGINES, WORDS, AnsweringEngine, answering, deliver
 from tests.deadline import until
 from tests.dripping import dripping
-from tests.factories import make_key, make_project
+from tests.factories import make_key, make_project, make_succeeded_job
 from tests.serving import LiveServer, free_port
 
 CHAT = "/v1/chat/completions"
@@ -94,6 +94,27 @@ class TestPassedOn:
         model = delivered(server.url)
         assert len(client.post(CHAT, json={"model": model, **EVERYTHING}).json()["choices"]) == 2
         assert server.asked[0].body == {"model": model, **EVERYTHING}
+
+    @pytest.mark.parametrize(
+        ("own", "expected"),
+        [
+            ({}, {"enable_thinking": False, "reasoning_effort": "low"}),
+            ({"enable_thinking": True, "reasoning_effort": None, "other": 1},
+             {"enable_thinking": True, "reasoning_effort": "low", "other": 1}),
+            ("text", "text"),
+        ],
+    )  # fmt: skip
+    def test_the_chat_template_gets_the_arguments_of_the_training_below_those_of_the_request(
+        self, client: TestClient, server: AnsweringEngine, sessions: Sessions, storage: LocalStorage,
+        project: Project, base_model: str, own: Any, expected: Any,
+    ) -> None:  # fmt: skip
+        arguments = {"enable_thinking": False, "reasoning_effort": "low"}
+        with transaction(sessions) as session:
+            job = make_succeeded_job(session, storage, project, body={"chat_template_kwargs": arguments})
+        model = Deliverer(sessions, job)(server.url)
+        client.post(CHAT, json={"model": model, "messages": MESSAGES, "chat_template_kwargs": own})
+        client.post("/v1/completions", json={"model": model, "prompt": "a"})
+        assert [asked.body.get("chat_template_kwargs") for asked in server.asked] == [expected, None]
 
     def test_a_completion_has_a_path_of_its_own(
         self, client: TestClient, server: AnsweringEngine, delivered: Deliverer

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.queue import QueueBody, WorkerBody
 from app.db.engine import Sessions, transaction
-from app.db.scheduling import workers
+from app.db.scheduling import device_losses, workers
 from app.db.tables import Job, Project
+from app.domain.jobs.states import Reason
 from app.domain.scheduling.worker_capacity import worker_capacity
 from app.services.access import keys
 from app.storage import LocalStorage
@@ -87,6 +89,28 @@ class TestWorkers:
         assert (gpu(foreign_headers)["status"], gpu(foreign_headers)["job_id"]) == ("busy", None)
         seen = gpu(admin_headers)
         assert (seen["job_id"], seen["hostname"], seen["name"]) == (scene[0].id, "host7", WORKER)
+
+    @pytest.mark.parametrize("name", ["id", "name", "slot"])
+    def test_an_admin_resumes_a_worker_that_lost_its_gpu(
+        self, client: TestClient, sessions: Sessions, scene: list[Job], admin_headers: dict[str, str], name: str
+    ) -> None:
+        def gpu() -> dict[str, Any]:
+            body = client.get("/v1/organization/status", headers=admin_headers).json()
+            codes = {problem["code"] for problem in body["problems"]}
+            (worker,) = (each for each in body["workers"] if each["queue"] == "gpu")
+            return worker | {"slot": worker["name"].partition("#")[0], "is_problem": "workers_out_of_service" in codes}
+
+        with transaction(sessions) as session:
+            for _ in range(device_losses.MAX_IN_A_ROW):
+                device_losses.count(session, WORKER, scene[0].id, Reason.DEVICE_LOST)
+        seen = gpu()
+        assert (seen["status"], seen["is_problem"]) == ("out_of_service", True)
+        path = "/v1/organization/workers/{}/resume"
+        error_of(client.post(path.format(quote(seen[name]))), 403)
+        error_of(client.post(path.format("gpu7@host7"), headers=admin_headers), 404)
+        resumed = client.post(path.format(quote(seen[name])), headers=admin_headers).json()
+        assert (resumed["id"], resumed["status"]) == (seen["id"], "busy")
+        assert (gpu()["status"], gpu()["is_problem"]) == ("busy", False)
 
 
 class TestCreate:

@@ -1,23 +1,14 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
-import pytest
-from sqlalchemy import update
-from sqlalchemy.orm import Session
-
 from app.db.engine import Sessions, transaction
-from app.db.jobs import checkpoints, claims, evaluations
+from app.db.jobs import claims
 from app.db.jobs.leases import lease_of
 from app.db.scheduling import measurements
-from app.db.tables import Attempt, Evaluation, Job, MeasurementRow, Project
-from app.domain.evaluations.graders import EvaluationSettings
+from app.db.tables import Job, MeasurementRow
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
-from app.storage import LocalStorage
-from tests.factories import make_file, make_job, make_succeeded_job, start_job, validate_job
 
 MODE = ExecutionPlan(row_tokens=2048)
 PLANNED = Planned(
@@ -36,7 +27,6 @@ def found(sessions: Sessions, job: Job, device: str = "EPYC") -> list[dict[str, 
 
 DONE = Measured(
     run_id="r", mode=MODE, peak_bytes=1_900, seconds=30.0, step_seconds=20.0, step_tokens=4_000, validation_seconds=4.0,
-    others_share=0.25,
 )  # fmt: skip
 
 
@@ -50,57 +40,7 @@ def test_a_job_counts_when_it_is_done(sessions: Sessions, running: Job) -> None:
     (row,) = found(sessions, running)
     assert (row["loaded_ratio"], row["working_ratio"]) == (1.1, 1.6)
     assert (row["working_bytes"], row["tokens"]) == (500, 4_000)
-    assert (row["flops"], row["other_seconds"], row["others_share"]) == (200 * 3e9, 5.0, 0.25)
-
-
-@pytest.mark.parametrize(
-    ("other", "gpu", "seconds_beside", "share"),
-    [
-        ("job", "GPU-1", 100, 0.5),
-        ("job", "GPU-1", 25, 0.2),
-        ("job", "GPU-2", 100, 0.0),
-        ("evaluation", "GPU-1", 50, 1 / 3),
-    ],
-)
-def test_a_job_beside_another_or_an_evaluation_on_its_gpu_counts_less(
-    sessions: Sessions,
-    storage: LocalStorage,
-    project: Project,
-    running: Job,
-    other: str,
-    gpu: str,
-    seconds_beside: int,
-    share: float,
-) -> None:
-    """The other slot has half of the GPU while it runs."""
-
-    def reserve(session: Session, row: Job | Evaluation, uuid: str, seconds: int) -> None:
-        started_at = datetime.now(UTC) - timedelta(seconds=seconds)
-        reservation = {"gpu_uuids": [uuid], "budget_bytes": 1, "started_at": started_at}
-        of_row = update(Evaluation).where(Evaluation.id == row.id)
-        if isinstance(row, Job):
-            of_row = update(Attempt).where(Attempt.job_id == row.id, Attempt.attempt == row.attempt)
-        session.execute(of_row.values(reservation))
-
-    with transaction(sessions) as session:
-        if other == "job":
-            make_job(session, project, make_file(session, storage, project))
-            validate_job(session)
-            reserve(session, start_job(session), gpu, seconds_beside)
-        else:
-            evaluated, file = make_succeeded_job(session, storage, project), make_file(session, storage, project)
-            evaluations.insert(
-                session, evaluated, checkpoints.kept(session, evaluated.id)[0], file, EvaluationSettings()
-            )
-            evaluation = evaluations.claim(session, "w1", 60)
-            assert evaluation is not None
-            reserve(session, evaluation, gpu, seconds_beside)
-        reserve(session, running, "GPU-1", 100)
-        measurements.add(session, running, "cuda", "EPYC", "sha", PLANNED, PROBED)
-    with transaction(sessions) as session:
-        measurements.finish(session, running, DONE.model_copy(update={"others_share": None}))
-    (row,) = found(sessions, running)
-    assert row["others_share"] == pytest.approx(share, abs=0.02)
+    assert (row["flops"], row["other_seconds"]) == (200 * 3e9, 5.0)
 
 
 def test_a_peak_of_the_probe_stays_where_the_steps_took_less(sessions: Sessions, running: Job) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_labelled, ma
 from tests.trainer.helpers import Trainings
 from worker.trainer.checkpoint import provenance
 from worker.trainer.model.base_model import FrozenBase
+from worker.trainer.runtime import device
 from worker.trainer.training import run as program
-from worker.trainer.training.step_actions import StepActions
+from worker.trainer.training import step_actions
+from worker.trainer.training.finish import Finish
 
 torch.set_num_threads(1)  # matrices of the tiny model are small: a second thread makes them slower
 
 
 @pytest.fixture(scope="session", autouse=True)
 def fast_bfloat16() -> Iterator[None]:
-    """Without this, a processor that emulates bfloat16 adds a warning to the messages of each run."""
+    """The dtype of a run, and its warnings, do not depend on the processor of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(provenance, "times_float32", lambda _: 1.0)
+        for module in (device, provenance):
+            patch.setattr(module, "multiplies_fast", lambda _: True)
         yield
 
 
@@ -34,7 +38,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     has a fixture of the same name that does nothing.
     """
     monkeypatch.setattr(program, "count_missing", _count_missing)
-    monkeypatch.setattr(StepActions, "_measure_reference", lambda *_: None)
+    monkeypatch.setattr(step_actions, "Finish", partial(Finish, records_reference=False))
 
 
 _counted: dict[object, Mapping[Any, float]] = {}
@@ -42,7 +46,7 @@ _count = program.count_missing
 
 
 def _count_missing(spec: TrainerSpec, base: FrozenBase, run: Any, recomputation: Any) -> Mapping[Any, float]:
-    of_base = (spec.base.model_dump_json(), str(base.quantization), base.compute_dtype, base.cuda_kernels)
+    of_base = (spec.base.model_dump_json(), str(base.quantization), base.compute_dtype, base.kernels.is_fused)
     key = (*of_base, spec.run.lora.model_dump_json())
     if key not in _counted:
         _counted[key] = _count(spec, base, run, recomputation)

@@ -25,6 +25,7 @@ from app.system.model_files import hash_directory, linear_layers
 from app.system.tokenizer_files import load_renderer
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training import run as program
@@ -33,6 +34,7 @@ from worker.trainer.training.state import Run, StepResult
 
 ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 CPU = torch.device("cpu")
+CPU_KERNELS = choose_kernels(CPU)
 FLOAT32 = QuantizationSpec(compute_dtype="float32")
 
 
@@ -236,13 +238,13 @@ def run_trainer(spec: TrainerSpec, workdir: Path, *, stop_at: tuple[int, Command
 
 def load_tiny_base(directory: Path, quantization: QuantizationSpec | None = FLOAT32) -> FrozenBase:
     dtype = getattr(torch, quantization.compute_dtype) if quantization else torch.float32
-    return load_base("tiny", directory, quantization, dtype, CPU)
+    return load_base("tiny", directory, quantization, dtype, CPU_KERNELS)
 
 
 def prepare(spec: TrainerSpec, base: FrozenBase, workdir: Path) -> Run:
     """Return the run of a spec before its first step."""
     renderer = load_renderer(spec.base.directory)
-    return program.prepare(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
+    return program.new_run(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
 
 
 def save_adapter(base: FrozenBase, run: Run, where: Path) -> Path:

@@ -269,6 +269,7 @@ def by_chat(engine: Engine, server: Server, base: str, adapter: str, prompt: Ref
     if not prompt.messages:
         return ServedPrompt([], [], [], is_generated=True, is_answer_of_base=True, is_chat=True)
     fields = {"messages": prompt.messages, "max_tokens": len(prompt.answer)}
+    fields |= prompt.model_dump(include={"chat_template_kwargs"})
     of_base = _chat_answer(server, {"model": base} | fields)
     of_adapter = _chat_answer(server, engine.completion_model(base, adapter) | fields)
     agreeing = _common_length(of_adapter.tokens, prompt.answer)

@@ -17,6 +17,7 @@ from app.db.tables import BaseModelRow, Evaluation, File, Job
 from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer, TemplateRefused
+from app.domain.datasets.template_arguments import ChatTemplateArguments, merge_arguments
 from app.domain.evaluations.graders import EvaluationSettings, JsonFields, LabelAccuracy
 from app.domain.evaluations.rows import (
     MAX_NAMES,
@@ -82,6 +83,7 @@ class EvaluationInputs:
 def read_checked_inputs(
     open_file: Callable[[], BinaryIO],
     settings: EvaluationSettings,
+    arguments: ChatTemplateArguments | None,
     model_directory: Path,
     context_length: int,
     max_line_bytes: int,
@@ -89,14 +91,15 @@ def read_checked_inputs(
 ) -> EvaluationInputs:
     """Read the file in a process with limits, as the base model's chat template runs there.
 
-    `check` is called meanwhile, to raise an error that ends the work. Raises InvalidEvaluationFile,
-    UnreadableTokenizer, UnusableTemplate, OSError.
+    `arguments` are those of the job. `check` is called meanwhile, to raise an error that ends the work. Raises
+    InvalidEvaluationFile, UnreadableTokenizer, UnusableTemplate, OSError.
     """
     with open_file() as file, open_file() as again:
         inputs: EvaluationInputs = read_in_process(
             model_directory,
             read_inputs,
             settings,
+            arguments,
             context_length,
             max_line_bytes,
             files=[file, again],
@@ -109,6 +112,7 @@ def read_checked_inputs(
 def read_inputs(
     renderer: Renderer,
     settings: EvaluationSettings,
+    arguments: ChatTemplateArguments | None,
     context_length: int,
     max_line_bytes: int,
     file: BinaryIO,
@@ -134,7 +138,8 @@ def read_inputs(
                 "max_rows, or leave out fields that no grader needs."
             )
         rows.append(row)
-        prompts.append(array("I", _prompt(row, renderer, context_length - settings.max_new_tokens, findings)))
+        of_row = renderer.with_arguments(merge_arguments(arguments, row.chat_template_kwargs))
+        prompts.append(array("I", _prompt(row, of_row, context_length - settings.max_new_tokens, findings)))
     _check_names(rows, settings)
     _raise_if(findings)
     return EvaluationInputs(rows, prompts, count)
@@ -186,10 +191,7 @@ def _prompt(row: EvaluationRow, renderer: Renderer, max_tokens: int, findings: l
         if row.prompt is not None:
             tokens = renderer.encode_plain(row.prompt)
         else:
-            messages = renderer.normalized(row.messages)
-            tokens = renderer.encode(renderer.text(messages, row.tools, prompt=True))
-            if len(tokens) <= max_tokens:
-                renderer.check_prompt(messages, row.tools)
+            tokens = renderer.prompt(row.messages, row.tools, max_tokens)[1]
     except TemplateRefused as error:
         findings.append(Finding(row.line, str(error), "template_refused"))
         return []
@@ -256,6 +258,7 @@ def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -
         return read_checked_inputs(
             lambda: resources.storage.open(loaded.file.storage_key),
             loaded.settings,
+            JobSpec.model_validate(loaded.job.spec).chat_template_kwargs,
             Path(loaded.base.directory),
             loaded.base.catalog_entry.context_length,
             resources.settings.max_line_bytes,

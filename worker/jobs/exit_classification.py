@@ -52,7 +52,7 @@ class AttemptOutcome:
 
     @property
     def level(self) -> str:
-        return "warn" if self.reason in CRASHES else "info"
+        return "warn" if self.reason in CRASHES | {Reason.DEVICE_LOST} else "info"
 
     def delay_factor(self, is_stopping: bool) -> int:
         """How long the job waits before its next attempt, as a multiple of the delay after a crash."""

@@ -209,6 +209,7 @@ def trainer_spec(
         validation_file=validation_file,
         validation_file_sha256=inputs.validation_file.sha256 if inputs.validation_file else None,
         resume_from=resume_from,
+        chat_template_kwargs=spec.chat_template_kwargs,
         sample_prompts=spec.sample_prompts,
         start_adapter=adapter.directory if adapter else None,
         start_adapter_sha256=adapter.manifest_sha256 if adapter else None,

@@ -72,7 +72,7 @@ class JobSupervisor(Runner[Job, JobAttempt]):
     def run_next(self) -> bool:
         """Run one job from its claim to its end; False when no job is due, or the GPU is not free.
 
-        Without its GPUs a worker claims nothing, because each of its attempts would count as a crash of a job.
+        Without its GPUs a worker claims nothing, because each attempt would count as a lost GPU.
         """
         if self._must_check_gpus:
             if problem := gpu_problem(self.settings.gpus_per_job, self.settings.device):

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
-from app.db.scheduling import workers
+from app.db.scheduling import device_losses, workers
 from app.domain.artifacts.exports import ExportType
 from app.job_queue import Queue
 from app.log import get_logger
@@ -52,6 +52,7 @@ class WorkerNode:
         self.slots: dict[Queue, Slot] = {}
         self.export_slot: Slot | None = None  # also for registrations; a slot of its own, because they take minutes
         self._resources: Resources | None = None
+        self._is_out_of_service = False  # the GPU slot, as of the last heartbeat
         self._closing = ExitStack()  # what `close` does after the slots have ended, the last first
         self._heartbeat_due = threading.Event()
 
@@ -144,7 +145,10 @@ class WorkerNode:
             return nullcontext
         from worker.answers import TrialAnswers  # its libraries are not on workers that only validate
 
-        trial_answers = TrialAnswers(resources, owner, name, lambda: models.capacity().models or frozenset())
+        def answerable() -> frozenset[str]:
+            return (not self._is_out_of_service and models.capacity().models) or frozenset()
+
+        trial_answers = TrialAnswers(resources, owner, name, answerable)
         trial_answers.start()
         self._closing.callback(trial_answers.close)
         return trial_answers.suspended
@@ -166,6 +170,8 @@ class WorkerNode:
             disk = describe_data_disk(self.settings.data_dir, self.settings.low_disk_percent)
             about = machine | models.describe() | {"disk": disk}
             workers.heartbeat(session, slot.owner, slot.queue, socket.gethostname(), os.getpid(), about)
+            if slot.queue == "gpu":
+                self._is_out_of_service = device_losses.is_out_of_service(session, slot.owner)
 
         cleaned_up_at = -float("inf")
         while not resources.stop.is_set():

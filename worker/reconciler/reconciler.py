@@ -153,7 +153,8 @@ class Reconciler:
         none."""
         with transaction(self.resources.sessions) as session:
             busy = {worker.id for worker in workers.busy(session)}
-            free = {worker.queue for worker in workers.alive(session) if worker.id not in busy}
+            living = workers.alive(session)
+            free = {each.queue for each in living if each.id not in busy and each.out_of_service_at is None}
             hinted = [
                 queue
                 for queue, kind in KIND_BY_QUEUE.items()

@@ -70,8 +70,10 @@ def _families(session: Session) -> Iterator[GaugeMetricFamily]:
     oldest |= {each.state: each.age_seconds for each in status.oldest_waiting(session)}
     yield _by_label("queue_oldest_age_seconds", "How long the oldest due job of a state has waited.", "state", oldest)
     busy = {worker.id for worker in workers.busy(session)}
-    counts = Counter({(queue, name): 0 for queue in WORKER_QUEUES for name in ("idle", "busy")})
-    counts.update((each.queue, "busy" if each.id in busy else "idle") for each in workers.alive(session))
+    counts = Counter({(queue, name): 0 for queue in WORKER_QUEUES for name in ("idle", "busy", "out_of_service")})
+    for each in workers.alive(session):
+        each.is_busy = each.id in busy
+        counts[each.queue, each.status] += 1
     living = GaugeMetricFamily("tunery_workers", "Workers with a recent heartbeat.", labels=["queue", "status"])
     for labels, count in counts.items():
         living.add_metric(labels, count)

@@ -71,7 +71,7 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], base_directory: Path) -> Iterator[str]:
     """Describe each difference between the identity in a snapshot and that of the current run."""
-    saved = _with_layer_patterns(_defaults() | dict(saved), base_directory)
+    saved, current = _with_layer_patterns(_defaults() | dict(saved), base_directory), _defaults() | dict(current)
     for name in sorted((saved.keys() | current.keys()) - {WORLD_SIZE}):
         if saved.get(name) != current.get(name):
             yield f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
@@ -227,10 +227,11 @@ def _read_plan(values: dict[str, Any]) -> ExecutionPlan:
 
 
 def restore(run: Run, snapshot: LoadedSnapshot) -> None:
-    """Restore weights, moments, random state and step of the run from the snapshot."""
+    """Restore weights, moments, random state and step of the run, and free the tensors of the snapshot."""
     if snapshot.tensors:
         _restore_tensors(run, snapshot.tensors)
         _restore_random_state(run, snapshot)
+        snapshot.tensors.clear()
     run.step = run.first_step = run.snapshot_step = snapshot.step
     run.snapshot_plan = snapshot.plan
     run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best

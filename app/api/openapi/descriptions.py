@@ -68,6 +68,7 @@ PARAMETERS = {
     "resource_ids[]": "Only entries with one of these ids: of a job, a file, a key, ...",
     "target_id": "The delivery target, by its id or name.",
     "upload_id": "The upload.",
+    "worker_id": "The worker: its `id`, its `name`, or the part of the name before `#`.",
 }
 # The models of the request parameters that are fields of these schemas, too.
 PARAMETER_MODELS: dict[str, tuple[type[BaseModel], ...]] = {

@@ -30,7 +30,7 @@ CHAT_PATH = "/chat/completions"
 CHAT_FIELDS = frozenset(TrialRequest.model_fields) - {"prompt"}
 OF_CHATS = {
     "messages", "max_completion_tokens", "top_logprobs", "response_format",
-    "tools", "tool_choice", "parallel_tool_calls",
+    "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs",
 }  # fmt: skip
 FIELDS = frozenset(TrialRequest.model_fields) - OF_CHATS
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
@@ -84,6 +84,8 @@ async def _answer(request: Request, app_state: AppState, caller: Caller, data: b
 async def _ask(app_state: AppState, question: Question, key_id: str, size_bytes: int) -> EngineAnswer:
     settings = app_state.settings
     served = await answers.find_model(app_state.connections, question.project_id, question.model)
+    if question.path.endswith(CHAT_PATH):
+        question = answers.with_arguments(question, served)
     if servers := answers.servers_of(served, settings.encryption_keys):
         return await answers.ask(app_state.engine_client, servers, question)
     if not settings.trial_answers:

@@ -22,9 +22,11 @@ from app.api.schemas.operations import (
     StatusBody,
     changes_of,
 )
+from app.api.schemas.queue import WorkerBody
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import After, Limit, list_page
 from app.db import encryption
+from app.services import queue
 from app.services.access import audit
 from app.services.operations import retention, secrets, status
 
@@ -85,6 +87,13 @@ def show_status(caller: CallerDep, session: SessionDep, app_state: AppStateDep) 
 organization = APIRouter(
     prefix="/v1/organization", tags=["Projects and keys"], dependencies=[AUTHENTICATED], route_class=IdempotentRoute
 )
+
+
+@organization.post("/workers/{worker_id}/resume", response_model=WorkerBody, summary="Put a worker back into service")
+def resume_worker(worker_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """After its GPU works again. A worker is named by `id`, by `name`, or by the part of `name` before `#`, which
+    restarts keep; one that is in service stays so."""
+    return queue.resume_worker(session, caller.project_id, worker_id)
 
 
 @organization.get(

@@ -43,6 +43,8 @@ class CreateChatCompletion(QuestionBody):
     """The maximum number of new tokens."""
     max_tokens: int | None = None
     """The older name of `max_completion_tokens`."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Arguments of the chat template, vLLM's field. By default, and key by key, those of the job of the model."""
 
 
 class CreateCompletion(QuestionBody):

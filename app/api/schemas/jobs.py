@@ -16,6 +16,7 @@ from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.evaluations import EvaluationError
 from app.api.schemas.queue import QueuedFields
 from app.domain.artifacts.engines import Compatibility, job_compatibility
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
@@ -188,6 +189,10 @@ class JobBody(QueuedFields):
     """The `suffix` of the request."""
     lora: LoraSpec
     quantization: QuantizationSpec | None
+    chat_template_kwargs: ChatTemplateArguments | None
+    """Arguments of the base model's chat template; null: none. Requests to an engine that serves the adapter need the
+    same.
+    """
     sample_prompts: list[str]
     """Prompts that the model answers at every validation."""
     progress: Progress | None
@@ -242,8 +247,9 @@ class JobBody(QueuedFields):
             "seed": spec["seed"],
             "error": _error(row),
             "integrations": [],
-            "lora": spec["lora"],
+            "lora": {"experts": False} | spec["lora"],
             "quantization": spec["quantization"],
+            "chat_template_kwargs": spec.get("chat_template_kwargs"),
             "sample_prompts": spec.get("sample_prompts", []),
             "progress": _fields(Progress, progress),
             "trained_steps": progress.get("step"),

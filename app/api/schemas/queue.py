@@ -34,8 +34,9 @@ class WorkerBody(Body):
     object: Literal["worker"] = "worker"
     queue: Literal["gpu", "cpu"]
     """`gpu` trains, on any device; `cpu` validates files."""
-    status: Literal["idle", "busy"]
-    """`busy`: it runs a job or an evaluation."""
+    status: Literal["idle", "busy", "out_of_service"]
+    """`busy`: it runs a job or an evaluation. `out_of_service`: it lost its GPU in three attempts in a row, and claims
+    nothing until an operator resumes it."""
     device: WorkerDevice
     """The device that it computes on."""
     models: list[str]

@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.client.references import named_path
 from app.cli.options import with_client
 from app.cli.output.console import duration_text, print_note, size_text, time_text
-from app.cli.output.results import Columns, Result, print_rows
-from app.cli.resource import named
+from app.cli.output.results import Columns, Result, print_rows, table
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
 
 commands = typer.Typer()
 
+Resumed = Annotated[
+    str | None, typer.Option("--resume", metavar="WORKER", help="Put this worker back into service; id or name.")
+]
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of queued jobs.")]
 
 
@@ -51,6 +54,27 @@ def show(client: "Client", limit: Limit = 50) -> Result:
     return Result(queue, show)
 
 
+@commands.command("workers")
+@with_client
+def show_workers(client: "Client", resume: Resumed = None) -> Result:
+    """List the live workers with device, models, labels and current job or evaluation.
+
+    With --resume: put a worker back into service that lost its GPU in three attempts in a row. Requires an admin key.
+    """
+    if resume is not None:
+        client.post(named_path("organization/workers", resume, "resume"))
+    columns: Columns = {
+        "worker": lambda worker: worker["name"] or worker["id"],
+        "queue": "queue",
+        "status": "status",
+        "device": ("device", _device_text),
+        "models": ("models", ", ".join),
+        "labels": ("labels", ", ".join),
+        "job": lambda worker: worker["job_id"] or worker["evaluation_id"] or "",
+    }
+    return table(client.pages("workers", None), columns, "No live workers.")
+
+
 def _duration_text(row: "Json") -> str:
     """The remaining time of a running job, else the estimate."""
     if "expected_finish" in row:
@@ -83,20 +107,3 @@ def _device_text(device: "Json") -> str:
     if device.get("slot_bytes") is None:  # a server of an earlier release has no slots
         return text
     return f"1 of {device['slots_per_gpu']} slots ({size_text(device['slot_bytes'])}) of {text}"
-
-
-named(commands, "workers").add_list(
-    "List the live workers with device, models, labels and current job or evaluation.",
-    {
-        "worker": lambda worker: worker["name"] or worker["id"],
-        "queue": "queue",
-        "status": "status",
-        "device": ("device", _device_text),
-        "models": ("models", ", ".join),
-        "labels": ("labels", ", ".join),
-        "job": lambda worker: worker["job_id"] or worker["evaluation_id"] or "",
-    },
-    "No live workers.",
-    name="workers",
-    page_size=None,
-)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from app.domain.deliveries.targets import ENGINES, DeliveryState
 
 # An `ft:` model of the project or shared with it, or a base model that is offered to it, by its name or an alias.
 USABLE_MODEL = """
-SELECT tuned.id, tuned.project_id, false AS is_base FROM tuned_models AS tuned
+SELECT tuned.id, tuned.project_id, false AS is_base, job.spec -> 'chat_template_kwargs' AS chat_template_kwargs
+FROM tuned_models AS tuned JOIN jobs AS job ON job.id = tuned.job_id
 WHERE tuned.id = %(model)s AND tuned.deleted_at IS NULL AND (
   tuned.project_id = %(project_id)s OR EXISTS (
     SELECT FROM checkpoint_permissions AS permission
@@ -19,13 +20,13 @@ WHERE tuned.id = %(model)s AND tuned.deleted_at IS NULL AND (
   )
 )
 UNION ALL
-SELECT base.name, %(project_id)s, true FROM base_models AS base
+SELECT base.name, %(project_id)s, true, NULL FROM base_models AS base
 WHERE (base.project_id IS NULL OR base.project_id = %(project_id)s)
   AND base.name = coalesce((SELECT base_model FROM model_aliases WHERE name = %(model)s), %(model)s)
 """
 # The engines of the model's own project. A base model is served by every engine that has an adapter of it.
 SERVED_MODEL = f"""
-SELECT model.id AS name, model.is_base, model.project_id AS owner_id, served.*
+SELECT model.id AS name, model.is_base, model.project_id AS owner_id, model.chat_template_kwargs, served.*
 FROM ({USABLE_MODEL}) AS model
 LEFT JOIN LATERAL (
   SELECT DISTINCT ON (target.id, CASE WHEN model.is_base THEN '' ELSE delivery.served_model END)
@@ -56,6 +57,7 @@ class ServedModel:
     is_base: bool
     owner_id: str  # the project of an `ft:` model, which may share it
     targets: Sequence[ServingTarget]
+    chat_template_kwargs: Mapping[str, Any] | None = None  # of the job of an `ft:` model
 
 
 async def find_served_model(connections: AsyncConnections, project_id: str, model: str) -> ServedModel | None:
@@ -70,4 +72,4 @@ async def find_served_model(connections: AsyncConnections, project_id: str, mode
         for row in rows
         if row.target_id is not None
     ]
-    return ServedModel(first.name, first.is_base, first.owner_id, targets)
+    return ServedModel(first.name, first.is_base, first.owner_id, targets, first.chat_template_kwargs)

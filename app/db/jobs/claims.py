@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.db.jobs import events, leases
 from app.db.jobs.jobs import close_attempt
 from app.db.jobs.leases import FencedError, Lease, Retries
-from app.db.scheduling import fair_queue, gpu_reservations
+from app.db.scheduling import device_losses, fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE, duration_text, pause_seconds
@@ -44,14 +44,14 @@ def claim(
 ) -> Job | None:
     """Claim the next job of the fair queue that fits the worker's capacity `offer`; None if there is none.
 
-    Four statements in the caller's transaction: a check without a lock whether any job is claimable, the lock of
-    claims, the UPDATE that selects and takes the row, and the inserts of the attempt and its event. The selection
+    In the caller's transaction: checks without a lock whether any job is claimable and the worker in service, the lock
+    of claims, the UPDATE that selects and takes the row, and the inserts of the attempt and its event. The selection
     skips locked rows, so that a concurrent cancel or pause of a job blocks no worker.
 
     On a GPU that several slots share, the attempt reserves its memory. While a part of the GPU is reserved, a job that
     needs it whole is not claimed, and no later job passes it; otherwise small jobs would keep it waiting forever.
     """
-    if not has_claimable_job(session, kind):
+    if not has_claimable_job(session, kind) or (kind == "train" and device_losses.is_out_of_service(session, owner)):
         return None
     fair_queue.lock_claims(session, kind)
     fits_in_rest: list[ColumnElement[bool]] = []
@@ -172,6 +172,8 @@ def finish_attempt(
     `reason` decides the next state; state, lease, attempt, event and `columns` change together. A crash is retried
     after the delay of `retries`, doubled with each consecutive crash, and the last of them fails the job.
     """
+    if job.lease_owner is not None and job.state == JobState.RUNNING:
+        device_losses.count(session, job.lease_owner, job.id, reason)
     streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
     outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= retries.max_streak else reason
     state = _next_state(job, outcome)

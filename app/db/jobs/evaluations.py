@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, events, leases
 from app.db.jobs.leases import Lease, Retries
-from app.db.scheduling import fair_queue, gpu_reservations
+from app.db.scheduling import device_losses, fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, File, Job
 from app.domain.evaluations.graders import EvaluationSettings, make_plan
 from app.domain.evaluations.summary import DeliveryVerdict, delivery_verdict
@@ -104,7 +104,7 @@ def claim(
     Generation needs less memory than the job's training, so its requirements are those of the job. On a GPU that
     several slots share it reserves memory as a job does; a base model that is not quantized needs the whole GPU.
     """
-    if not leases.has_claimable(session, Evaluation):
+    if not leases.has_claimable(session, Evaluation) or device_losses.is_out_of_service(session, owner):
         return None
     is_reserved = False
     if capacity is not None and capacity.shares_gpus:

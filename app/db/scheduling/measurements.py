@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import Subquery, and_, extract, func, or_, select, union_all, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
-from app.db.tables import Attempt, Evaluation, Job, MeasurementRow
+from app.db.tables import Attempt, Job, MeasurementRow
 from app.domain.jobs.events import Measured, Planned, Probed
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
-from app.domain.jobs.states import Reason, WorkState
+from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.domain.planning.memory import DeviceKind
 
@@ -71,46 +71,8 @@ def finish(session: Session, job: Job, measured: Measured) -> None:
             step_seconds=measured.step_seconds,
             step_tokens=measured.step_tokens,
             validation_seconds=measured.validation_seconds,
-            others_share=(
-                _share_of_other_slots(session, job) if measured.others_share is None else measured.others_share
-            ),
         )
     )
-
-
-def _share_of_other_slots(session: Session, job: Job) -> float | None:
-    """The share of its GPU that jobs and evaluations in other slots had while this attempt ran; None without slots.
-
-    Programs on one GPU take turns, so each of them counts as one that computes all the time.
-    """
-    own, other = aliased(Attempt), _others(job)
-    is_beside = and_(
-        other.c.gpu_uuids.contains(own.gpu_uuids),
-        or_(other.c.ended_at.is_(None), other.c.ended_at > own.started_at),
-    )
-    seconds_beside = func.coalesce(other.c.ended_at, func.now()) - func.greatest(own.started_at, other.c.started_at)
-    query = (
-        select(
-            extract("epoch", func.now() - own.started_at),
-            func.coalesce(func.sum(extract("epoch", seconds_beside)).filter(other.c.started_at.is_not(None)), 0),
-        )
-        .outerjoin(other, is_beside)
-        .where(own.job_id == job.id, own.attempt == job.attempt, own.gpu_uuids.is_not(None))
-        .group_by(own.started_at)
-    )
-    if (row := session.execute(query).one_or_none()) is None:
-        return None
-    own_seconds, others_seconds = float(row[0]), float(row[1])
-    return others_seconds / max(own_seconds + others_seconds, 1e-9)
-
-
-def _others(job: Job) -> Subquery:
-    """When which GPUs were reserved: attempts of other jobs, and the newest attempt of each evaluation."""
-    attempts = select(Attempt.gpu_uuids, Attempt.started_at, Attempt.ended_at).where(Attempt.job_id != job.id)
-    evaluations = select(Evaluation.gpu_uuids, Evaluation.started_at, Evaluation.finished_at).where(
-        Evaluation.state != WorkState.QUEUED
-    )
-    return union_all(attempts, evaluations).subquery()
 
 
 def similar(
@@ -162,7 +124,6 @@ def _measurement(row: MeasurementRow) -> Measurement:
             "tokens": row.step_tokens,
             "flops": _flops(row),
             "other_seconds": _other_seconds(row),
-            "others_share": row.others_share or 0.0,
         }
     )
 

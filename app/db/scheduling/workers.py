@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.scheduling import measurements
-from app.db.tables import Job, Worker
+from app.db.tables import DeviceLosses, Job, Worker
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Device, DeviceGroup
 from app.domain.scheduling.worker_capacity import JobRequirements, has_labels, has_model, worker_capacity, worker_device
@@ -48,7 +48,12 @@ def lost(session: Session) -> list[Worker]:
 def alive(session: Session, within_seconds: float = 60) -> list[Worker]:
     """The workers with a heartbeat within the last seconds."""
     since = func.clock_timestamp() - timedelta(seconds=within_seconds)
-    return list(session.scalars(select(Worker).where(Worker.seen_at > since).order_by(Worker.id)))
+    is_of_slot = DeviceLosses.slot == func.split_part(Worker.id, "#", 1)
+    query = select(Worker, DeviceLosses.out_of_service_at).outerjoin(DeviceLosses, is_of_slot)
+    rows = session.execute(query.where(Worker.seen_at > since).order_by(Worker.id)).all()
+    for worker, out_of_service_at in rows:
+        worker.out_of_service_at = out_of_service_at
+    return [worker for worker, _ in rows]
 
 
 def busy(session: Session) -> list[Worker]:
@@ -62,8 +67,8 @@ def supported_exports(session: Session) -> frozenset[str]:
 
 
 def gpu_workers(session: Session) -> list[Worker]:
-    """The living workers that train."""
-    return [worker for worker in alive(session) if worker.queue == "gpu"]
+    """The living workers that train, without those out of service."""
+    return [worker for worker in alive(session) if worker.queue == "gpu" and worker.out_of_service_at is None]
 
 
 def candidate_devices(
@@ -95,6 +100,7 @@ def remove(session: Session, worker_id: str) -> None:
 def delete_all(session: Session) -> None:
     """Delete all workers, in a restored database: they are of another service."""
     session.execute(delete(Worker))
+    session.execute(delete(DeviceLosses))
 
 
 def delete_stale(session: Session) -> None:

@@ -32,6 +32,7 @@ from app.db.tables.jobs import Snapshot as Snapshot
 from app.db.tables.jobs import TunedModel as TunedModel
 from app.db.tables.operations import RetentionRule as RetentionRule
 from app.db.tables.operations import ServiceState as ServiceState
+from app.db.tables.scheduling import DeviceLosses as DeviceLosses
 from app.db.tables.scheduling import MeasurementRow as MeasurementRow
 from app.db.tables.scheduling import ProjectUsage as ProjectUsage
 from app.db.tables.scheduling import QueuePlace as QueuePlace

@@ -111,7 +111,7 @@ class Job(Leased, Base):
     project_id: Mapped[ProjectId]
     created_at: Mapped[Time]
 
-    # the request; immutable (a trigger refuses changes)
+    # the request; immutable (a trigger refuses changes of its project, training file and spec)
     base_model: Mapped[str]
     training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)

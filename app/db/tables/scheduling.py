@@ -66,9 +66,11 @@ class Worker(Base):
     started_at: Mapped[Time]
     seen_at: Mapped[Time]
     lost_at: Mapped[datetime | None]  # when the reconciler found that the heartbeats had stopped without a shutdown
-    # No columns: what app.services.queue shows besides. The ids are None without one, or if the caller may not see it.
+    # No columns: what app.db.scheduling.workers and app.services.queue read besides. The ids are None without one, or
+    # if the caller may not see it.
     models: Sequence[str] = ()
     is_busy: bool = False
+    out_of_service_at: datetime | None = None  # of `DeviceLosses`
     job_id: str | None = None
     evaluation_id: str | None = None
 
@@ -77,7 +79,9 @@ class Worker(Base):
         return self.id
 
     @property
-    def status(self) -> Literal["idle", "busy"]:
+    def status(self) -> Literal["idle", "busy", "out_of_service"]:
+        if self.out_of_service_at is not None:
+            return "out_of_service"
         return "busy" if self.is_busy else "idle"
 
     @property
@@ -99,6 +103,17 @@ class Worker(Base):
     @property
     def versions(self) -> dict[str, str | None] | None:
         return self.about.get("versions")
+
+
+class DeviceLosses(Base):
+    """The attempts in a row in which a worker lost its GPU; no row: none."""
+
+    __tablename__ = "device_losses"
+    __table_args__ = (*checks(count="count >= 1"),)
+
+    slot: Mapped[Key]  # the worker's id without its incarnation
+    count: Mapped[int]
+    out_of_service_at: Mapped[datetime | None]
 
 
 class MeasurementRow(Base):
@@ -133,4 +148,4 @@ class MeasurementRow(Base):
     step_flop: Mapped[float | None]  # per token, by the formula
     probe_seconds: Mapped[float | None]
     validation_seconds: Mapped[float | None]
-    others_share: Mapped[float | None]  # of the CPU or of the shared GPU, used by others meanwhile; NULL on a whole GPU
+    others_share: Mapped[float | None]  # written by earlier releases; not used

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sqlalchemy import delete, func, null, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -18,7 +18,8 @@ from app.db.tables import WebhookEndpoint
 
 ENDPOINT_ID = "wh_operator"
 NO_SECRET = "whsec_setting"
-EVENT_TYPES = ("operator.job_failed", "operator.worker_lost", "operator.disk_low")  # a trigger announces the first
+Announced = Literal["operator.worker_lost", "operator.worker_out_of_service", "operator.disk_low"]
+EVENT_TYPES = ("operator.job_failed", *get_args(Announced))  # a trigger announces the first
 ANNOUNCE = text("SELECT announce_to_operator(:type, CAST(:data AS jsonb))")
 
 
@@ -38,8 +39,6 @@ def off_reason(session: Session) -> str | None:
     return session.scalar(select(WebhookEndpoint.disabled_reason).where(WebhookEndpoint.id == ENDPOINT_ID))
 
 
-def announce(
-    session: Session, event_type: Literal["operator.worker_lost", "operator.disk_low"], data: Mapping[str, Any]
-) -> None:
+def announce(session: Session, event_type: Announced, data: Mapping[str, Any]) -> None:
     """Insert a delivery, if the operator has an endpoint."""
     session.execute(ANNOUNCE, {"type": event_type, "data": json.dumps(dict(data))})

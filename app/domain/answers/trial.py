@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from app.domain.answers.engine_answers import to_json
 from app.domain.datasets.messages import StrictModel, check_key_count, message_problems, tool_problems
+from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
 from app.errors import BadRequest, combine_errors
@@ -93,6 +94,7 @@ class TrialRequest(StrictModel):
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: ChatTemplateArguments | None = None
 
 
 class TrialQuestion(Frozen):
@@ -115,6 +117,7 @@ class TrialQuestion(Frozen):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = Field(default_factory=dict)  # by token
+    chat_template_kwargs: StoredArguments = None
 
     def new_tokens(self, free: int) -> int:
         """How many tokens may be generated, of the `free` ones within the context length."""
@@ -227,6 +230,7 @@ def question_of(request: TrialRequest, id: str, project_id: str, model: str, is_
         tools=_tools(request),
         json_schema=_json_schema(request),
         logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
+        chat_template_kwargs=request.chat_template_kwargs,
         **request.model_dump(include=SAMPLING, exclude_none=True),
     )
 

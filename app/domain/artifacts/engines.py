@@ -225,7 +225,7 @@ def _applicable(
         Feature.ALPHA_PATTERN: bool(lora.alpha_pattern),
         Feature.DORA: lora.use_dora,
         Feature.MODULES_TO_SAVE: bool(lora.modules_to_save),
-        Feature.TARGET_PARAMETERS: bool(lora.target_parameters),
+        Feature.TARGET_PARAMETERS: lora.adapts_experts,
     }
     found = {feature for feature, is_present in present.items() if is_present}.union(of_base)
     return (Incompatibility(feature, rule) for feature, rule in rules.items() if feature in found)
@@ -288,7 +288,7 @@ def compatibility(lora: LoraSpec, job_id: str, of_base: Collection[Feature] = ()
             reasons=[problem.rule.sentence for problem in problems],
             flags=[] if problems else flags,
             notes=[] if problems else earlier + notes,
-            instead=_merged_export(job_id, engine) if problems and not lora.target_parameters else None,
+            instead=_merged_export(job_id, engine) if problems and not lora.adapts_experts else None,
         )
 
     rank = largest_rank(lora)
@@ -340,12 +340,16 @@ base = AutoModelForCausalLM.from_pretrained($base, dtype=torch.bfloat16)
 model = PeftModel.from_pretrained(base, $adapter).eval()
 tokenizer = AutoTokenizer.from_pretrained($adapter)  # with the chat template of the training
 inputs = tokenizer.apply_chat_template(
-    [{"role": "user", "content": "QUESTION"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    [{"role": "user", "content": "QUESTION"}], add_generation_prompt=True, return_tensors="pt", return_dict=True$more
 )
 tokens = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""")
 
 
-def peft_code(base: str, adapter: str) -> str:
-    """A program that loads the adapter with PEFT, and answers a question; `base` and `adapter` are what it loads."""
-    return PEFT_CODE.substitute(base=json.dumps(base), adapter=json.dumps(adapter))
+def peft_code(base: str, adapter: str, arguments: Mapping[str, Any] | None = None) -> str:
+    """A program that loads the adapter with PEFT, and answers a question; `base` and `adapter` are what it loads.
+
+    `arguments` are those of the chat template.
+    """
+    more = f",\n    **{dict(arguments)!r}," if arguments else ""
+    return PEFT_CODE.substitute(base=json.dumps(base), adapter=json.dumps(adapter), more=more)

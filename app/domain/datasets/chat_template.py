@@ -11,13 +11,16 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from app.domain.datasets.messages import REASONING_KEYS
 
 Message = dict[str, Any]
 
@@ -55,7 +58,13 @@ class ChatTemplate:
         self.special_tokens = special_tokens
         self.now = now
 
-    def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] = (),
+        prompt: bool = False,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused, UnusableTemplate."""
         try:
             text = self._template.render(
@@ -63,11 +72,12 @@ class ChatTemplate:
                 tools=list(tools) or None,
                 add_generation_prompt=prompt,
                 **self.special_tokens,
+                **arguments,
             )
         except MemoryError as error:
             raise UnusableTemplate("the model's chat template takes too much memory") from error
-        except jinja2.TemplateSyntaxError as error:
-            raise UnusableTemplate(f"the model's chat template is invalid ({error})") from error
+        except UnusableTemplate:
+            raise
         except TEMPLATE_ERRORS as error:
             raise TemplateRefused(f"the model's chat template refuses this conversation: {error}") from error
         if len(text) > MAX_TEXT_CHARACTERS:
@@ -78,9 +88,17 @@ class ChatTemplate:
         return text
 
     @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads. Raises UnusableTemplate; as slow as the compiler, which finds them."""
+        return frozenset(meta.find_undeclared_variables(self._template.environment.parse(self.source)))
+
+    @cached_property
     def _template(self) -> jinja2.Template:
-        """Compiled at the first use, as the compiler computes constant expressions."""
-        return _environment(self.now).from_string(self.source)
+        """Compiled at the first use, as the compiler computes constant expressions. Raises UnusableTemplate."""
+        try:
+            return _environment(self.now).from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UnusableTemplate(f"the model's chat template is invalid ({error})") from error
 
 
 def normalize_messages(messages: Sequence[Message]) -> list[Message]:
@@ -95,6 +113,14 @@ def normalize_messages(messages: Sequence[Message]) -> list[Message]:
             call_id = f"call{number:05d}"  # Mistral's templates require nine letters and digits
         normalized.append(_normalize(message, call_id))
     return normalized
+
+
+def with_reasoning_as(key: str, message: Message) -> Message:
+    """The message with its reasoning under `key`; unchanged if it has two reasonings or none."""
+    other = next(name for name in REASONING_KEYS if name != key)
+    if not message.get(other) or message.get(key):
+        return message
+    return {name: value for name, value in message.items() if name != other} | {key: message[other]}
 
 
 def content_text(message: Message) -> str:

@@ -14,13 +14,20 @@ from app.domain.datasets.messages import (
     parallel_problems,
     tool_problems,
 )
+from app.domain.datasets.template_arguments import KEY as TEMPLATE_ARGUMENTS
+from app.domain.datasets.template_arguments import (
+    ChatTemplateArguments,
+    given_arguments,
+    merge_arguments,
+    row_argument_problems,
+)
 from app.domain.error_text.json_text import quoted
 from app.domain.jobs.spec import DataParameters, LineRules
 from app.domain.methods import METHODS, Method
 
 Json = Mapping[str, Any]
 MAX_FINDINGS = 10
-CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
+CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions", TEMPLATE_ARGUMENTS})
 COMPLETION_KEYS = frozenset({"prompt", "completion"})
 TEXT_KEYS = frozenset({"text"})
 LABEL = "label"
@@ -54,6 +61,7 @@ class Example:
     label: bool | None = None  # whether the last answer is desirable
     format: str = field(default="", compare=False)  # the name of its Format
     parameters: DataParameters = DEFAULT_PARAMETERS  # by which its line was checked, and its documents are made
+    chat_template_kwargs: ChatTemplateArguments | None = None  # of the job and, on top, of the line
 
     @property
     def is_pair(self) -> bool:
@@ -108,7 +116,11 @@ def read_examples(
         if line_format is not first[1] and TEXT in (line_format, first[1]):
             yield _mixed_formats(line, line_format, *first)
             continue
-        yield from line_format.refusals(line, rules) or (replace(line_format.example(line), parameters=parameters),)
+        if refusals := line_format.refusals(line, rules):
+            yield from refusals
+            continue
+        arguments = merge_arguments(parameters.chat_template_kwargs, given_arguments(line.value))
+        yield replace(line_format.example(line), parameters=parameters, chat_template_kwargs=arguments)
 
 
 def detect_format(value: Json) -> Format | None:
@@ -145,6 +157,7 @@ def _mixed_formats(line: Line, line_format: Format, first_line: int, first: Form
 
 def _chat_problems(value: Json) -> Iterator[Problem]:
     yield from _extra_keys(value, CHAT_KEYS)
+    yield from row_argument_problems(value)
     yield from tool_list_problems(value, ("tools", "functions"))
     messages = value["messages"]
     found = list(list_problems(messages, '"messages"'))
@@ -191,7 +204,8 @@ def _text_problems(value: Json) -> Iterator[Problem]:
 
 def _pair_problems(value: Json) -> Iterator[Problem]:
     spelling = _output_keys(value)
-    yield from _extra_keys(value, frozenset({"input", *spelling}))
+    yield from _extra_keys(value, frozenset({"input", TEMPLATE_ARGUMENTS, *spelling}))
+    yield from row_argument_problems(value)
     yield from _input_problems(value.get("input"))
     for key in spelling:
         yield from _answer_problems(key, value.get(key))

@@ -6,17 +6,18 @@ start of generation (the template rendered up to the turn, with the generation p
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 from tokenizers import Encoding, Tokenizer
 
-from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages
+from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages, with_reasoning_as
 from app.domain.datasets.chat_template import TemplateRefused as TemplateRefused
 from app.domain.datasets.conversations import (
     Part,
@@ -34,6 +35,7 @@ from app.domain.datasets.documents import Document, truncate
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.messages import REASONING_KEYS
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters
 from app.domain.methods import METHODS
@@ -77,6 +79,17 @@ class Renderer:
         self._can_encode_in_parts = _can_encode_in_parts(tokenizer)
         self.special_pattern = _alternation(_special_texts(tokenizer))
         self._last_special = _alternation(_special_texts(tokenizer), r"\s*\Z")
+        self._arguments: dict[str, Any] = {}
+
+    def with_arguments(self, arguments: ChatTemplateArguments | None) -> Self:
+        """This renderer, whose template gets these arguments in place of others."""
+        values = arguments.model_dump() if arguments else {}
+        if values == self._arguments:
+            return self
+        renderer = copy.copy(self)
+        vars(renderer).pop("_reasoning_key", None)
+        renderer._arguments = values
+        return renderer
 
     @property
     def rowless_tokens(self) -> list[str]:
@@ -91,7 +104,9 @@ class Renderer:
 
     def documents(self, example: Example) -> list[Document]:
         """The documents of an example, by the method of its parameters. Raises TemplateRefused."""
-        return METHODS[example.parameters.method].documents_of(self, example)
+        return METHODS[example.parameters.method].documents_of(
+            self.with_arguments(example.chat_template_kwargs), example
+        )
 
     def answers(self, example: Example) -> list[Document]:
         """The documents of a text, of a completion, or of the trained answers of a conversation."""
@@ -119,7 +134,7 @@ class Renderer:
         """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused."""
         if self.template is None:
             raise TemplateRefused("the base model's tokenizer has no chat template; use prompt/completion lines")
-        return self.template.text(messages, tools, prompt)
+        return self.template.text(messages, tools, prompt, self._arguments)
 
     def normalized(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as this template expects them, their reasoning under the key that it prints."""
@@ -127,7 +142,7 @@ class Renderer:
         if not any(key in message for message in normalized for key in REASONING_KEYS):
             return normalized
         key = self._reasoning_key
-        return [_with_reasoning_as(key, message) for message in normalized] if key else normalized
+        return [with_reasoning_as(key, message) for message in normalized] if key else normalized
 
     def renders_differently(
         self, messages: list[Message], tools: Sequence[Message], fewer: list[Message], fewer_tools: Sequence[Message]
@@ -138,13 +153,23 @@ class Renderer:
         except TemplateRefused:
             return True
 
-    def check_prompt(self, messages: list[Message], tools: Sequence[Message]) -> None:
-        """Raise TemplateRefused for tools, and for calls and results of tools in the first messages, that the template
-        does not print."""
-        check_tools(self.renders_differently, messages, tools)
-        if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
-            part = Part.whole(messages[:MAX_MESSAGES_IN_ONE_RENDERING], tools)
-            check_context_messages(self.renders_differently, part, trained=frozenset())
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Message] = (), max_checked_tokens: int = 0
+    ) -> tuple[str, list[int]]:
+        """The prompt of a conversation, and its tokens. Raises TemplateRefused.
+
+        With up to `max_checked_tokens` also for tools, and for calls and results of tools in the first messages, that
+        the template does not print.
+        """
+        normalized = self.normalized(messages)
+        text = self.text(normalized, tools, prompt=True)
+        tokens = self.encode(text)
+        if len(tokens) <= max_checked_tokens:
+            check_tools(self.renders_differently, normalized, tools)
+            if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in normalized):
+                part = Part.whole(normalized[:MAX_MESSAGES_IN_ONE_RENDERING], tools)
+                check_context_messages(self.renders_differently, part, trained=frozenset())
+        return text, tokens
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. Raises TemplateRefused for one without a row in the embedding."""
@@ -185,8 +210,9 @@ class Renderer:
         trained_turns = frozenset(trained)
         for part in parts:
             check_context_messages(self.renders_differently, part, trained_turns)
-        if spans is None:
-            spans = self._in_one_text(normalized, trained, tools, text)
+        if spans is None:  # those in the text of the whole conversation, if all are in it
+            found = [self._span(normalized, i, tools, text) for i in trained]
+            spans = [span for span in found if span is not None] if None not in found else None
         if spans is None:
             documents = [self._turn(line, normalized, i, tools) for i in trained]
         else:
@@ -217,14 +243,6 @@ class Renderer:
                 "whose chat template renders a message depending on earlier ones; split it into several lines"
             )
         return None
-
-    def _in_one_text(
-        self, messages: list[Message], trained: Sequence[int], tools: Sequence[Message], text: str
-    ) -> list[Span] | None:
-        """The spans of the trained turns in the text of the whole conversation; None if one of them is not in it."""
-        spans = [self._span(messages, i, tools, text) for i in trained]
-        stable = [span for span in spans if span is not None]
-        return stable if len(stable) == len(spans) else None
 
     def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], text: str) -> Span | None:
         """The span of the turn in the text of the conversation; None if that text differs up to the turn's end."""
@@ -348,14 +366,6 @@ def _is_printed(renderer: Renderer, messages: Sequence[Message], text: str) -> b
         return text in renderer.text(messages)
     except TemplateRefused:
         return False
-
-
-def _with_reasoning_as(key: str, message: Message) -> Message:
-    """The message with its reasoning under `key`; unchanged if it has two reasonings or none."""
-    other = next(name for name in REASONING_KEYS if name != key)
-    if not message.get(other) or message.get(key):
-        return message
-    return {name: value for name, value in message.items() if name != other} | {key: message[other]}
 
 
 def _is_trained(message: Message) -> bool:

@@ -16,8 +16,10 @@ from app.domain.datasets.chat_template import Message, content_text
 from app.domain.datasets.examples import Example
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.render import Renderer
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.methods import METHODS, MethodName
 
+UNREAD = "unread_"  # and the name of an argument of the chat template
 MAX_FIRST_LINES = 10
 # Of the weighted desirable to the weighted undesirable answers. TRL advises 1 to 4/3; twice as far off is warned of.
 MIN_LABEL_RATIO, MAX_LABEL_RATIO = 1 / 2, 8 / 3
@@ -56,11 +58,20 @@ MESSAGES = {
         "rows with a control token of the model in the text of a system, user or tool message: {lines}. It becomes "
         "that token, as at inference, and may end the turn; remove it if it is meant as text"
     ),
+    **{
+        f"{UNREAD}{name}": f"rows whose {name} in chat_template_kwargs, their own or the job's, the model's chat "
+        "template does not read: {lines}. It has no effect; remove it, or choose a model whose template reads it"
+        for name in ChatTemplateArguments.model_fields
+    },
 }
 # About the request; without_effect has the text of the parameter
 SAME_FILE = (
     "The validation file has the same content as the training file, so its loss cannot show overfitting; give a file "
     "of other rows"
+)
+EXPERTS_FROZEN = (
+    "The experts of this mixture of experts stay frozen, which are most of its weights: the adapter changes the other "
+    "layers. lora.experts adapts them, too"
 )
 NO_VALIDATION_FILE = (
     "There is no validation file, so there is no validation loss: overfitting stays unseen, and early_stopping and "
@@ -136,6 +147,7 @@ def row_digest(example: Example) -> int:
         example.completion,
         example.text,
         *([] if example.label is None else [example.label]),
+        *([example.chat_template_kwargs.model_dump()] if example.chat_template_kwargs else []),
     )
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -143,6 +155,7 @@ def row_digest(example: Example) -> int:
 
 def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
     """Yield the codes of the warnings about one row by itself."""
+    renderer = renderer.with_arguments(example.chat_template_kwargs)
     outputs = [output for output in (example.preferred, example.non_preferred) if output]
     if _has_empty_answer(example):
         yield "empty_answer"
@@ -155,6 +168,9 @@ def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
         yield "unprinted_content"
     if any(_has_control_token(each, renderer) for each in conversations):
         yield "control_token"
+    for name, value in example.chat_template_kwargs or ():
+        if value is not None and not (example.messages and renderer.template and name in renderer.template.variables):
+            yield f"{UNREAD}{name}"
 
 
 def build_warnings(

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from app.domain.datasets.template_arguments import StoredArguments
+
 MAX_PROMPTS = 16
 MAX_PROMPT_TOKENS = 512
 NO_EFFECT_SHARE = 0.1  # of the trainer's effect: an adapter whose names match nothing has an effect of exactly 0
@@ -49,6 +51,7 @@ class ReferencePrompt(BaseModel):
     # The messages of which a chat API makes the tokens before the first expected one; None: not known.
     messages: list[dict[str, str]] | None = None
     answer: list[str] = []  # with `messages`: the texts of the tokens of the first expected answer
+    chat_template_kwargs: StoredArguments = None  # with `messages`: what the template gets besides
 
 
 class ServedReference(BaseModel):

@@ -19,6 +19,7 @@ from app.domain.datasets.chat_template import content_text
 from app.domain.datasets.examples import COMPLETION_KEYS, list_problems, string_problems, tool_list_problems
 from app.domain.datasets.jsonl import Finding, quote_all, read_lines
 from app.domain.datasets.messages import Problem
+from app.domain.datasets.template_arguments import ChatTemplateArguments, given_arguments, row_argument_problems
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import (
     EvaluationSettings,
@@ -54,6 +55,11 @@ class EvaluationRow:
     tools: tuple[dict[str, Any], ...] = ()
     prompt: str | None = None
     size_bytes: int = 0  # of the line
+
+    @property
+    def chat_template_kwargs(self) -> ChatTemplateArguments | None:
+        """The row's own arguments of the chat template, which win over those of the job."""
+        return given_arguments(self.item) if self.messages else None
 
     @property
     def has_empty_reference(self) -> bool:
@@ -134,7 +140,8 @@ def _row_problems(value: Mapping[str, Any]) -> Iterator[Problem]:
         for key in sorted(value.keys() & COMPLETION_KEYS):
             yield from string_problems(value, key, "invalid_completion")
     else:
-        found = [*list_problems(value["messages"], '"messages"'), *tool_list_problems(value)]
+        found = list(list_problems(value["messages"], '"messages"'))
+        found += [*tool_list_problems(value), *row_argument_problems(value)]
         yield from found
         roles = [message["role"] for message in value["messages"]] if not found else []
         if roles and roles[-1] == "assistant":

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_ar
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.fields import FieldInfo
 
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.error_text.validation_text import bounds_of, check_shape
 from app.domain.evaluations.graders import EvaluationRequest, Shape
@@ -33,6 +34,7 @@ Json: TypeAlias = dict[str, Any]
 
 MAX_METADATA_PAIRS = 16
 OBJECTS = ("lora", "quantization")
+SPEC_SETTINGS = ("method", "chat_template_kwargs", "sample_prompts", "evaluation", "seed")  # of the body and the spec
 PLACES = {"method", "hyperparameters", *OBJECTS}  # of parameters
 # Azure's scripts send them in any case; LiteLLM sends 1 to every Azure endpoint by default.
 AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier", "1")
@@ -140,6 +142,10 @@ class CreateJob(Shape):
     """A word for the name of the `ft:` model; characters that a URL cannot hold become dashes."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
     """Default: a random number, which the job shows."""
+    chat_template_kwargs: ChatTemplateArguments | None = None
+    """Arguments of the base model's chat template, for every prompt of the job and its adapter; a row of a file may
+    have its own, which win key by key.
+    """
     sample_prompts: Annotated[list[SamplePrompt] | None, Field(max_length=MAX_SAMPLE_PROMPTS)] = None
     """Base model and adapter answer each with 64 tokens, at every validation or end of an epoch."""
     evaluation: EvaluationRequest | None = None
@@ -287,7 +293,7 @@ def parse_clone(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
     """
     required = {name: original[name] for name in ("model", "training_file")}
     parsed, problems = parse_create(required | dict(overrides))
-    given = {key: value for key, value in parsed.model_dump(exclude_unset=True).items() if key in overrides}
+    given = {key: value for key, value in overrides.items() if key in parsed.model_fields_set}  # a null removes a value
     parsed, more = parse_create(apply_overrides(original, given))
     return parsed, [*problems, *more]
 
@@ -302,7 +308,7 @@ def settings_of_spec(spec: JobSpec, **columns: Any) -> Json:
         hyperparameters.pop("learning_rate_multiplier")
     if spec.dtype_is_free:
         quantization.pop("compute_dtype")  # the original request did not set it
-    settings = {name: plain[name] for name in ("method", "sample_prompts", "evaluation", "seed")} | columns
+    settings = {name: plain.get(name) for name in SPEC_SETTINGS} | columns
     settings["model"] = spec.continued_from or spec.base_model  # not its alias, which may name another model today
     settings |= hyperparameters | {f"lora.{name}": value for name, value in plain["lora"].items()}
     settings |= {f"quantization.{name}": value for name, value in (quantization or {}).items()}

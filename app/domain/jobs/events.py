@@ -85,7 +85,6 @@ class Measured(Record):
     step_seconds: float  # only the steps of this attempt
     step_tokens: int  # processed in them
     validation_seconds: float  # only the validations
-    others_share: float | None = None  # of the CPU, used by other programs meanwhile; None on CUDA
 
 
 METHOD_METRICS = frozenset(

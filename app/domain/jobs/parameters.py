@@ -172,7 +172,7 @@ class QuantizationParameters(Parameters):
     ]
     """Of 4 bits; NF4 by default."""
     compute_dtype: Annotated[Literal["bfloat16", "float16", "float32"], Field(examples=["bfloat16"]), Auto("bfloat16")]
-    """bfloat16 by default, or what is faster where it runs."""
+    """bfloat16 by default; without instructions for it float16 on a GPU, float32 on a CPU."""
     double_quant: Annotated[
         bool,
         Field(examples=[True]),

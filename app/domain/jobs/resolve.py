@@ -69,6 +69,7 @@ def resolve(
         quantization=quantization,
         dtype_is_free=quantization is not None and request.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,
+        chat_template_kwargs=body.get("chat_template_kwargs") or None,
         sample_prompts=tuple(body.get("sample_prompts") or ()),
         evaluation=EvaluationRequest.model_validate(body["evaluation"]) if body.get("evaluation") else None,
         seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,

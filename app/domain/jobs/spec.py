@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
+from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments
 from app.domain.error_text.json_text import plain_number
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.files import JobFileOrigins
@@ -75,8 +76,14 @@ class LoraSpec(Frozen):
     alpha_pattern: dict[str, float] = {}
     modules_to_save: tuple[str, ...] = ()  # fully trained and saved with A and B
     target_parameters: tuple[str, ...] = ()  # stacked weights of experts, by the ends of their names, as in PEFT
+    # All of them. Stored only when true: workers of earlier releases do not know it.
+    experts: Annotated[bool, Field(exclude_if=lambda adapted: not adapted)] = False
     bias: Literal["none"] = "none"
     init: Literal["default"] = "default"
+
+    @property
+    def adapts_experts(self) -> bool:
+        return self.experts or bool(self.target_parameters)
 
 
 class LayerPatterns(Frozen):
@@ -154,6 +161,7 @@ class DataParameters(Frozen):
     method: MethodName = "supervised"
     line_rules: LineRules = LINE_RULES
     context_length: Annotated[int, Field(ge=1)] = sys.maxsize  # tokens
+    chat_template_kwargs: ChatTemplateArguments | None = None
 
     @classmethod
     def of(cls, spec: JobSpec | RunSpec) -> Self:
@@ -186,8 +194,9 @@ class JobSpec(Frozen):
     lora: LoraSpec  # as requested
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
     quantization: QuantizationSpec | None
-    dtype_is_free: bool = False  # the request set no compute_dtype: bfloat16, or a faster one
+    dtype_is_free: bool = False  # the request set no compute_dtype: the device's default
     hyperparameters: Hyperparameters
+    chat_template_kwargs: StoredArguments = None  # of every prompt of the job and its adapter; a row has its own on top
     sample_prompts: SamplePrompts = ()
     evaluation: EvaluationRequest | None = None  # made when the training has succeeded
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
@@ -235,6 +244,7 @@ class RunSpec(Frozen):
     validation_file: Path | None = None
     validation_file_sha256: str | None = None
     resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
+    chat_template_kwargs: StoredArguments = None
     sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
 
     @property
@@ -258,8 +268,8 @@ class TrainerSpec(Frozen):
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     worker_has_gpu: bool = False  # when the worker started: with `auto`, the job does not train on the CPU instead
-    threads: int | None = None  # CPU threads of each process; absent = physical cores, or what is faster
-    dtype_is_free: bool = False  # the request set no compute_dtype: the fastest one is used
+    threads: int | None = None  # CPU threads of each process; absent = physical cores
+    dtype_is_free: bool = False  # the request set no compute_dtype: the device's default
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
     measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
     out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time

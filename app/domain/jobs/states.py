@@ -101,7 +101,12 @@ class Reason(StrEnum):
         JobState.QUEUED,
         "the memory of a slot that shares its GPU was too small; the next attempt has a whole GPU",
     )
-    DEVICE_LOST = "device_lost", JobState.QUEUED, "a GPU failed or disappeared while the job ran on it"
+    DEVICE_LOST = (
+        "device_lost",
+        JobState.QUEUED,
+        "a GPU failed or disappeared while the job ran on it, which is no crash of the job; a worker with three of "
+        "these in a row is out of service until `tunery workers --resume`",
+    )
     STALLED = (
         "stalled",
         JobState.QUEUED,
@@ -205,13 +210,13 @@ class Reason(StrEnum):
     )
 
 
-# Crashed attempts count towards the crash streak; drained and paused ones do not.
+# Crashed attempts count towards the crash streak of the job; drained and paused ones do not, nor does a lost GPU, which
+# counts for its worker.
 CRASHES = frozenset(
     {
         Reason.WORKER_LOST,
         Reason.TRAINER_CRASHED,
         Reason.KILLED_FOR_MEMORY,
-        Reason.DEVICE_LOST,
         Reason.STALLED,
     }
 )

@@ -56,6 +56,7 @@ class ServiceFacts:
     jobs: Mapping[str, int]  # unfinished jobs by state
     living_workers: Mapping[str, int]  # by queue
     idle_workers: Mapping[str, int]
+    broken_workers: Sequence[str]  # living ones out of service, as their GPU was lost three times in a row
     lost_workers: Sequence[str]  # that vanished within the last day without a shutdown
     worker_disks: Mapping[str, str]  # other hosts' data disks that are almost full or fail: host -> what is wrong
     expired_leases: int
@@ -115,12 +116,20 @@ def _of_work(facts: ServiceFacts) -> Iterator[Rule]:
             f"No {queue.upper()} worker is alive for {counted(waiting, 'job')} to {work}.",
             "Start a worker and read its log.",
         )
-    names = ", ".join(facts.lost_workers[:3]) + (", …" if len(facts.lost_workers) > 3 else "")
+    yield (
+        facts.broken_workers,
+        "workers_out_of_service",
+        "problem",
+        f"{counted(len(facts.broken_workers), 'worker')} lost the GPU in three attempts in a row and claim nothing: "
+        f"{_some(facts.broken_workers)}.",
+        "`nvidia-smi` and the kernel's log (`dmesg`, lines with Xid) of the host show why. Reset or replace the GPU, "
+        "then `tunery workers --resume WORKER`. The jobs continue on other workers.",
+    )
     yield (
         facts.lost_workers,
         "workers_lost",
         "advice",
-        f"{counted(len(facts.lost_workers), 'worker')} vanished within the last day: {names}.",
+        f"{counted(len(facts.lost_workers), 'worker')} vanished within the last day: {_some(facts.lost_workers)}.",
         "Read the worker's log and the kernel's log of its host. Its jobs continue on other workers.",
     )
     for host, disk_problem in facts.worker_disks.items():
@@ -261,6 +270,10 @@ def _of_data(facts: ServiceFacts) -> Iterator[Rule]:
         f"Missing or damaged in storage when the last backup was made: {objects}.",
         "`tunery fsck` names them; with --repair --from DIRECTORY it restores them from earlier backups.",
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _is_away(silent_seconds: float | None) -> bool:

@@ -18,12 +18,11 @@ from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
     CUDA_FLOPS,
     DEFAULT_CORE_FLOPS,
-    PRODUCT_UTILIZATION,
     START_SECONDS,
     UTILIZATION,
-    gpu_peak_flops,
-    relative_token_cost,
+    gpu_flops,
     step_flop,
+    token_cost,
     validation_flop,
 )
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
@@ -50,7 +49,6 @@ TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast
 ONEDNN_MAPPING_OVERHEAD_BYTES = 26_000_000  # per batch length
 MAX_CACHED_LENGTHS = 5  # 128 / 30, calculated, not measured
 RECENCY = 0.7  # weight of a measured duration over that of the next newer job: the last two have half of all weight
-MIN_QUIET_SHARE = 0.1
 USABLE_MEMORY_SHARE = 0.97  # of the available memory; the rest is a reserve for estimation errors
 
 
@@ -63,23 +61,22 @@ class Device:
     memory_bytes: int  # of the GPU; on a CPU the memory that the process may use
     cores: int = 1
     core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
-    product_flops: float | None = None  # FLOP/s of one large matrix product, measured on a GPU without a known peak
     host_bytes: int | None = None  # free memory of the host of a GPU, for offload; None: not known
     slots: int = 1  # jobs that share the GPU: `memory_bytes` is then the budget of one of them
+    gpus: int = 1  # of a job, each with this memory
 
     @property
     def label(self) -> str:
+        if self.gpus > 1:
+            return f"each of {self.gpus} {self.name}"
         return self.name if self.slots == 1 else f"one of {self.slots} slots of {self.name}"
 
     @property
     def estimated_flops(self) -> float:
-        """FLOP/s before a job was measured: from its flags, its name, or one measured product."""
+        """FLOP/s of all its GPUs before a job was measured: from its flags or its name."""
         if self.kind == "cpu":
             return UTILIZATION[self.kind] * self.cores * self.core_flops
-        peak_flops = gpu_peak_flops(self.name)
-        if peak_flops is None and self.product_flops is not None:
-            return PRODUCT_UTILIZATION * self.product_flops
-        return UTILIZATION[self.kind] * (peak_flops or CUDA_FLOPS)
+        return self.gpus * (gpu_flops(self.name) or UTILIZATION[self.kind] * CUDA_FLOPS)
 
 
 @dataclass(frozen=True)
@@ -106,16 +103,13 @@ class Correction:
         """
         same_layout = [each for each in measurements if each.has_layout_of(plan)]
         relevant = same_layout or measurements
+        other_seconds = [each.other_seconds for each in measurements if each.other_seconds is not None]
         similar = [each.working_ratio for each in relevant if each.is_similar_in_size(working_bytes, tokens)]
         at_least_one = [max(1.0, each.working_ratio) for each in relevant]
-        rates = [(each.flops, each.others_share) for each in relevant if each.flops]
-        other_seconds = [
-            (each.other_seconds, each.others_share) for each in measurements if each.other_seconds is not None
-        ]
         return cls(
             loaded=statistics.median([each.loaded_ratio for each in relevant] or [1.0]),
             working=statistics.median(similar or at_least_one or [1.0]),
-            flops=_recent_median(rates),
+            flops=_recent_median([each.flops for each in relevant if each.flops]),
             other_seconds=_recent_median(other_seconds),
             jobs=len(same_layout),
         )
@@ -192,6 +186,7 @@ def estimate_placement(
     passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`), and
     whether it uses what waits for a measurement on CUDA (`cuda_kernels`).
     """
+    flops = device.estimated_flops / device.gpus
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     packed = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements, lacking_host_bytes = [], 0
@@ -211,9 +206,12 @@ def estimate_placement(
         if counts_mapped_memory:
             lengths = min(MAX_CACHED_LENGTHS, work.tokens / mean_tokens)
             memory = replace(memory, kernels=memory.kernels + int(ONEDNN_MAPPING_OVERHEAD_BYTES * lengths))
-        flop_per_token = step_flop(entry, spec, work, plan, device.kind, mean_tokens)
-        flop = flop_per_token * (work.tokens + largest_tokens)  # the probe runs the largest batch once
-        flop += validation_flop(entry, spec, work, plan, device.kind) * work.validated_tokens
+        # Each GPU has its part of a step. One of them validates, and all run the probe, the largest batch once.
+        if device.gpus > 1:
+            mean_tokens = min(mean_tokens, max(1.0, work.tokens / max(1, work.steps) / device.gpus))
+        flop_per_token = step_flop(entry, spec, work, plan, device.kind, mean_tokens, flops)
+        flop = flop_per_token * (work.tokens + device.gpus * largest_tokens)
+        flop += validation_flop(entry, spec, work, plan, device.kind, flops) * device.gpus * work.validated_tokens
         other_seconds = correction.other_seconds
         if other_seconds is None:
             other_seconds = START_SECONDS + memory.base / BASE_BYTES_PER_SECOND
@@ -226,12 +224,12 @@ def estimate_placement(
                 formula=formula,
                 largest_batch_tokens=largest_tokens,
                 step_flop=flop_per_token,
-                seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
+                seconds=other_seconds + flop / (correction.flops or device.gpus * flops),
                 basis="measured" if correction.jobs else "formula",
             )
         )
     if fitting := [each for each in placements if each.fits]:
-        return _select(entry, device, fitting)
+        return _select(entry, spec, work, device, fitting)
     smallest = min(placements, key=lambda each: (each.memory.total, each.memory.activations))
     return replace(smallest, lacking_host_bytes=lacking_host_bytes)
 
@@ -270,10 +268,15 @@ def _min_bytes(
     )
 
 
-def _select(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
+def _select(
+    entry: CatalogEntry, spec: JobSpec, work: Workload, device: Device, placements: Sequence[Placement]
+) -> Placement:
     """The placement with the least memory among those that are equally fast within TIME_TOLERANCE."""
-    plans = [each.plan for each in placements]
-    costs = {plan: relative_token_cost(entry.decoder_layers, plan, device.kind, plan.row_tokens) for plan in plans}
+    flops = device.estimated_flops / device.gpus
+    costs = {
+        each.plan: token_cost(entry, spec, work, each.plan, device.kind, each.plan.row_tokens, flops)
+        for each in placements
+    }
     bound = (1 + TIME_TOLERANCE) * min(costs.values())
     fastest = (each for each in placements if costs[each.plan] <= bound)
     return min(fastest, key=lambda each: (each.memory.total, costs[each.plan]))
@@ -322,14 +325,12 @@ def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: 
     return replace(corrected, cache=predicted.cache)
 
 
-def _recent_median(values: Sequence[tuple[float, float]]) -> float | None:
-    """The weighted median of (value, share of the CPU or GPU that others used), the newest first; None without values.
-
-    Two recent runs on a quiet machine outweigh any number of earlier ones, one run does not.
-    """
-    weights = [RECENCY**age * max(MIN_QUIET_SHARE, 1 - share) for age, (_, share) in enumerate(values)]
+def _recent_median(values: Sequence[float]) -> float | None:
+    """The weighted median of values, the newest first; None without values. Two recent ones outweigh all earlier ones,
+    one does not."""
+    weights = [RECENCY**age for age in range(len(values))]
     total = 0.0
-    for value, weight in sorted(zip((value for value, _ in values), weights, strict=True)):
+    for value, weight in sorted(zip(values, weights, strict=True)):
         total += weight
         if total >= sum(weights) / 2:
             return value

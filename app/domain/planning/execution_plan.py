@@ -90,7 +90,7 @@ class Measurement(BaseModel):
     tokens: int | None = None  # processed in its training steps
     flops: float | None = None  # FLOP/s in its steps (app.domain.planning.duration); None while it still runs
     other_seconds: float | None = None  # besides steps, validations and probe: start, saving, verification
-    others_share: float = 0.0  # of the CPU or the GPU, used by others while it ran
+    others_share: float | None = None  # from workers of earlier releases; not used
 
     def has_layout_of(self, plan: ExecutionPlan) -> bool:
         return (self.recompute, self.cache_weights) == (plan.recompute, plan.cache_weights)

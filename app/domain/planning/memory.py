@@ -21,21 +21,24 @@ DESCRIBED_ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM"}) 
 
 PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
 KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the first batch, then what oneDNN compiles
-LOSS_BYTES = 32 << 20  # of logits in one chunk: worker/trainer/objective/losses.py
+LOSS_BYTES = 32 << 20  # of logits in one chunk: 128 tokens at V = 49,152, so that most of it fits into the cache
 MIN_CHUNK_TOKENS = 128
-CUDA_CHUNK_TOKENS = 2048  # on CUDA with `cuda_kernels`: the head is read twice for each chunk
+CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
-BYTES_PER_LOGIT = 6
+BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
+# Weights of experts that are dequantized at once, by device (worker/trainer/model/experts.py): on a GPU those of all
+# experts of a layer of Qwen3 30B-A3B (402 million) or gpt-oss 20B (531 million), so that nothing is read back.
+EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
-# kernels on CUDA expand them. It has no float32, no larger heads, no capped scores (Gemma 2) and no sinks (gpt-oss).
+# kernels on CUDA expand them. It has no float32, no larger heads and no capped scores (Gemma 2).
 MAX_FLASH_HEAD_SIZE = 256
 FLASH_HEAD_SIZE_STEP = 8
-ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM", "GptOssForCausalLM"})
-MAX_BLOCK_ATTENTION_TOKENS = 512  # tokens of a document: worker/trainer/model/attention/block_attention.py
-VERIFY_TOKENS = 512  # the final verification has so many tokens in float32, and logits of 64 of them
-VERIFY_HEAD_ROWS = 8192  # of the vocabulary in one chunk: worker/trainer/checkpoint/verify.py
-VERIFY_LOGITS = 64
+ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM"})
+MAX_BLOCK_ATTENTION_TOKENS = 512  # of a document: worker/trainer/kernels/cpu/block_attention.py
+VERIFY_TOKENS = 512  # of the final verification, in float32
+VERIFY_HEAD_ROWS = 8192  # of the head in float32 at a time: 134 MB at D = 4,096, where all 151,936 would take 2.5 GB
+VERIFY_LOGITS = 64  # of the last positions, each with the logits of the complete vocabulary
 # Overhead of the allocator by rounding and fragmentation. A C heap fragments because every packed batch has another
 # length: with 301 and 1,020 tokens in the largest batch, runs took 428 and 1,038 MB above the loaded memory; the
 # tensors took 274 and 741 MB.
@@ -95,6 +98,7 @@ class _LargestBatch:
     mean_attended_tokens: int  # length of a token's document, averaged over all tokens
     max_attended_tokens: int  # the same, averaged over the batch in which it is largest
     weight_bytes: int  # per weight of a frozen layer while it computes
+    live_expert_bytes: int
     has_flash: bool
 
 
@@ -125,6 +129,7 @@ def estimate_memory(
         mean_attended_tokens,
         max_attended_tokens,
         weight_bytes(spec),
+        live_expert_bytes(entry, spec.quantization, kind),
         _has_flash(entry, spec.quantization),
     )
     return MemoryEstimate(
@@ -138,6 +143,11 @@ def estimate_memory(
         verify=int(overhead * _verification(entry, trained)),
         kernels=KERNEL_BYTES[kind],
     )
+
+
+def loss_chunk_tokens(vocabulary: int, min_tokens: int) -> int:
+    """The labelled tokens whose logits exist at once."""
+    return max(min_tokens, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary))
 
 
 def compute_dtype_bytes(quantization: QuantizationSpec | None) -> int:
@@ -165,16 +175,31 @@ def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> i
 
 def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
     """P: r x (inputs + outputs) of all target layers; rank patterns apply if the entry lists the layers."""
-    experts = sum(
-        lora.r * shape[0] * (shape[1] + shape[2])
-        for name, shape in entry.experts.items()
-        if any(name.endswith(f".{target}") for target in lora.target_parameters)
-    )
+    experts = sum(lora.r * count * (out + width) for count, out, width in _adapted_experts(entry, lora))
     if targets := _targets(entry, lora):
         return experts + sum(rank_of(lora, name) * sum(shape) for name, shape in targets.items())
     return experts + entry.decoder_layers * sum(
         lora.r * sum(entry.target_modules[name]) for name in lora.target_modules
     )
+
+
+def _adapted_experts(entry: CatalogEntry, lora: LoraSpec) -> list[tuple[int, int, int]]:
+    """[experts, out, in] of the adapted stacks of experts, as far as the entry lists them."""
+    return [
+        shape
+        for name, shape in entry.experts.items()
+        if lora.experts or any(name.endswith(f".{target}") for target in lora.target_parameters)
+    ]
+
+
+def live_expert_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, kind: DeviceKind) -> int:
+    """Bytes of the weights of experts that are dequantized at once; int8 is dequantized to float32 first."""
+    if quantization is None:
+        return 0
+    in_a_layer = entry.expert_parameters // max(1, entry.decoder_layers)
+    largest = max((count * out * width for count, out, width in entry.experts.values()), default=in_a_layer)
+    number_bytes = compute_dtype_bytes(quantization) + (4 if quantization.bits == 8 else 0)
+    return number_bytes * min(largest, EXPERT_WEIGHTS[kind])
 
 
 def ranks_of_layer(entry: CatalogEntry, lora: LoraSpec) -> float:
@@ -236,11 +261,16 @@ def trained_norm_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int
 
 
 def adapter_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int, draws_masks_again: bool = False) -> int:
-    """Bytes per token that the adapter of one layer saves: A x, dropout masks, and with DoRA W x and B A x."""
+    """Bytes per token that the adapter of one layer saves: A x, dropout masks, and with DoRA W x and B A x.
+
+    Adapted experts also keep the inputs of each product, for each expert of the token.
+    """
     magnitudes = 2 * _outputs(entry, lora) if lora.use_dora else 0
     has_masks = lora.dropout and (lora.use_dora or not draws_masks_again)
     masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if has_masks else 0
-    return int(width * ranks_of_layer(entry, lora)) + width * magnitudes + masks
+    of_experts = sum(count * (inputs + lora.r) for count, _, inputs in _adapted_experts(entry, lora))
+    numbers = ranks_of_layer(entry, lora) + entry.active_experts * of_experts / max(1, entry.decoder_layers)
+    return int(width * numbers) + width * magnitudes + masks
 
 
 def _outputs(entry: CatalogEntry, lora: LoraSpec) -> int:
@@ -260,7 +290,7 @@ def _attention_bytes(batch: _LargestBatch) -> int:
     """Bytes per token for queries, keys, values and output.
 
     On a CPU short documents also save their softmax, and long documents or float32 save everything in float32 besides
-    the output (worker/trainer/model/attention/block_attention.py).
+    the output (worker/trainer/kernels/cpu/block_attention.py).
     """
     q, kv = batch.entry.query_size, batch.entry.key_size
     if batch.kind == "cuda":
@@ -285,7 +315,10 @@ def _activations(batch: _LargestBatch) -> int:
 
 
 def _live_layer(batch: _LargestBatch) -> int:
-    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight."""
+    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight.
+
+    The weight may be that of the experts of a layer, as far as they are dequantized at once.
+    """
     d, f = batch.entry.hidden_size, batch.entry.intermediate_size
     per_token = batch.width * (d + 3 * f)
     if batch.plan.recompute in ("elementwise", "layers"):
@@ -294,13 +327,13 @@ def _live_layer(batch: _LargestBatch) -> int:
         per_token += kept_bytes_per_token(batch, elementwise=False) + 2 * batch.width * f
     is_cached = batch.plan.cache_weights and batch.weight_bytes == batch.width
     weight = 0 if is_cached else batch.weight_bytes * d * max(f, batch.entry.query_size)
-    return batch.tokens * per_token + weight
+    return batch.tokens * per_token + max(weight, batch.live_expert_bytes)
 
 
 def _loss(batch: _LargestBatch) -> int:
     """One chunk of logits in the compute dtype and in float32; the labelled hidden states and their gradient."""
     vocabulary, min_rows = batch.entry.vocab_size, CUDA_CHUNK_TOKENS if batch.plan.cuda_kernels else MIN_CHUNK_TOKENS
-    rows = min(batch.tokens, max(min_rows, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary)))
+    rows = min(batch.tokens, loss_chunk_tokens(vocabulary, min_rows))
     return rows * vocabulary * (4 + batch.width) + 2 * batch.tokens * batch.width * batch.entry.hidden_size
 
 

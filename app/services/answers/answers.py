@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpcore2
@@ -15,6 +15,7 @@ from app.db.deliveries.credentials import NoSecretKey, decrypt
 from app.db.fast_reads.answers import ServedModel, ServingTarget, find_served_model
 from app.db.fast_reads.pool import AsyncConnections
 from app.domain.answers.engine_answers import EventTranslator, engine_error, engine_json, event_of, to_json
+from app.domain.datasets.template_arguments import KEY
 from app.domain.error_text.json_text import as_json
 from app.errors import EngineFailed, EngineUnavailable, ModelNotServed, TuneryError
 from app.log import get_logger
@@ -70,6 +71,15 @@ async def find_model(connections: AsyncConnections, project_id: str, model: str)
     if served is None:
         raise model_not_found(model)
     return served
+
+
+def with_arguments(question: Question, served: ServedModel) -> Question:
+    """The question with the arguments of the chat template with which the model was trained, below its own ones."""
+    own = question.body.get(KEY) or {}
+    if not served.chat_template_kwargs or not isinstance(own, dict):  # the engine refuses another type
+        return question
+    given = {name: value for name, value in own.items() if value is not None}
+    return replace(question, body={**question.body, KEY: {**served.chat_template_kwargs, **given}})
 
 
 def servers_of(served: ServedModel, encryption_keys: Sequence[str]) -> list[EngineServer]:

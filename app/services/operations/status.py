@@ -43,7 +43,8 @@ def view(
     facts = ServiceFacts(
         jobs=facts_jobs,
         living_workers=_count_by_queue(living),
-        idle_workers=_count_by_queue([worker for worker in living if not worker.is_busy]),
+        idle_workers=_count_by_queue([worker for worker in living if worker.status == "idle"]),
+        broken_workers=[worker.id for worker in living if worker.status == "out_of_service"],
         lost_workers=[worker.id for worker in workers.lost(session)],
         worker_disks=_worker_disks(living, data_dir),
         expired_leases=status.leases(session)[1],

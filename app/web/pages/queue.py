@@ -43,7 +43,7 @@ class QueuePage(View):
             "Workers",
             (
                 lead_column("Worker", "", _worker_name),
-                text_column("Status", "status", state({"busy": "run"}, "ok")),
+                text_column("Status", "status", state({"busy": "run", "out_of_service": "bad"}, "ok")),
                 text_column("Device", "device", _device),
                 number_column("Memory", "device.memory_bytes", size),
                 text_column("Job", "", self._work),

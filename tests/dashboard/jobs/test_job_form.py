@@ -23,12 +23,13 @@ VALUES = {
     "learning_rate": "2e-4",
     "lora.r": "8",
     "suffix": "",
+    "lora.experts": "true",
 }
 BODY: dict[str, Any] = {
     "model": "tiny",
     "training_file": "file-1",
     "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "learning_rate": 2e-4}}},
-    "lora": {"r": 8},
+    "lora": {"r": 8, "experts": True},
 }
 FAILED = FINISHED_JOB | {"status": "failed"}
 
@@ -52,6 +53,7 @@ def test_more_hyperparameters_stand_among_the_hyperparameters_whatever_their_nam
         ({"more": "[1]"}, "more"),
         ({"more": '{"x": 1e999}'}, "more"),
         ({"more": '{"x": NaN}'}, "more"),
+        ({"chat_template_kwargs": "true"}, "chat_template_kwargs"),
         ({"learning_rate": "nan"}, "learning_rate"),
         ({"learning_rate": "1e999"}, "learning_rate"),
         ({"lora.alpha": "inf"}, "lora.alpha"),
@@ -76,11 +78,18 @@ def test_a_clone_requests_what_its_original_resolved() -> None:
 
 
 def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
-    lora = {"use_dora": True, "rank_pattern": {"q_proj": 4}, "modules_to_save": ["lm_head"], "alpha": 0.1234567}
+    lora = {
+        "use_dora": True,
+        "experts": True,
+        "rank_pattern": {"q_proj": 4},
+        "modules_to_save": ["lm_head"],
+        "alpha": 0.1234567,
+    }
     job = FINISHED_JOB | {
         "lora": FINISHED_JOB["lora"] | lora,
         "quantization": {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "float16"},
         "sample_prompts": ["one\ntwo"],
+        "chat_template_kwargs": {"enable_thinking": False},
         "deliver_to": ["staging"],
         "worker_labels": ["h100"],
         "priority": 3,
@@ -96,8 +105,8 @@ def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
     for name, value in (FINISHED_JOB["lora"] | lora).items():
         assert value in (False, "none", "default", [], {}) or given[f"lora.{name}"] == value
     assert (given["quantization.bits"], given["quantization.compute_dtype"]) == (8, "float16")
-    for name in ("sample_prompts", "deliver_to", "worker_labels", "priority", "urgent", "metadata"):
-        assert body[name] == job[name]
+    kept = ("chat_template_kwargs", "sample_prompts", "deliver_to", "worker_labels", "priority", "urgent", "metadata")
+    assert {name: body[name] for name in kept} == {name: job[name] for name in kept}
 
 
 @pytest.mark.parametrize(("choice", "quantization"), [("4", "absent"), ("16", None)])
@@ -144,6 +153,7 @@ def test_the_command_line_makes_the_same_body() -> None:
     body = BODY | {
         "evaluation": {"file": "file-2"}, "sample_prompts": ["a 'b'"], "deliver_to": [], "worker_labels": ["h100"],
         "metadata": {"team": "a b"}, "urgent": True, "seed": 7, "suffix": "2026", "quantization": None,
+        "chat_template_kwargs": {"enable_thinking": False},
     }  # fmt: skip
     _, _, _, *words = shlex.split(job_form.command(body, "http://api.test").replace("\\\n", ""))
     pairs = list(zip(words[2::2], words[3::2], strict=True))

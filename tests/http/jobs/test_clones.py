@@ -22,7 +22,7 @@ STARTED = {
     "labelled_tokens_per_epoch": 98, "versions": {"torch": "2.13.0", "python": "3.11.9"},
 }  # fmt: skip
 SAME = ("model", "training_file", "validation_file", "seed", "lora", "quantization", "sample_prompts", "metadata",
-        "user_provided_suffix")  # fmt: skip
+        "chat_template_kwargs", "user_provided_suffix")  # fmt: skip
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def original(client: TestClient, base_model: str, upload: Upload) -> dict[str, A
     body = {
         "model": base_model, "training_file": ids[0], "validation_file": ids[1], "suffix": "demo",
         "metadata": {"team": "a"}, "sample_prompts": ["say 3"], "lora": {"r": 4},
+        "chat_template_kwargs": {"enable_thinking": False},
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "eval_steps": 3}}},
     }  # fmt: skip
     answer = client.post(JOBS, json=body)
@@ -60,9 +61,11 @@ class TestClone:
 
     def test_a_clone_merges_its_changes(self, client: TestClient, original: dict[str, Any]) -> None:
         changes = {"lora": {"alpha": 32}, "hyperparameters": {"n_epochs": 5}, "metadata": {"try": "2"}, "seed": 9}
+        changes["chat_template_kwargs"] = {"enable_thinking": None, "reasoning_effort": "low"}
         clone = client.post(f"{JOBS}/{original['id']}/clone", json=changes).json()
         assert clone["lora"] == original["lora"] | {"alpha": 32}
         assert (hyperparameters(clone)["n_epochs"], hyperparameters(clone)["eval_steps"]) == (5, 3)
+        assert clone["chat_template_kwargs"] == {"reasoning_effort": "low"}
         assert clone["request"] == changes
         assert (clone["metadata"], clone["seed"]) == ({"team": "a", "try": "2"}, 9)
 

@@ -51,7 +51,7 @@ class TestCreate:
         assert isinstance(body["seed"], int)
         assert body["result_files"] == []
         empty = ("error", "fine_tuned_model", "finished_at", "adapter", "progress", "metadata", "estimated_finish")
-        assert {body[name] for name in empty} == {None}
+        assert {body[name] for name in (*empty, "chat_template_kwargs")} == {None}
         assert body["integrations"] == []
 
     def test_every_field_is_stored_and_shown(self, create: Any, upload: Upload) -> None:
@@ -64,6 +64,7 @@ class TestCreate:
             seed=7,
             metadata={"team": "search", "empty": ""},
             method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters | watched}},
+            chat_template_kwargs={"enable_thinking": False, "reasoning_effort": None},
             sample_prompts=["What is red?"],
             lora={"alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
             quantization=None,
@@ -78,6 +79,7 @@ class TestCreate:
         assert body["hyperparameters"] == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": None}
         asked = body["method"]["supervised"]["hyperparameters"]
         assert asked | watched | {"learning_rate": 0.001, "promote_best": True} == asked
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
         assert body["sample_prompts"] == ["What is red?"]
 
     @pytest.mark.parametrize(
@@ -112,6 +114,11 @@ REFUSED = [
     ({"priority": 101}, "priority"),
     ({"urgent": "yes"}, "urgent"),
     ({"worker_labels": ["a b"]}, "worker_labels.0"),
+    ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs.thinking"),
+    ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs.enable_thinking"),
+    ({"chat_template_kwargs": {"reasoning_effort": "a b"}}, "chat_template_kwargs.reasoning_effort"),
+    ({"chat_template_kwargs": {"documents": [{"text": "a" * 65_000}]}}, "chat_template_kwargs.documents"),
+    ({"chat_template_kwargs": {"documents": [{"text": 1}]}}, "chat_template_kwargs.documents.0.text"),
     ({"sample_prompts": ["a"] * 5}, "sample_prompts"),
     ({"sample_prompts": "a"}, "sample_prompts"),
     ({"sample_prompts": [1]}, "sample_prompts.0"),

@@ -10,8 +10,10 @@ from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations, leases
 from app.db.jobs.leases import FencedError, Lease
+from app.db.scheduling import device_losses
 from app.db.tables import Evaluation, Job, Project
 from app.domain.evaluations.spec import EvaluationErrorCode
+from app.domain.jobs.states import Reason
 from app.settings import Endpoint, Settings
 from app.storage import LocalStorage
 from tests.api_objects import error_of, param_of
@@ -116,6 +118,9 @@ class TestReading:
     ) -> None:
         evaluation_id = ask(client, succeeded, heldout)["id"]
         with transaction(sessions) as session:
+            for _ in range(device_losses.MAX_IN_A_ROW):
+                device_losses.count(session, "broken#1", "ftjob-1", Reason.DEVICE_LOST)
+            assert evaluations.claim(session, "broken#2", 60) is None  # its GPU is out of service
             held = evaluations.claim(session, "a#1", 60)
             assert held is not None
             fail_attempt(session, Evaluation, Lease(held.id, 1, "a#1"), EvaluationErrorCode.INVALID_FILE, "Line 1: no.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.system import host
-from app.system.host import control_groups, core_flops, cpu_flags, cpu_name, read_integer
+from app.system.host import control_groups, core_flops, cpu_flags, cpu_name, multiplies_fast, read_integer, usable_cores
 
 AMD = {"vendor_id": "AuthenticAMD", "cpu family": "26", "model name": "AMD EPYC"}
 INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model name": "Intel(R) Xeon(R)"}
@@ -41,6 +41,23 @@ class TestCoreFlops:
         assert core_flops() == 2e11  # unknown: a guess in the middle
 
 
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        (("amx_bf16",), {"bfloat16"}),
+        (("avx512f", "avx512_bf16"), {"bfloat16"}),
+        (("avx512_fp16",), {"float16"}),
+        (("avx2", "avx512f"), set()),
+        ((), set()),
+    ],
+)
+def test_a_processor_multiplies_fast_in_float32_and_where_it_has_instructions(
+    cpuinfo: Path, flags: tuple[str, ...], fast: set[str]
+) -> None:
+    say(cpuinfo, INTEL, *flags)
+    assert {dtype for dtype in ("bfloat16", "float16", "float32") if multiplies_fast(dtype)} == fast | {"float32"}
+
+
 def test_name_and_flags_are_those_of_the_first_processor(cpuinfo: Path) -> None:
     say(cpuinfo, AMD, "avx2", "avx512_bf16")
     assert (cpu_name(), cpu_flags()) == ("AMD EPYC", {"avx2", "avx512_bf16"})
@@ -71,6 +88,18 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_process_is_in_its_own_group_and_all_above(own: Path, lines: str, groups: list[str]) -> None:
     own.write_text(lines)
     assert control_groups() == [host.CGROUP_ROOT / group for group in groups]
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 7)])
+def test_the_smallest_quota_of_the_groups_limits_the_cores(
+    own: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda _: set(range(7)))
+    own.write_text("0::/a/b\n")
+    (host.CGROUP_ROOT / "a" / "b").mkdir(parents=True)
+    (host.CGROUP_ROOT / "cpu.max").write_text("600000 100000" if quota[0] != "m" else quota)
+    (host.CGROUP_ROOT / "a" / "cpu.max").write_text(quota)
+    assert usable_cores() == cores
 
 
 def test_without_control_groups_there_are_none(own: Path) -> None:

@@ -273,6 +273,10 @@ def _look_at_the_service(send: Recorder) -> None:
     send("GET /v1/models")
     send("GET /v1/models/{model}", model=MODEL)
     send("GET /v1/organization/status")
+    send(
+        "POST /v1/organization/workers/{worker_id}/resume",
+        worker_id=send.http.get("/v1/workers").json()["data"][0]["id"],
+    )
     send("GET /v1/organization/secrets")
     send("POST /v1/organization/secrets/rotate")
     send("GET /v1/organization/audit_logs", query={"limit": 1})

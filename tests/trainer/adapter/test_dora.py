@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from tests.trainer import plain_peft
-from tests.trainer.helpers import CPU
+from tests.trainer.helpers import CPU_KERNELS
 from worker.trainer.adapter.dora import DoraLinear, row_lengths
 from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter, make_adapter
 from worker.trainer.model.frozen_linear import freeze
@@ -37,7 +37,7 @@ def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[
     frozen.bias = torch.nn.Parameter(torch.randn(D, generator=dice), requires_grad=False)
     layer = DoraLinear("q_proj", frozen, AdapterSwitch())
     spec = LoraSpec(r=4, alpha=6, dropout=dropout, target_modules=("q_proj",), use_dora=True)
-    adapter = make_adapter(spec, 1, {"q_proj": AdaptedLinear("q_proj", frozen, layer._switch)}, CPU)
+    adapter = make_adapter(spec, 1, {"q_proj": AdaptedLinear("q_proj", frozen, layer._switch)}, CPU_KERNELS)
     mine = adapter.layers["q_proj"]
     with torch.no_grad():
         mine.B_D_R.normal_(generator=dice)

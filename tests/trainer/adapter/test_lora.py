@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from app.domain.jobs.layer_patterns import scale_of
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
-from tests.trainer.helpers import CPU
+from tests.trainer.helpers import CPU_KERNELS
 from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter, make_adapter
 from worker.trainer.model.frozen_linear import freeze
 from worker.trainer.runtime.failures import Failure
@@ -35,7 +36,7 @@ def layer(
 
 def adapt(adapted: AdaptedLinear, spec: LoraSpec, seed: int = 1) -> LoraAdapter:
     """Return an adapter with a B that is not zero."""
-    adapter = make_adapter(spec, seed, {adapted.name: adapted}, CPU)
+    adapter = make_adapter(spec, seed, {adapted.name: adapted}, CPU_KERNELS)
     with torch.no_grad():
         for weights in adapter.layers.values():
             weights.B_D_R.normal_(generator=torch.Generator().manual_seed(seed))
@@ -64,7 +65,7 @@ class TestAdaptedLinear:
     def test_gradients_equal_those_of_autograd(self, dropout: float, draws_masks_again: bool) -> None:
         adapted = layer(QuantizationSpec(compute_dtype="float32"))
         adapter = adapt(adapted, lora(dropout=dropout))
-        adapter.draws_masks_again = draws_masks_again
+        adapter.kernels = replace(CPU_KERNELS, draws_masks_again=draws_masks_again)
         A, B = adapter.parameters()
         mine, theirs = x().requires_grad_(), x().requires_grad_()
         keep = torch.empty(T, K, dtype=torch.bool).bernoulli_(1 - dropout, generator=torch.Generator().manual_seed(1))
@@ -85,10 +86,10 @@ class TestAdaptedLinear:
 
         def keep(saved: torch.Tensor) -> torch.Tensor:
             if saved.dtype == torch.bool and saved.numel():
-                kept_masks.append(adapter.draws_masks_again)
+                kept_masks.append(adapter.kernels.draws_masks_again)
             return saved
 
-        for adapter.draws_masks_again in (False, True):
+        for adapter.kernels in (CPU_KERNELS, replace(CPU_KERNELS, draws_masks_again=True)):
             adapter.generator.manual_seed(1)
             with adapted._switch.on(adapter), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
                 both = adapted(x().requires_grad_()) + adapted(x().requires_grad_())
@@ -140,12 +141,12 @@ class TestMakeAdapter:
     def test_masters_are_float32_for_every_dtype_of_the_base(self) -> None:
         frozen = freeze(torch.ones(D, K), QuantizationSpec(), torch.bfloat16)
         adapted = AdaptedLinear("q_proj", frozen, AdapterSwitch())
-        adapter = make_adapter(lora(), 1, {"q_proj": adapted}, CPU)
+        adapter = make_adapter(lora(), 1, {"q_proj": adapted}, CPU_KERNELS)
         assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
 
     def test_a_is_uniform_within_one_over_root_k_as_in_peft_and_b_is_zero(self) -> None:
         adapted = layer(rows=64, columns=400)
-        A, B = make_adapter(lora(r=32), 1, {adapted.name: adapted}, CPU).parameters()
+        A, B = make_adapter(lora(r=32), 1, {adapted.name: adapted}, CPU_KERNELS).parameters()
         assert A.abs().max() <= 1 / 20
         assert A.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.05)
         assert not B.any()
@@ -168,7 +169,7 @@ class TestMakeAdapter:
         ],
     )
     def test_what_no_layer_can_have_is_refused(self, changes: dict[str, object], said: str) -> None:
-        experts = {"model.layers.0.mlp.experts.down_proj": SimpleNamespace(in_features=K, out_features=D, experts=[])}
+        experts = {"model.layers.0.mlp.experts.down_proj": SimpleNamespace(in_features=K, out_features=D, count=0)}
         with pytest.raises(Failure, match=re.escape(said)) as caught:
-            make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU, experts)
+            make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU_KERNELS, experts)
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")

@@ -12,7 +12,7 @@ from app.domain.artifacts.engines import compatibility
 from app.domain.jobs.events import CheckpointSaved
 from app.domain.jobs.spec import LoraSpec
 from app.system import artifact_directory
-from tests.trainer.helpers import CPU, FLOAT32, RecordLog, make_spec, run_trainer
+from tests.trainer.helpers import CPU_KERNELS, FLOAT32, RecordLog, make_spec, run_trainer
 from worker.trainer.checkpoint import checkpoint
 from worker.trainer.checkpoint.checkpoint import staged, write_config
 from worker.trainer.model.base_model import load_base
@@ -78,7 +78,7 @@ class TestSavedCheckpoint:
     def test_the_config_has_the_id_and_the_revision_on_a_hub(
         self, tiny: Path, tmp_path: Path, source: str | None
     ) -> None:
-        base = load_base("registered", tiny, None, torch.float32, CPU)
+        base = load_base("registered", tiny, None, torch.float32, CPU_KERNELS)
         base.source, base.revision = source, source and "v1"
         write_config(tmp_path / "adapter_config.json", LoraSpec(r=4, alpha=8, target_modules=("q_proj",)), base)
         config = LoraConfig.from_pretrained(tmp_path)

@@ -57,7 +57,8 @@ def about(quantization: dict[str, Any] | None = None, **lora: Any) -> dict[str, 
     return {
         "base_model": {"name": "tiny"}, "step": 1, "epoch": 1.0, "trained_tokens": 5, "seed": 1, "method": "supervised",
         "metrics": {"train_loss": 0.5}, "quantization": quantization, "hyperparameters": {},
-        "lora": lora_spec.model_dump(), "compatibility": compatibility(lora_spec, "ftjob-1").model_dump(),
+        "chat_template_kwargs": {"documents": [{"text": "it's"}]}, "lora": lora_spec.model_dump(),
+        "compatibility": compatibility(lora_spec, "ftjob-1").model_dump(),
     }  # fmt: skip
 
 
@@ -107,7 +108,8 @@ class TestQuantizationNote:
 @pytest.fixture(scope="module")
 def adapter(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("trained")
-    code, log = run_trainer(make_spec(tiny, examples, r=24, max_steps=1), workdir)
+    arguments = {"enable_thinking": False}
+    code, log = run_trainer(make_spec(tiny, examples, r=24, max_steps=1, chat_template_kwargs=arguments), workdir)
     assert code == 0, log.last
     return workdir / str(log.last.directory)
 

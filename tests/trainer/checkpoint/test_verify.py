@@ -50,7 +50,7 @@ def change_tensors(directory: Path, change: Any) -> None:
 
 
 def test_a_long_document_is_truncated(trained: Trained, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "MAX_TOKENS", 16)
+    monkeypatch.setattr(verify, "VERIFY_TOKENS", 16)
     seen, hidden_states = [], verify.hidden_states
 
     def watched(base: Any, batch: Any, *more: Any, **how: Any) -> torch.Tensor:

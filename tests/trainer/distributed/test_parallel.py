@@ -31,7 +31,7 @@ from app.domain.jobs.events import (
 )
 from app.domain.jobs.states import ExitCode, Reason
 from tests.deadline import until
-from tests.trainer.helpers import make_spec, run_trainer
+from tests.trainer.helpers import Trainings, load_tiny_base, make_spec, prepare, run_trainer
 from worker.node.slot import try_lock
 from worker.trainer.distributed import parallel
 from worker.trainer.distributed.torchrun import _forward_lines, combine_exit_codes
@@ -337,12 +337,13 @@ class TestOwnExamples:
         loads = [sum(lengths[example] for example in own) for own in assigned]
         assert max(loads) - min(loads) <= max(lengths, default=0)
 
-    def test_each_process_has_its_own_dropout_masks(self, two: Callable[[int], None]) -> None:
+    def test_each_process_has_its_own_dropout_masks(
+        self, two: Callable[[int], None], train: Trainings, tmp_path: Path
+    ) -> None:
         masks = []
         for rank in range(2):
             two(rank)
-            generator = torch.Generator().manual_seed(7)
-            parallel.seed_own_dropout(generator, 7)
+            generator = prepare(train.spec(dropout=0.2), load_tiny_base(train.base), tmp_path).adapter.generator
             masks.append(torch.rand(4, generator=generator).tolist())
         assert masks[0] == torch.rand(4, generator=torch.Generator().manual_seed(7)).tolist()
         assert masks[0] != masks[1]

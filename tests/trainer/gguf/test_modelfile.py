@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.system.limited_rendering import limited_renderer
+from tests.datasets.families import GPT_OSS
 from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base
 from worker.trainer.gguf.export import find_turns, write_modelfile
@@ -46,6 +48,13 @@ def test_a_default_system_message_precedes_a_conversation_without_one(tmp_path: 
 @pytest.mark.parametrize("template", [NUMBERED, NO_SYSTEM], ids=["other for each message", "without system messages"])
 def test_a_template_that_is_no_sequence_of_turns_is_left_out(tmp_path: Path, template: str) -> None:
     assert "TEMPLATE " not in modelfile(tmp_path, template)
+
+
+def test_the_template_has_the_arguments_of_the_training(tmp_path: Path) -> None:
+    base = make_tiny_base(tmp_path / "base")
+    (base / "chat_template.jinja").write_text(GPT_OSS)
+    write_modelfile(tmp_path, base, "model.gguf", ChatTemplateArguments(reasoning_effort="low"))
+    assert "Reasoning: low" in (tmp_path / "Modelfile").read_text()
 
 
 def test_every_end_of_an_answer_is_a_stop_token(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.planning.execution_plan import Recompute
 from tests.trainer.helpers import load_tiny_base, make_spec, prepare
+from worker.trainer.kernels.modules import swiglu
 from worker.trainer.memory import activation_checkpointing
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model.base_model import FrozenBase, hidden_states
-from worker.trainer.model.memory_efficient_modules import swiglu
 from worker.trainer.objective.losses import linear_cross_entropy
 from worker.trainer.training.state import Run
 
@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
         self.base: FrozenBase = load_tiny_base(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
-        self.recomputation = Recomputation(self.base.model, self.base.switch)
+        self.recomputation = Recomputation(self.base)
         self.run: Run = prepare(make_spec(tiny, examples, dropout=0.3), self.base, tmp_path)
         dice = torch.Generator().manual_seed(1)
         with torch.no_grad():

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import LoraSpec
 from app.system.model_files import read_catalog_entry, with_report
-from tests.trainer.helpers import CPU, make_spec, prepare, run_trainer
+from tests.trainer.helpers import CPU_KERNELS, make_spec, prepare, run_trainer
 from tests.trainer.model.bases import make_base
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.memory import placement
@@ -46,10 +46,10 @@ def load(tmp_path: Path) -> Callable[[str], tuple[FrozenBase, LoraAdapter, Recom
         head = {} if model_type in ("llama", "qwen2", "phi3", "olmo2") else {"head_dim": HEAD_SIZE}
         config = AutoConfig.for_model(model_type, **SIZES, **head)
         AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
-        base = load_base(model_type, tmp_path, None, torch.bfloat16, CPU)
+        base = load_base(model_type, tmp_path, None, torch.bfloat16, CPU_KERNELS)
         targets = sorted({name.rpartition(".")[2] for name in base.layers})
-        adapter = make_adapter(LoraSpec(r=RANK, alpha=8, target_modules=targets), 0, base.layers, CPU)
-        return base, adapter, Recomputation(base.model, base.switch)
+        adapter = make_adapter(LoraSpec(r=RANK, alpha=8, target_modules=targets), 0, base.layers, CPU_KERNELS)
+        return base, adapter, Recomputation(base)
 
     return make
 
@@ -84,16 +84,16 @@ class TestCountActivations:
     @pytest.mark.parametrize("name", ["Qwen3.5 text", "Qwen3-Next"])
     def test_counts_what_the_gated_delta_rule_keeps(self, tmp_path: Path, name: str) -> None:
         """Against the bytes that autograd saves for documents of several chunks of 64 tokens."""
-        base = load_base("tiny", make_base(name, tmp_path / "base"), None, torch.bfloat16, CPU)
-        counted = count_without_adapter(base, Recomputation(base.model, base.switch))["nothing"]
+        base = load_base("tiny", make_base(name, tmp_path / "base"), None, torch.bfloat16, CPU_KERNELS)
+        counted = count_without_adapter(base, Recomputation(base))["nothing"]
         short, long = (delta_rule_bytes(base, tokens) for tokens in (128, 256))
         of_delta_rule = (long - short) / 128
         assert of_delta_rule > 1000
         assert counted * base.text_config.num_hidden_layers > of_delta_rule
 
     def test_counts_layers_that_cannot_be_recomputed(self, tmp_path: Path) -> None:
-        base = load_base("tiny", make_base("Gemma 4 text", tmp_path / "base"), None, torch.bfloat16, CPU)
-        counts = count_without_adapter(base, Recomputation(base.model, base.switch))
+        base = load_base("tiny", make_base("Gemma 4 text", tmp_path / "base"), None, torch.bfloat16, CPU_KERNELS)
+        counts = count_without_adapter(base, Recomputation(base))
         assert counts.keys() == {"nothing"}
         assert counts["nothing"] > LLAMA_BYTES / HIDDEN * base.text_config.hidden_size * 0.5
 
@@ -125,19 +125,19 @@ class TestPlan:
         self, tiny: Path, examples: Path, tmp_path: Path, options: dict[str, Any]
     ) -> None:
         spec = make_spec(tiny, examples, quantization=None, **options)
-        base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
+        base = load_base("tiny", tiny, None, torch.bfloat16, CPU_KERNELS)
         run = prepare(spec, base, tmp_path)
-        counted = placement.count_missing(spec, base, run, Recomputation(base.model, base.switch))
+        counted = placement.count_missing(spec, base, run, Recomputation(base))
         formula, by_count = placement.place(spec, base, run), placement.place(spec, base, run, None, counted)
         assert by_count.formula.activations == pytest.approx(formula.formula.activations, rel=0.03)  # a Llama
         assert bool(placement.planned(run, by_count, counted).activation_bytes) == (not options)
 
     def test_uses_the_entry_that_has_them(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, quantization=None)
-        base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
+        base = load_base("tiny", tiny, None, torch.bfloat16, CPU_KERNELS)
         run = prepare(spec, base, tmp_path)
         entry = with_report(read_catalog_entry(tiny), check_model(tiny))
-        recomputation = Recomputation(base.model, base.switch)
+        recomputation = Recomputation(base)
         assert entry.activation_bytes == pytest.approx(placement.count_missing(spec, base, run, recomputation))
         twice = {mode: 2 * count for mode, count in entry.activation_bytes.items()}
         plans = []

@@ -20,7 +20,7 @@ from worker.trainer.checkpoint import verify
 from worker.trainer.model import base_check, base_model, checkpoint_tensors
 from worker.trainer.model.frozen_linear import Frozen4
 from worker.trainer.objective import objective
-from worker.trainer.training import step_actions
+from worker.trainer.training import finish
 from worker.trainer.validation import evaluate
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -166,8 +166,8 @@ class TestLastCheck:
     def test_if_nothing_is_left_to_free_the_job_fails_and_publishes_nothing(
         self, train: Trainings, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed
     ) -> None:
-        shortage = Shortage(step_actions.verify_adapter, lambda *_: True)
-        monkeypatch.setattr(step_actions, "verify_adapter", shortage)
+        shortage = Shortage(finish.verify_adapter, lambda *_: True)
+        monkeypatch.setattr(finish, "verify_adapter", shortage)
         log = train()
         assert (log.code, shortage.calls, log.of(Done)) == (ExitCode.OUT_OF_MEMORY, 2, [])
         assert (log.failure.reason, log.failure.param) == (Reason.OUT_OF_MEMORY, "lora.r")

@@ -21,8 +21,8 @@ from tests.trainer.helpers import (
     prepare,
 )
 from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory, placement
-from worker.trainer.memory.device_memory import DeviceMemory
+from worker.trainer.kernels.cpu.memory import CpuMemory, DeviceMemory
+from worker.trainer.memory import placement
 from worker.trainer.memory.out_of_memory import reduce_after_kills, reduce_plan, smallest_plan
 from worker.trainer.objective import objective
 
@@ -106,13 +106,6 @@ def test_moments_are_allocated_before_the_first_update_and_both_are_repeated(
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
-def test_the_heap_is_trimmed_before_the_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    memories = [DeviceMemory(700, 600), DeviceMemory(9_000, 100)]
-    monkeypatch.setattr(device_memory, "_cpu_memories", lambda: memories)
-    assert device_memory.trim_threshold_bytes(torch.device("cpu")) == 665
-    assert device_memory.trim_threshold_bytes(torch.device("cuda")) > 1 << 60
-
-
 def test_batches_are_halved_until_they_fit(train: Trainings, short: Short) -> None:
     shortage = short(lambda tokens, rows: tokens > 200)
     log = train(batch_size=6)
@@ -164,30 +157,10 @@ def test_each_process_of_a_machine_plans_with_its_share_of_the_memory(
     base, spec = load_tiny_base(train.base), train.spec()
     run = prepare(spec, base, tmp_path)
     space = DeviceMemory(10_000_000_000, 1_000_000_000)
-    monkeypatch.setattr(device_memory, "measure", lambda device: space)
+    monkeypatch.setattr(CpuMemory, "measure", lambda _: space)
     assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes // 2
-
-
-def test_a_gpu_without_a_known_peak_is_planned_with_a_measured_product(
-    train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The facts of the GPU are faked: the base is on the CPU, and only its device says cuda."""
-    base, spec = load_tiny_base(train.base), train.spec()
-    run = prepare(spec, base, tmp_path)
-    base.device = torch.device("cuda", 0)
-    monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
-    monkeypatch.setattr(placement, "product_flops", lambda device, dtype: 4e14)
-    seconds = {}
-    for name in ("cuda (NVIDIA B200)", "cuda (Another 9000)"):
-        monkeypatch.setattr(placement, "device_name", lambda device, name=name: name)
-        device = placement.place(spec, base, run).device
-        seconds[name] = (device.product_flops, device.estimated_flops)
-    assert seconds == {
-        "cuda (NVIDIA B200)": (None, pytest.approx(0.4 * 2.25e15)),
-        "cuda (Another 9000)": (4e14, pytest.approx(0.55 * 4e14)),
-    }
 
 
 def test_all_processes_use_the_smallest_plan(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:

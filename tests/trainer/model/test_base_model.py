@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec, RunSpec
 from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
-from tests.trainer.helpers import CPU, FLOAT32, change_weights, dataset_of, load_tiny_base
+from tests.trainer.helpers import CPU_KERNELS, FLOAT32, change_weights, dataset_of, load_tiny_base
 from worker.trainer.data.batch import PackedBatch, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, load_base, open_base, unwrapped
 from worker.trainer.model.checkpoint_tensors import CheckpointTensors
@@ -35,7 +35,7 @@ def logits(base: FrozenBase) -> torch.Tensor:
 
 class TestLoadBase:
     def test_every_linear_layer_but_the_head_is_adapted_in_4_bits_and_everything_is_frozen(self, tiny: Path) -> None:
-        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU_KERNELS)
         assert {parameter.dtype for parameter in base.model.parameters()} == {torch.bfloat16, torch.uint8}
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
         assert len(base.layers) == 2 * 7
@@ -44,7 +44,7 @@ class TestLoadBase:
         assert base.head_V_D is base.model.get_input_embeddings().weight
 
     def test_parameters_and_bytes_are_counted_once(self, tiny: Path) -> None:
-        base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
+        base = load_base("tiny", tiny, None, torch.bfloat16, CPU_KERNELS)
         assert base.frozen_parameters == 90_624
         assert base.stored_bytes == 2 * 90_624
 
@@ -79,7 +79,7 @@ class TestLoadBase:
 class TestOpenBase:
     def test_files_that_the_worker_has_hashed_are_not_hashed_again(self, tiny: Path) -> None:
         spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256="of no file", signature=stat_signature(tiny))
-        open_base(BaseSpec.model_validate_json(spec.model_dump_json()), FLOAT32, torch.float32, CPU)
+        open_base(BaseSpec.model_validate_json(spec.model_dump_json()), FLOAT32, torch.float32, CPU_KERNELS)
 
     def test_a_file_that_has_changed_since_is_hashed_again(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
@@ -91,7 +91,7 @@ class TestOpenBase:
         os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # size, mtime and inode are those of before
         spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256, signature=signature)
         with pytest.raises(Failure, match="has changed"):
-            open_base(spec, FLOAT32, torch.float32, CPU)
+            open_base(spec, FLOAT32, torch.float32, CPU_KERNELS)
 
     def test_a_slow_directory_gives_records_until_a_file_hangs(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,7 +109,7 @@ class TestOpenBase:
         monkeypatch.setattr(CheckpointTensors, "__iter__", read_slowly)
         writer = RecordWriter(lambda _: emitted.append(now[0]), RunSpec.model_construct(run_id="a"))
         spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
-        open_base(spec, FLOAT32, torch.float32, CPU, keepalive=writer.keepalive)
+        open_base(spec, FLOAT32, torch.float32, CPU_KERNELS, keepalive=writer.keepalive)
         assert emitted[:6] == [0, 200, 400, 600, 800, 1000]
         assert emitted[6] - emitted[5] == 3600
 
@@ -117,7 +117,7 @@ class TestOpenBase:
         monkeypatch.setattr("app.system.files.CHUNK_BYTES", 4096)
         beats: list[str] = []
         spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256=hash_directory(tiny)[1])
-        open_base(spec, FLOAT32, torch.float32, CPU, keepalive=beats.append)
+        open_base(spec, FLOAT32, torch.float32, CPU_KERNELS, keepalive=beats.append)
         assert (
             sum(beat.startswith("hashing") for beat in beats)
             >= (tiny / "model.safetensors").stat().st_size // 4096
@@ -127,7 +127,7 @@ class TestOpenBase:
 
 class TestContexts:
     def test_float32_uses_the_same_weights_and_restores_them(self, tiny: Path) -> None:
-        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU_KERNELS)
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         with torch.no_grad(), in_float32(base):
             exact = hidden_states(base, a_batch(), float32=True)

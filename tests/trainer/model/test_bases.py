@@ -24,7 +24,7 @@ from app.domain.jobs.events import Done
 from app.domain.jobs.spec import DataParameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
-from tests.trainer.helpers import CPU, make_spec, run_trainer
+from tests.trainer.helpers import CPU_KERNELS, make_spec, run_trainer
 from tests.trainer.model.bases import BASES, REPRESENTATIVES, make_base
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches, read_dataset
@@ -48,6 +48,7 @@ FORMATS: dict[str, tuple[QuantizationSpec | None, torch.dtype]] = {
     "nf4, 16 bits": (QuantizationSpec(), torch.bfloat16),  # the default of a job
 }
 STEPS = 30
+STACKED = ["experts.down_proj", "experts.gate_up_proj"]
 TEXTS = (("red green", "blue amber green"), ("one", "two three"), ("amber blue", "red red"), ("nine", "ten eleven"))
 
 
@@ -121,7 +122,7 @@ def plain_model(base: FrozenBase) -> Any:
         for layer_name, layer in base.layers.items():
             model.get_submodule(layer_name).weight.copy_(layer.base.weight_in(torch.float32))
         for parameter_name, weights in base.experts.items():
-            stacked = torch.stack([expert.weight_in(torch.float32) for expert in weights.experts])
+            stacked = weights.stack.weights_in(torch.float32)
             parameter = model.get_parameter(parameter_name)
             parameter.copy_(stacked if parameter.shape == stacked.shape else stacked.transpose(1, 2))
     return model.eval()
@@ -136,9 +137,9 @@ def targets(base: FrozenBase) -> list[str]:
 def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
     directory: Path, training_file: Path, weights: str, name: str, table: dict[str, dict[str, str]]
 ) -> None:
-    base = load_base("tiny", directory, *FORMATS[weights], CPU)
+    base = load_base("tiny", directory, *FORMATS[weights], CPU_KERNELS)
     check_base(base)
-    lora = _lora(base, with_experts=bool(base.experts))
+    lora = _lora(base)
     dataset = read_dataset(
         load_renderer(directory),
         training_file,
@@ -147,7 +148,7 @@ def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
         lambda _: None,
     )
     batch = next(pack_batches(dataset, dataset.documents_of(range(len(dataset))), 4096))
-    adapter = _with_effect(make_adapter(lora, 0, base.adaptable_layers, CPU, base.experts))
+    adapter = _with_effect(make_adapter(lora, 0, base.adaptable_layers, CPU_KERNELS, base.experts))
     ours = SupervisedObjective(base, adapter).forward_backward(batch).sums["loss"][0].item()
     exact, rounded = (
         Plain(_peft_model(base, lora, adapter).to(dtype), dataset) for dtype in (torch.float32, FORMATS[weights][1])
@@ -171,13 +172,13 @@ def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
 def test_a_fixed_text_is_learned_and_the_adapter_verified(
     directory: Path, training_file: Path, tmp_path: Path, weights: str, name: str, table: dict[str, dict[str, str]]
 ) -> None:
-    base = load_base("tiny", directory, None, torch.float32, CPU)
+    base = load_base("tiny", directory, None, torch.float32, CPU_KERNELS)
     spec = make_spec(
         directory,
         training_file,
         quantization={} if weights == "nf4" else None,
         target_modules=targets(base),
-        target_parameters=_lora(base, with_experts=bool(base.experts)).target_parameters,
+        experts=bool(base.experts),
         n_epochs=STEPS,
         batch_size=len(TEXTS),
         r=8,
@@ -197,9 +198,8 @@ def test_a_fixed_text_is_learned_and_the_adapter_verified(
     assert named == saved.keys()  # the class that transformers and vLLM load has a place for every tensor
 
 
-def _lora(base: FrozenBase, *, with_experts: bool) -> LoraSpec:
-    experts = ("experts.down_proj", "experts.gate_up_proj") if with_experts else ()
-    return LoraSpec(r=8, alpha=16, target_modules=tuple(targets(base)), target_parameters=experts)
+def _lora(base: FrozenBase) -> LoraSpec:
+    return LoraSpec(r=8, alpha=16, target_modules=tuple(targets(base)), experts=bool(base.experts))
 
 
 @torch.no_grad()
@@ -216,7 +216,7 @@ def _peft_model(base: FrozenBase, lora: LoraSpec, adapter: LoraAdapter) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=list(lora.target_modules),
-        target_parameters=list(lora.target_parameters) or None,
+        target_parameters=STACKED if lora.experts else None,
     )
     if base.decoder_prefix:
         config.exclude_modules = rf"(?!{base.decoder_prefix}\.).*"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from app.domain.datasets.documents import Document
-from tests.trainer.helpers import CPU
+from tests.trainer.helpers import CPU_KERNELS
 from tests.trainer.model.bases import make_base
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.model import base_model, recurrent_layers
@@ -38,7 +38,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 def load(directory: Path) -> FrozenBase:
-    return load_base("hybrid", directory, None, torch.float32, CPU)
+    return load_base("hybrid", directory, None, torch.float32, CPU_KERNELS)
 
 
 def packed(*lengths: int) -> PackedBatch:
@@ -139,7 +139,7 @@ class TestFlashLinearAttention:
             rule.is_fused = True
             monkeypatch.setattr(module, DELTA_RULE, rule)
             monkeypatch.setattr(recurrent_layers, "supports_fused", lambda query: query.dtype == torch.bfloat16)
-            return load_base("hybrid", directory("Qwen3.5 text"), None, torch.bfloat16, CPU), package
+            return load_base("hybrid", directory("Qwen3.5 text"), None, torch.bfloat16, CPU_KERNELS), package
 
         return install
 

@@ -51,29 +51,24 @@ class TestLinearCrossEntropy:
         total.backward()
         assert total.grad_fn.head_gradient_V_D is None  # type: ignore[union-attr]
 
-    @pytest.mark.parametrize(("min_chunk_tokens", "chunks"), [(None, 2), (module.CUDA_CHUNK_TOKENS, 1)])
+    @pytest.mark.parametrize(("chunk_tokens", "chunks"), [(128, 2), (2048, 1)])
     def test_a_caller_may_ask_for_longer_chunks(
-        self, monkeypatch: pytest.MonkeyPatch, min_chunk_tokens: int | None, chunks: int
+        self, monkeypatch: pytest.MonkeyPatch, chunk_tokens: int, chunks: int
     ) -> None:
         hidden, head, targets = inputs()
         hidden, targets = hidden.detach().repeat(3, 1)[:200], targets.repeat(3)[:200]
-        monkeypatch.setattr(module, "CHUNK_BYTES", 0)
         made: list[int] = []
         chunk = module._chunk
         monkeypatch.setattr(module, "_chunk", lambda part, *rest: (made.append(len(part)), chunk(part, *rest))[1])
-        total, *_ = linear_cross_entropy(hidden, head, targets, min_chunk_tokens=min_chunk_tokens)
+        total, *_ = linear_cross_entropy(hidden, head, targets, chunk_tokens=chunk_tokens)
         assert (len(made), sum(made)) == (chunks, len(targets))
         torch.testing.assert_close(total, F.cross_entropy(hidden @ head.t(), targets, reduction="sum"))
 
     @pytest.mark.parametrize("chunk_tokens", [16, 128])
-    def test_weights_multiply_the_sum_and_its_gradient_but_not_the_token_losses(
-        self, monkeypatch: pytest.MonkeyPatch, chunk_tokens: int
-    ) -> None:
-        monkeypatch.setattr(module, "CHUNK_BYTES", 0)
-        monkeypatch.setattr(module, "MIN_CHUNK_TOKENS", chunk_tokens)
+    def test_weights_multiply_the_sum_and_its_gradient_but_not_the_token_losses(self, chunk_tokens: int) -> None:
         hidden, head, targets = inputs()
         weights = torch.linspace(-1, 2, N)
-        total, losses, _ = linear_cross_entropy(hidden, head, targets, weights)
+        total, losses, _ = linear_cross_entropy(hidden, head, targets, weights, chunk_tokens=chunk_tokens)
         total.backward()
         reference = hidden.detach().clone().requires_grad_()
         expected = F.cross_entropy(reference @ head.t(), targets, reduction="none")
@@ -89,14 +84,10 @@ class TestLinearCrossEntropy:
         assert not linear_cross_entropy(hidden, head, (best + 1) % V)[2].any()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_the_gradient_of_a_trained_head_is_summed_over_all_chunks_in_float32(
-        self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-    ) -> None:
-        monkeypatch.setattr(module, "CHUNK_BYTES", 0)
-        monkeypatch.setattr(module, "MIN_CHUNK_TOKENS", 16)
+    def test_the_gradient_of_a_trained_head_is_summed_over_all_chunks_in_float32(self, dtype: torch.dtype) -> None:
         hidden, head, targets = inputs(dtype)
         master = head.float().requires_grad_()
-        (linear_cross_entropy(hidden, master, targets)[0] * 0.5).backward()
+        (linear_cross_entropy(hidden, master, targets, chunk_tokens=16)[0] * 0.5).backward()
         reference = head.float().requires_grad_()
         (F.cross_entropy(hidden.detach().float() @ reference.t(), targets, reduction="sum") * 0.5).backward()
         assert master.grad is not None

@@ -15,7 +15,7 @@ from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.model_files import read_catalog_entry
 from tests.trainer.helpers import RecordLog, Trainings, assert_same_adapter
-from worker.trainer.training import step_actions
+from worker.trainer.training import run_files
 
 STEPS = 6  # two epochs of three
 
@@ -33,15 +33,15 @@ def reserve(workdir: Path) -> Path:
 @pytest.fixture
 def full_when_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk with space for a snapshot only after the reserved file is removed, and never for a checkpoint."""
-    save = step_actions.save_snapshot
+    save = run_files.save_snapshot
 
     def save_if_free(run: Any, *arguments: Any) -> Any:
         if run.step and (run.directory.parents[1] / RESERVED_SPACE_FILE).exists():
             no_space()
         return save(run, *arguments)
 
-    monkeypatch.setattr(step_actions, "save_snapshot", save_if_free)
-    monkeypatch.setattr(step_actions, "save_checkpoint", no_space)
+    monkeypatch.setattr(run_files, "save_snapshot", save_if_free)
+    monkeypatch.setattr(run_files, "save_checkpoint", no_space)
 
 
 def kept(log: RecordLog) -> tuple[int, bool]:

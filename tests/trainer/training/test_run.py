@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from app.domain.jobs.events import CheckpointSaved, Command, Message, Metric, SnapshotSaved, Started, Stopped
+from app.domain.jobs.events import CheckpointSaved, Command, Message, Metric, Planned, SnapshotSaved, Started, Stopped
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.host import cpu_name
 from tests.tiny import make_tiny_dataset
 from tests.trainer.helpers import Attempt, Trainings
 from worker.trainer.checkpoint import provenance
-from worker.trainer.training import step_actions
+from worker.trainer.runtime import device
+from worker.trainer.training import run_files
 
 
 class TestWholeRun:
@@ -94,14 +95,19 @@ class TestRun:
         assert all(sample["base"] != sample["tuned"] for sample in samples[2:])
         assert log.code == ExitCode.DONE
 
-    @pytest.mark.parametrize(("ratio", "effect"), [(3.04, "3.0 times"), (71.0, "converted to float32")])
-    def test_a_processor_that_emulates_the_compute_dtype_causes_a_warning(
-        self, train: Trainings, monkeypatch: pytest.MonkeyPatch, ratio: float, effect: str
+    def test_a_requested_dtype_without_instructions_for_it_causes_a_warning_and_the_default_is_float32(
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(provenance, "times_float32", lambda *_: ratio)
-        first = train(quantization={}, max_steps=1).warnings[0].message
-        assert effect in first
-        assert '{"compute_dtype": "float32"}' in first
+        for module in (device, provenance):
+            monkeypatch.setattr(module, "multiplies_fast", lambda dtype: dtype == "float32")
+        asked, free = (train(quantization={}, dtype_is_free=is_free, max_steps=1) for is_free in (False, True))
+        first = asked.warnings[0].message
+        assert "no instructions for bfloat16" in first
+        assert 'quantization.compute_dtype to "float32"' in first
+        assert not free.warnings
+        assert [log.of(Started)[0].compute_dtype for log in (asked, free)] == ["bfloat16", "float32"]
+        caches = [log.of(Planned)[0].components["cache"] for log in (asked, free)]
+        assert caches[1] == 2 * caches[0] > 0  # the memory plan uses the chosen dtype
 
 
 class TestStopping:
@@ -168,7 +174,7 @@ class TestFailing:
     def test_an_adapter_that_differs_from_the_trained_one_fails_the_run(
         self, train: Trainings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        save = step_actions.save_checkpoint
+        save = run_files.save_checkpoint
 
         def save_wrongly(*arguments: Any) -> Path:
             directory = save(*arguments)
@@ -178,5 +184,5 @@ class TestFailing:
             )
             return directory
 
-        monkeypatch.setattr(step_actions, "save_checkpoint", save_wrongly)
+        monkeypatch.setattr(run_files, "save_checkpoint", save_wrongly)
         assert_fails(train(), ExitCode.INTERNAL, Reason.ADAPTER_MISMATCH, None)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from app.domain.jobs.spec import EarlyStopping
+from tests.trainer.helpers import CPU_KERNELS
 from worker.trainer.adapter.lora import LoraAdapter, LoraWeights
 from worker.trainer.validation.early_stopping import TENSOR_PREFIX, BestValidation
 
@@ -67,7 +68,7 @@ class TestShouldStop:
 class TestTensors:
     def adapter(self, value: float) -> LoraAdapter:
         weights = LoraWeights(*(torch.nn.Parameter(torch.full(shape, value)) for shape in ((2, 3), (4, 2))), scale=1.0)
-        return LoraAdapter(0.0, torch.Generator(), {"layer": weights})
+        return LoraAdapter(0.0, torch.Generator(), {"layer": weights}, CPU_KERNELS)
 
     def test_copy_weights_copies(self) -> None:
         adapter, best = self.adapter(1.0), BestValidation()

@@ -46,7 +46,7 @@ def lines(labels: Sequence[str]) -> bytes:
 
 
 def read(renderer: Renderer, settings: EvaluationSettings, content: bytes) -> EvaluationInputs:
-    return read_inputs(renderer, settings, 512, MAX_LINE_BYTES, io.BytesIO(content), io.BytesIO(content))
+    return read_inputs(renderer, settings, None, 512, MAX_LINE_BYTES, io.BytesIO(content), io.BytesIO(content))
 
 
 def label_summary(expected: Sequence[str], base: Sequence[str], adapter: Sequence[str]) -> GraderSummary:

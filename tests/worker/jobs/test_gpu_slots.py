@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from sqlalchemy import update
 
 from app.db.engine import transaction
@@ -82,25 +81,3 @@ def test_the_trainer_gets_the_budget_of_its_slot(harness: WorkerHarness, tmp_pat
         (tmp_path / job.id).touch()
         thread.join(30)
     assert budgets == [SLOT.slot_bytes, None, None]
-
-
-def test_a_worker_that_lost_its_gpu_leaves_the_job_to_others(
-    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = create_job(harness, 5 * GB)
-    present = {"gpu0": True}
-    monkeypatch.setattr(
-        "worker.jobs.supervisor.gpu_problem", lambda *_: None if present["gpu0"] else "it is not listed"
-    )
-    plan = TrainerPlan(steps=2, faults={"*": {"1": "failed:device_lost:69"}})
-    broken = supervisor(harness, tmp_path, "gpu0", plan)
-    assert broken.run_next()
-    ended = harness.job(job)
-    assert (ended.state, ended.reason) == ("queued", "device_lost")
-
-    present["gpu0"] = False
-    assert not broken.run_next()
-    assert harness.job(job).attempt == ended.attempt
-    present["gpu0"] = True
-    assert broken.run_next()  # the GPU was reset
-    assert harness.job(job).attempt == ended.attempt + 1

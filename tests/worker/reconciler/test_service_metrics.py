@@ -8,8 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from app.db.engine import DATABASE_UNAVAILABLE, transaction
-from app.db.scheduling import workers
+from app.db.scheduling import device_losses, workers
 from app.db.tables import Project
+from app.domain.jobs.states import Reason
 from tests.factories import make_base_model, make_file, make_job
 from worker.node.resources import Resources, open_resources
 from worker.reconciler.service_metrics import ServiceMetrics
@@ -26,6 +27,9 @@ def test_the_state_of_the_service_is_exposed(resources: Resources, project: Proj
         make_base_model(session, tmp_path / "base")
         make_job(session, project, make_file(session, resources.storage, project, b"1234567"))
         workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
+        workers.heartbeat(session, "gpu1@host#1", "gpu", "host", 1, {})
+        for _ in range(device_losses.MAX_IN_A_ROW):
+            device_losses.count(session, "gpu1@host#1", "ftjob-1", Reason.DEVICE_LOST)
     service_metrics = ServiceMetrics(resources)
     service_metrics.read_if_due()
     registry = values(service_metrics)
@@ -33,6 +37,7 @@ def test_the_state_of_the_service_is_exposed(resources: Resources, project: Proj
     assert registry.get_sample_value("tunery_jobs", {"state": "validating_files"}) == 1
     assert registry.get_sample_value("tunery_jobs", {"state": "running"}) == 0
     assert registry.get_sample_value("tunery_workers", {"queue": "gpu", "status": "idle"}) == 1
+    assert registry.get_sample_value("tunery_workers", {"queue": "gpu", "status": "out_of_service"}) == 1
     assert registry.get_sample_value("tunery_workers", {"queue": "cpu", "status": "busy"}) == 0
     assert 0 < registry.get_sample_value("tunery_queue_oldest_age_seconds", {"state": "validating_files"}) < 60
     assert registry.get_sample_value("tunery_deliveries", {"state": "pending"}) == 0

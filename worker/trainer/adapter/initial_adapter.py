@@ -13,13 +13,14 @@ from app.system.artifact_directory import ADAPTER_WEIGHTS, MANIFEST, ManifestMis
 from worker.trainer.adapter.dora import train_magnitudes
 from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.adapter.modules_to_save import train_modules_to_save
+from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure
 
 
 def initial_adapter(spec: RunSpec, workdir: Path, base: FrozenBase) -> LoraAdapter:
     """Return the initial adapter, and add the layers of DoRA and modules_to_save to the model. Raises Failure."""
-    adapter = _new_adapter(base, spec.lora, spec.seed)
+    adapter = _new_adapter(base, spec.lora, spec.seed, parallel.own_seed(spec.seed))
     if spec.start_adapter is not None:
         _load_parent_adapter(workdir / spec.start_adapter, spec.start_adapter_sha256, adapter)
     return adapter
@@ -35,8 +36,8 @@ def load_adapter(base: FrozenBase, lora: LoraSpec, directory: Path, manifest_sha
     return adapter
 
 
-def _new_adapter(base: FrozenBase, lora: LoraSpec, seed: int) -> LoraAdapter:
-    adapter = make_adapter(lora, seed, base.adaptable_layers, base.device, base.experts)
+def _new_adapter(base: FrozenBase, lora: LoraSpec, seed: int, dropout_seed: int | None = None) -> LoraAdapter:
+    adapter = make_adapter(lora, seed, base.adaptable_layers, base.kernels, base.experts, dropout_seed)
     if lora.use_dora:
         train_magnitudes(base, adapter)
     base.modules_to_save |= train_modules_to_save(base.model, lora.modules_to_save, adapter, base.switch)

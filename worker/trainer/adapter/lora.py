@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from app.domain.jobs.layer_patterns import rank_of, scale_of
 from app.domain.jobs.spec import LoraSpec
 from app.domain.jobs.states import Reason
+from worker.trainer.kernels.kernels import Kernels
 from worker.trainer.model.frozen_linear import FrozenLinear
-from worker.trainer.runtime.device import linear, product
 from worker.trainer.runtime.failures import Failure
 
 PEFT_PREFIX = "base_model.model."  # PEFT's name of the model in its wrapper
@@ -47,8 +48,8 @@ class LoraAdapter:
     dropout: float
     generator: torch.Generator  # only for dropout masks
     layers: dict[str, LoraWeights]
+    kernels: Kernels
     module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # float32, by names in the base
-    draws_masks_again: bool = False  # in the backward, from the generator's state, instead of keeping a byte per input
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
@@ -111,7 +112,7 @@ def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
 def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: LoraAdapter) -> torch.Tensor:
     """Return x W^T + bias + scale * (drop(x) A^T) B^T; dropout applies only if gradients are enabled."""
     rate = adapter.dropout if torch.is_grad_enabled() else 0.0
-    dropout = _Dropout(rate, adapter.generator, adapter.draws_masks_again)
+    dropout = _Dropout(rate, adapter.generator, adapter.kernels)
     y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, weights.A_R_K, weights.B_D_R)  # type: ignore[no-untyped-call]
     return y_T_D
 
@@ -122,11 +123,11 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
         ctx.base = base
-        return linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+        return F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
 
     @staticmethod
     def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        return product(dy_T_D, ctx.base.weight_in(dy_T_D.dtype)), None
+        return dy_T_D @ ctx.base.weight_in(dy_T_D.dtype), None
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -143,7 +144,7 @@ class _LoraLinear(torch.autograd.Function):
         B_D_R: torch.Tensor,
     ) -> torch.Tensor:
         A_R_K, B_D_R = A_R_K.to(x_T_K.dtype), B_D_R.to(x_T_K.dtype)
-        y_T_D = linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+        y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
         ctx.dropout, ctx.state = dropout, dropout.state()
         dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
         u_T_R = dropped_T_K @ A_R_K.t()
@@ -159,10 +160,11 @@ class _LoraLinear(torch.autograd.Function):
         x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
         if ctx.state is not None:
             keep_T_K = ctx.dropout.mask_of(ctx.state, x_T_K)
-        dx_T_K = product(dy_T_D, ctx.base.weight_in(dy_T_D.dtype)) if ctx.needs_input_grad[0] else None
-        du_T_R = product(dy_T_D, B_D_R).mul_(ctx.scale)
-        dA_R_K = _sum_of_products(du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
-        dB_D_R = _sum_of_products(dy_T_D, u_T_R, ctx.scale)
+        dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
+        du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
+        kernels = ctx.dropout.kernels
+        dA_R_K = _sum_of_products(kernels, du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
+        dB_D_R = _sum_of_products(kernels, dy_T_D, u_T_R, ctx.scale)
         if dx_T_K is not None and ctx.rate:
             dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
         elif dx_T_K is not None:
@@ -170,24 +172,24 @@ class _LoraLinear(torch.autograd.Function):
         return dx_T_K, None, None, None, dA_R_K, dB_D_R
 
 
-def _sum_of_products(left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Return scale * left^T right in float32. In float16 the sum over tokens may exceed the largest number, 65,504."""
-    if left_T_M.dtype != torch.float16:
-        return (left_T_M.t() @ right_T_N).mul_(scale).float()
-    if left_T_M.is_cuda:
-        return torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32).mul_(scale)
-    return (left_T_M.float().t() @ right_T_N.float()).mul_(scale)
+def _sum_of_products(
+    kernels: Kernels, left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """Return scale * left^T right in float32."""
+    if left_T_M.dtype == torch.float16:
+        return kernels.sum_of_float16_products(left_T_M, right_T_N).mul_(scale)
+    return (left_T_M.t() @ right_T_N).mul_(scale).float()
 
 
 @dataclass(frozen=True)
 class _Dropout:
     rate: float
     generator: torch.Generator
-    draws_masks_again: bool = False
+    kernels: Kernels
 
     def state(self) -> torch.Tensor | None:
         """Return what the backward needs to draw the next mask again; None if it keeps the mask, or has none."""
-        return self.generator.get_state() if self.rate and self.draws_masks_again else None
+        return self.generator.get_state() if self.rate and self.kernels.draws_masks_again else None
 
     def mask_of(self, state: torch.Tensor, x_T_K: torch.Tensor) -> torch.Tensor:
         """Draw the mask again that `drop` drew in this state. The generator's own state stays."""
@@ -224,15 +226,16 @@ class ExpertsShape(Protocol):
     def out_features(self) -> int: ...
 
     @property
-    def experts(self) -> list[FrozenLinear]: ...
+    def count(self) -> int: ...
 
 
 def make_adapter(
     lora: LoraSpec,
     seed: int,
     layers: dict[str, AdaptedLinear],
-    device: torch.device,
+    kernels: Kernels,
     experts: Mapping[str, ExpertsShape] | None = None,
+    dropout_seed: int | None = None,
 ) -> LoraAdapter:
     """Return a new adapter, initialized as in PEFT: A Kaiming-uniform with a = sqrt(5) (within 1 / sqrt(K)), B zero.
 
@@ -242,10 +245,11 @@ def make_adapter(
     for target modules that the model does not have, for a pattern that is not the name of a target, and for a rank
     above the smaller dimension of a target.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), kernels.device
     weights = {name: _new_weights(layers[name].base, lora, name, generator, device) for name in _targets(lora, layers)}
     weights |= _expert_weights(lora, experts or {}, generator, device)
-    return LoraAdapter(lora.dropout, torch.Generator(device).manual_seed(seed), weights)
+    dropout_generator = torch.Generator(device).manual_seed(seed if dropout_seed is None else dropout_seed)
+    return LoraAdapter(lora.dropout, dropout_generator, weights, kernels)
 
 
 def frozen_copy(adapter: LoraAdapter) -> LoraAdapter:
@@ -280,16 +284,19 @@ def _expert_weights(
         has = f"it has {available}" if available else "it has no experts"
         text = f"lora.target_parameters: no stacked weight of the base model is named {', '.join(unknown)}; {has}."
         raise Failure(Reason.INVALID_SPEC, text, "lora.target_parameters")
-    if lora.target_parameters and (lora.dropout or lora.use_dora):
-        text = "lora.target_parameters: PEFT adapts experts without dropout and without DoRA; leave those two out."
-        raise Failure(Reason.INVALID_SPEC, text, "lora.target_parameters")
-    names = [full for full in experts if any(_ends(full, name) for name in lora.target_parameters)]
+    param = "lora.experts" if lora.experts else "lora.target_parameters"
+    if lora.experts and not experts:
+        raise Failure(Reason.INVALID_SPEC, "lora.experts: the base model has no experts; leave it out.", param)
+    if lora.adapts_experts and (lora.dropout or lora.use_dora):
+        text = f"{param}: PEFT adapts experts without dropout and without DoRA; leave those two out."
+        raise Failure(Reason.INVALID_SPEC, text, param)
+    names = [full for full in experts if lora.experts or any(_ends(full, name) for name in lora.target_parameters)]
     weights = {}
     for name in names:
         module = name.rpartition(".")[0]
         later = [other for other in names[names.index(name) + 1 :] if other.rpartition(".")[0] == module]
         shape = experts[name]
-        weights[name] = _new_weights(shape, lora, name, generator, device, experts=len(shape.experts))
+        weights[name] = _new_weights(shape, lora, name, generator, device, experts=shape.count)
         weights[name].saved_name = module + ".base_layer" * len(later)
     return weights
 

@@ -19,9 +19,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from app.domain.datasets.template_arguments import given_arguments
 from app.system.artifact_directory import MANIFEST
 from app.system.limited_rendering import limited_renderer
 from worker.trainer.answers.generate import continue_prompts
+from worker.trainer.runtime.device import choose_device
 from worker.trainer.runtime.failures import is_out_of_memory
 
 MAX_NEW_TOKENS = 64
@@ -43,10 +45,11 @@ def main(arguments: list[str]) -> int:
 
 def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str, str]]:
     """Return {"prompt", "base", "tuned"} for each conversation; the prompt is its last message."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(choose_device("auto"))
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = PeftModel.from_pretrained(_load_base(base, device, _quantization(adapter)), adapter).eval()
-    renderer = limited_renderer(base)
+    manifest = _manifest(adapter)
+    model = PeftModel.from_pretrained(_load_base(base, device, manifest.get("quantization")), adapter).eval()
+    renderer = limited_renderer(base).with_arguments(given_arguments(manifest))
     texts = [renderer.text(prompt, prompt=True) for prompt in prompts]
     tuned_answers = _answers(model, tokenizer, texts, device)
     with model.disable_adapter():
@@ -76,11 +79,10 @@ def _bitsandbytes(quantization: dict[str, Any]) -> BitsAndBytesConfig:
     )
 
 
-def _quantization(adapter: Path) -> dict[str, Any] | None:
-    """Return the quantization in the adapter's manifest; None for 16 bits, or without a manifest."""
+def _manifest(adapter: Path) -> dict[str, Any]:
+    """Return the adapter's manifest; empty without one."""
     path = adapter / MANIFEST
-    quantization: dict[str, Any] | None = json.loads(path.read_text()).get("quantization") if path.exists() else None
-    return quantization
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ from app.system.limited_rendering import limited_renderer
 from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.generate import generate
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import (
     choose_compute_dtype,
@@ -42,7 +42,6 @@ from worker.trainer.runtime.device import (
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
 from worker.trainer.runtime.process import die_with_parent, limit_primitive_cache
 
-MAX_BATCH = {"cpu": 16, "cuda": 64}  # prompts; halved when memory runs out
 CACHE_SHARE = 0.5  # of the free memory that dequantized weights may take
 
 
@@ -74,10 +73,11 @@ def main(arguments: list[str]) -> int:
 
 def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
     device = choose_device(spec.device)
-    device_memory.set_budget(device, spec.memory_budget_bytes)
+    kernels = choose_kernels(device)
+    kernels.memory.set_limits(spec.memory_budget_bytes)
     make_repeatable(device, spec.threads or choose_threads())
     dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
-    base = open_base(spec.base, spec.quantization, dtype, device)
+    base = open_base(spec.base, spec.quantization, dtype, kernels)
     adapter = load_adapter(base, spec.lora, workdir / spec.adapter, spec.adapter_manifest_sha256)
     cache_weights_if_they_fit(base)
     renderer = limited_renderer(spec.base.directory)
@@ -103,7 +103,7 @@ def _generate_all(
 ) -> Iterator[tuple[ModelRole, list[Prompt], list[list[int]]]]:
     """Yield the answers batch by batch, the longest prompts first, so that memory runs out early if at all."""
     waiting = sorted(prompts, key=lambda prompt: -len(prompt.tokens))
-    size = MAX_BATCH[base.device.type]
+    size = base.kernels.answers_at_once
     adapters: dict[ModelRole, LoraAdapter | None] = {"base": None, "adapter": adapter}
     while waiting:
         batch = waiting[:size]
@@ -115,7 +115,7 @@ def _generate_all(
                 raise
             both = []
         if not both:  # outside of the handler: the exception would keep the tensors of the batch
-            device_memory.free(base.device)
+            base.kernels.memory.free()
             base.cache_weights(False)
             size = max(1, len(batch) // 2)
             print(f"Out of memory with {len(batch)} prompts per batch; continuing with {size}.", file=sys.stderr)
@@ -128,7 +128,7 @@ def _generate_all(
 def cache_weights_if_they_fit(base: FrozenBase) -> None:
     """Keep dequantized weights: without them each generated token dequantizes the whole model again."""
     cached_bytes = 2 * sum(layer.base.in_features * layer.base.out_features for layer in base.layers.values())
-    if cached_bytes <= CACHE_SHARE * device_memory.measure(base.device).free_bytes:
+    if cached_bytes <= CACHE_SHARE * base.kernels.memory.measure().free_bytes:
         with torch.no_grad():
             base.cache_weights(True)
 

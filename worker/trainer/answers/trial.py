@@ -47,6 +47,7 @@ from worker.trainer.answers.response_format import (
     SchemaRefused,
 )
 from worker.trainer.answers.tool_calls import AnswerParser, hermes_parser
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
@@ -200,7 +201,7 @@ class TrialProgram:
         device = choose_device(spec.device)
         make_repeatable(device, spec.threads or choose_threads())
         dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
-        self._base: FrozenBase = open_base(spec.base, spec.quantization, dtype, device)
+        self._base: FrozenBase = open_base(spec.base, spec.quantization, dtype, choose_kernels(device))
         cache_weights_if_they_fit(self._base)
         self._renderer = limited_renderer(spec.base.directory)
         self._response_template = read_response_template(spec.base.directory)
@@ -298,12 +299,8 @@ class TrialProgram:
         """The prompt, and its tokens. Raises TemplateRefused for what the chat template would leave out."""
         if question.messages is None:
             return question.prompt or "", self._renderer.encode_plain(question.prompt or "")
-        messages = self._renderer.normalized(question.messages)
-        prompt = self._renderer.text(messages, question.tools, prompt=True)
-        tokens = self._renderer.encode(prompt)
-        if len(tokens) < self._context_length:
-            self._renderer.check_prompt(messages, question.tools)
-        return prompt, tokens
+        renderer = self._renderer.with_arguments(question.chat_template_kwargs)
+        return renderer.prompt(question.messages, question.tools, self._context_length - 1)
 
     def _parser(self, question: TrialQuestion, prompt: str) -> AnswerParser | None:
         """Finds calls of tools in the answer; None if the model has no form for them that is known here."""

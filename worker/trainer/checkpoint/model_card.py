@@ -16,6 +16,7 @@ from app.domain.artifacts.engines import (
     peft_code,
     vllm_max_lora_rank,
 )
+from app.domain.datasets.template_arguments import KEY
 from app.domain.jobs.spec import LoraSpec
 
 CARD = """\
@@ -42,7 +43,7 @@ its directory.{alias}
 
 A base model without a chat template takes plain text: `inputs = tokenizer("TEXT", return_tensors="pt")`.
 {quantization}
-## Serve it
+{arguments}## Serve it
 
 | engine | this adapter |
 |---|---|
@@ -60,6 +61,21 @@ A base model without a chat template takes plain text: `inputs = tokenizer("TEXT
 `MANIFEST.json` has the size and SHA-256 of every file, and those of the training data and the base model.
 """
 SETTINGS = ("method", "lora", "quantization", "hyperparameters", "seed")
+IN_REQUEST = '\n         "chat_template_kwargs": {arguments},'
+ARGUMENTS = """\
+## Arguments of the chat template
+
+The prompts of the training had these arguments, except where a row had its own. Give every prompt the same:
+
+```json
+{arguments}
+```
+
+- vLLM, SGLang: `"chat_template_kwargs"` in each request to `/v1/chat/completions`; OpenAI's client: in `extra_body`.
+- transformers: `tokenizer.apply_chat_template(messages, add_generation_prompt=True, **arguments)`.
+- llama.cpp: `llama-server --chat-template-kwargs '{arguments}'`.
+
+"""
 
 VLLM = """\
 ### vLLM
@@ -78,7 +94,7 @@ So check that the adapter has an effect, with a question like those of the train
 ```sh
 for model in BASE_DIRECTORY tuned; do
   curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "'"$model"'", "messages": [{{"role": "user", "content": "QUESTION"}}],
+    -d '{{"model": "'"$model"'", "messages": [{{"role": "user", "content": "QUESTION"}}],{arguments}
          "temperature": 0, "max_tokens": 32, "logprobs": true}}'
 done
 ```
@@ -153,10 +169,12 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     name, lora = manifest["base_model"]["name"], LoraSpec.model_validate(manifest["lora"])
     reasons = {engine: manifest["compatibility"][engine.name.lower()]["reasons"] for engine in Engine}
     alias, quantization = manifest["base_model"].get("alias"), manifest["quantization"]
+    in_request = _arguments_note(manifest, IN_REQUEST)
     return CARD.format(
         base=json.dumps(name),
         name=name,
-        peft=peft_code("BASE_DIRECTORY", "ADAPTER_DIRECTORY"),
+        peft=peft_code("BASE_DIRECTORY", "ADAPTER_DIRECTORY", manifest.get(KEY)),
+        arguments=_arguments_note(manifest),
         alias=f" The job named it by its alias `{alias}`." if alias else "",
         step=manifest["step"],
         epoch=manifest["epoch"],
@@ -166,11 +184,16 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         verdicts="\n".join(
             f"| {engine} {RELEASES[engine]} | {_verdict(engine, lora, reasons[engine])} |" for engine in Engine
         ),
-        vllm="" if reasons[Engine.VLLM] else VLLM.format(rank=vllm_max_lora_rank(lora)),
+        vllm="" if reasons[Engine.VLLM] else VLLM.format(rank=vllm_max_lora_rank(lora), arguments=in_request),
         llama_cpp="" if reasons[Engine.LLAMA_CPP] else LLAMA_CPP,
-        merge=MERGE_EXPERTS if lora.target_parameters else MERGE + MERGED_SERVING,
+        merge=MERGE_EXPERTS if lora.adapts_experts else MERGE + MERGED_SERVING,
         settings=json.dumps({key: manifest[key] for key in SETTINGS if key in manifest}, indent=2),
     )
+
+
+def _arguments_note(manifest: Mapping[str, Any], text: str = ARGUMENTS) -> str:
+    """Return `text` with the arguments as JSON, which may stand in a shell's single quotes; nothing without any."""
+    return text.format(arguments=json.dumps(manifest[KEY]).replace("'", r"\u0027")) if manifest.get(KEY) else ""
 
 
 def _verdict(engine: Engine, lora: LoraSpec, reasons: Sequence[str]) -> str:
@@ -226,7 +249,7 @@ model = AutoModelForCausalLM.from_pretrained("MODEL_DIRECTORY", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("MODEL_DIRECTORY")  # with the chat template of the training
 ```
 
-## Serve it
+{arguments}## Serve it
 
 {serving}
 The licence of the base model applies to it as well.
@@ -249,6 +272,7 @@ def merged_card(manifest: Mapping[str, Any]) -> str:
         base=json.dumps(manifest["base_model"]["name"]),
         name=manifest["base_model"]["name"],
         step=adapter["step"],
+        arguments=_arguments_note(adapter),
         serving=MERGED_SERVING,
         settings=json.dumps(settings, indent=2),
     )
@@ -318,6 +342,7 @@ def _gguf_card(card: str, manifest: Mapping[str, Any], file: str) -> str:
         f"{check['same_most_likely_token']:.1%} of {check['tokens']} positions of {check['prompts']} answers; the "
         f"log-probabilities differed by {check['mean_logprob_difference']} on average.\n"
     )
+    text = _arguments_note(manifest["adapter"]) + text
     return card.format(
         base=json.dumps(name), name=name, kind=gguf["type"], step=manifest["adapter"]["step"], file=file, check=text
     )

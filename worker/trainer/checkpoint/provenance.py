@@ -10,28 +10,24 @@ import torch
 
 from app.domain.artifacts.engines import class_features, compatibility
 from app.domain.jobs.events import Started
-from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
+from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
+from app.system.host import multiplies_fast
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import (
-    OBVIOUS_RATIO,
-    device_name,
-    dtype_name,
-    float32_request,
-    times_float32,
-    with_compute_dtype,
-)
+from worker.trainer.runtime.device import device_name, dtype_name, float32_request, with_compute_dtype
 from worker.trainer.runtime.records import RecordWriter
 from worker.trainer.snapshot import LoadedSnapshot
 from worker.trainer.training.state import Run
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
-SLOW_RATIO = 1.5  # times float32: other programs on the same cores do not slow the usual 0.5 down so much
 
 
 def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
     """Return the provenance for the manifests: base, data, configuration, device, versions."""
     run_spec, quantization = spec.run, with_compute_dtype(spec, dtype_name(base.compute_dtype)).quantization
+    parent = {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
+    architectures = base.model.config.architectures or []
+    of_base = class_features(type(base.model).__name__, architectures, run_spec.lora.target_modules)
     return {
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256}
         | ({"alias": spec.base.alias} if spec.base.alias else {}),
@@ -39,28 +35,16 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
         **({"file_origins": run_spec.file_origins} if run_spec.file_origins else {}),
-        "continued_from": _parent_adapter(run_spec),
+        **run_spec.model_dump(include={"chat_template_kwargs"}),
+        "continued_from": parent if run_spec.start_adapter else None,
         "lora": run_spec.lora.model_dump(mode="json"),
-        "compatibility": _compatibility(run_spec, base),
+        "compatibility": compatibility(run_spec.lora, run_spec.run_id, of_base).model_dump(mode="json"),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
         "seed": run_spec.seed,
         "device": device_name(base.device),
         "versions": versions(),
     }
-
-
-def _compatibility(run_spec: RunSpec, base: FrozenBase) -> dict[str, Any]:
-    """Return the compatibility with inference engines."""
-    architectures, lora = base.model.config.architectures or [], run_spec.lora
-    of_base = class_features(type(base.model).__name__, architectures, lora.target_modules)
-    return compatibility(lora, run_spec.run_id, of_base).model_dump(mode="json")
-
-
-def _parent_adapter(run_spec: RunSpec) -> dict[str, Any] | None:
-    if run_spec.start_adapter is None:
-        return None
-    return {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
 
 
 def started(run: Run, base: FrozenBase) -> Started:
@@ -101,14 +85,11 @@ def warn_of_slow_dtype(
     dtype: torch.dtype, quantization: QuantizationSpec | None, device: torch.device, emit: RecordWriter
 ) -> None:
     """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
-    if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype)) < SLOW_RATIO:
+    if device.type != "cpu" or multiplies_fast(dtype_name(dtype)):
         return
-    effect = f"a matrix product takes {ratio:.1f} times as long as in float32"
-    if ratio > OBVIOUS_RATIO:
-        effect = "matrix products are converted to float32, and training takes about three times as long as in it"
     text = (
-        f"This processor has no instructions for {dtype_name(dtype)}: {effect}. "
-        f"To train faster on this worker, set {float32_request(quantization)}."
+        f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes 5 to 90 times as long as "
+        f"in float32. To train faster on this worker, set {float32_request(quantization)}."
     )
     emit.message(text, "warn")
 

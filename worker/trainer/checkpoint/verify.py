@@ -18,6 +18,7 @@ from peft import PeftModel, get_peft_model_state_dict
 
 from app.domain.datasets.documents import Document
 from app.domain.jobs.states import Reason
+from app.domain.planning.memory import VERIFY_HEAD_ROWS, VERIFY_LOGITS, VERIFY_TOKENS
 from worker.trainer.adapter.lora import PEFT_PREFIX, LoraAdapter
 from worker.trainer.checkpoint.checkpoint import adapter_tensors
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
@@ -26,9 +27,6 @@ from worker.trainer.model.frozen_linear import Frozen4, Frozen8
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.training.state import Run
 
-MAX_TOKENS = 512
-HEAD_CHUNK_ROWS = 8192  # of the head in float32 at a time: 134 MB at D = 4,096, where all 151,936 would take 2.5 GB
-COMPARED_POSITIONS = 64  # the last ones, each with the logits of the complete vocabulary
 TOLERANCE = 1e-4  # of the largest logit; measured: 5e-7 on 2 layers, 1e-6 on 30, 0 where alpha / r is a power of two
 
 
@@ -54,18 +52,18 @@ def verify_adapter(base: FrozenBase, run: Run, directory: Path) -> float:
 
 def _short_batch(run: Run) -> PackedBatch:
     """Return the first document with a label on each token, truncated to what the memory plan allows in float32."""
-    tokens = run.dataset.tokens_and_labels(run.dataset.documents(0)[0])[0][:MAX_TOKENS].tolist()
+    tokens = run.dataset.tokens_and_labels(run.dataset.documents(0)[0])[0][:VERIFY_TOKENS].tolist()
     dataset = TokenizedDataset()
     dataset.add(1, [Document(1, tokens, [False] + [True] * (len(tokens) - 1))])
-    return next(pack_batches(dataset, dataset.documents(0), MAX_TOKENS))
+    return next(pack_batches(dataset, dataset.documents(0), VERIFY_TOKENS))
 
 
 def _load_with_peft(model: Any, directory: Path, device: torch.device) -> PeftModel:
     """Load the adapter. PEFT chooses its layer class by two flags, which transformers sets if it quantizes a model."""
     model.is_loaded_in_4bit = any(isinstance(module, Frozen4) for module in model.modules())
     model.is_loaded_in_8bit = any(isinstance(module, Frozen8) for module in model.modules())
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), warnings.catch_warnings():  # PEFT draws a random A before it reads the file
+    gpus = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(gpus), warnings.catch_warnings():  # PEFT draws a random A before it reads the file
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses names that transformers will change
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # merge.py unties them
         try:
@@ -77,10 +75,10 @@ def _load_with_peft(model: Any, directory: Path, device: torch.device) -> PeftMo
 
 
 def _logits(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
-    """Return the logits (N x V, float32) of the last COMPARED_POSITIONS positions."""
-    hidden_N_D = hidden_states(base, batch, adapter, float32=True)[batch.logit_positions_N[-COMPARED_POSITIONS:]]
+    """Return the logits (N x V, float32) of the last positions. The whole head in float32 would take 2.5 GB."""
+    hidden_N_D = hidden_states(base, batch, adapter, float32=True)[batch.logit_positions_N[-VERIFY_LOGITS:]]
     head_V_D = base.head_with(adapter).to(base.compute_dtype)
-    return torch.cat([hidden_N_D @ chunk.float().t() for chunk in torch.split(head_V_D, HEAD_CHUNK_ROWS)], dim=1)
+    return torch.cat([hidden_N_D @ chunk.float().t() for chunk in torch.split(head_V_D, VERIFY_HEAD_ROWS)], dim=1)
 
 
 def _compare_tensors(

@@ -160,10 +160,9 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def seed_own_dropout(generator: torch.Generator, seed: int) -> None:
-    """Give every process its own dropout masks; those of the first are the masks of a run with one process."""
-    if rank():
-        generator.manual_seed(random.Random(f"{seed}/{rank()}").getrandbits(32))  # a CPU generator uses 32 bits
+def own_seed(seed: int) -> int:
+    """Return the seed of this process's dropout masks. Those of the first are the masks of a run with one process."""
+    return random.Random(f"{seed}/{rank()}").getrandbits(32) if rank() else seed  # a CPU generator uses 32 bits
 
 
 def gather_random_states(adapter: LoraAdapter) -> list[torch.Tensor]:
@@ -194,7 +193,7 @@ def _set_gpu(local_rank: int, processes: int) -> None:
 def _allocate_nccl_buffers() -> None:
     """Run one collective: NCCL allocates its buffers in the first one, and the memory plan measures what is left."""
     try:
-        dist.all_reduce(torch.zeros(1, device="cuda"))
+        dist.all_reduce(torch.zeros(1).cuda())
         torch.cuda.synchronize()
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -22,6 +22,7 @@ from app.domain.jobs.events import Command, Control
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from app.system.host import PARENT_PID_VARIABLE
+from worker.trainer.model.patches import Patches
 from worker.trainer.runtime.records import RecordStream
 
 PROGRAM = "worker.trainer.distributed.torchrun_rank"
@@ -58,9 +59,6 @@ def _run_torchrun(processes: int, workdir: Path) -> list[int]:
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
     from torch.distributed.run import parse_args, run
 
-    # The ranks inherit the slot's lock, so that a rank which cannot be killed keeps the slot occupied.
-    subprocess_handler.Popen = functools.partial(subprocess.Popen, close_fds=False)  # type: ignore[attr-defined,assignment]
-    socket.getfqdn = _localhost  # torchrun calls it for its logs; without a network that takes seconds
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # otherwise gloo resolves the host name
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     options = [
@@ -75,7 +73,12 @@ def _run_torchrun(processes: int, workdir: Path) -> list[int]:
         "--signals-to-handle=SIGHUP",  # `_forward_signals` handles SIGTERM
     ]
     try:
-        run(parse_args([*options, "--module", PROGRAM, str(workdir)]))  # type: ignore[no-untyped-call]
+        with Patches() as patches:
+            # The ranks inherit the slot's lock, so that a rank which cannot be killed keeps the slot occupied.
+            patches.put_attribute(subprocess_handler, "Popen", functools.partial(subprocess.Popen, close_fds=False))
+            # torchrun calls it for its logs; without a network that takes seconds.
+            patches.put_attribute(socket, "getfqdn", _localhost)
+            run(parse_args([*options, "--module", PROGRAM, str(workdir)]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         return [failure.exitcode for failure in error.failures.values()]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from app.domain.datasets.render import Renderer
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.system.limited_rendering import limited_renderer
 from worker.trainer.answers.generate import continue_prompts
 from worker.trainer.gguf.llama_cpp import LlamaCppModel
@@ -61,9 +62,9 @@ class GreedyAnswer:
         return [*self.prompt_tokens, *self.answer_tokens[:-1]]
 
 
-def greedy_answers(directory: Path) -> list[GreedyAnswer]:
+def greedy_answers(directory: Path, arguments: ChatTemplateArguments | None = None) -> list[GreedyAnswer]:
     """The answers of the model in `directory` to QUESTIONS, in the dtype of its files."""
-    renderer = limited_renderer(directory)
+    renderer = limited_renderer(directory).with_arguments(arguments)
     model = _load(directory)
     prompts = [_prompt(renderer, question) for question in QUESTIONS]
     prompt_tokens = [renderer.encode(prompt) for prompt in prompts]

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from app.domain.artifacts.exports import Quantization
 from app.domain.datasets.render import Renderer
+from app.domain.datasets.template_arguments import ChatTemplateArguments, given_arguments
 from app.system.artifact_directory import publish, read_manifest, write_manifest
 from app.system.limited_rendering import limited_renderer
 from app.system.model_files import weight_files
@@ -58,7 +59,8 @@ def export(base: Path, adapter: Path, destination: Path, kind: str) -> dict[str,
         merged_manifest = merge(base, adapter, work / "merged")
         staged = work / "staged"
         staged.mkdir()
-        figures = _adapter(base, adapter, work) if kind == ADAPTER else _model(Quantization(kind), work)
+        arguments = given_arguments(merged_manifest["adapter"])
+        figures = _adapter(base, adapter, work, arguments) if kind == ADAPTER else _model(kind, work, arguments)
         for pattern in LICENCE_PATTERNS:
             for path in base.glob(pattern):
                 shutil.copyfile(path, staged / path.name)
@@ -77,12 +79,13 @@ def model_name(quantization: str) -> str:
     return f"model-{quantization}.gguf"
 
 
-def _model(quantization: Quantization, work: Path) -> dict[str, Any]:
+def _model(kind: str, work: Path, arguments: ChatTemplateArguments | None) -> dict[str, Any]:
     """Write the GGUF file and the Modelfile into `staged`; return the figures of the comparison."""
+    quantization = Quantization(kind)
     merged, staged, threads = work / "merged", work / "staged", torch.get_num_threads()
-    answers = greedy_answers(merged)
+    answers = greedy_answers(merged, arguments)
     file = staged / model_name(quantization)
-    write_modelfile(staged, merged, file.name)
+    write_modelfile(staged, merged, file.name, arguments)
     if quantization == Quantization.F16:
         convert_model(merged, file, "f16")
     else:
@@ -94,9 +97,9 @@ def _model(quantization: Quantization, work: Path) -> dict[str, Any]:
         return compare(model, answers, quantization)
 
 
-def _adapter(base: Path, adapter: Path, work: Path) -> dict[str, Any]:
+def _adapter(base: Path, adapter: Path, work: Path, arguments: ChatTemplateArguments | None) -> dict[str, Any]:
     """Write the adapter's GGUF file into `staged`; return the figures of the comparison, on the base as F16."""
-    answers = greedy_answers(work / "merged")
+    answers = greedy_answers(work / "merged", arguments)
     file = work / "staged" / ADAPTER_NAME
     convert_adapter(adapter, base, file)
     convert_model(base, work / "base.gguf", "f16")
@@ -114,11 +117,13 @@ class Turns(NamedTuple):
     generation: str  # after the last message
 
 
-def write_modelfile(directory: Path, model_directory: Path, gguf_name: str) -> None:
+def write_modelfile(
+    directory: Path, model_directory: Path, gguf_name: str, arguments: ChatTemplateArguments | None = None
+) -> None:
     """Write the Modelfile beside the GGUF file; tokenizer and stop tokens are those of `model_directory`."""
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     lines = [f"FROM ./{gguf_name}\n"]
-    renderer = limited_renderer(model_directory)
+    renderer = limited_renderer(model_directory).with_arguments(arguments)
     if renderer.template is not None:
         turns = find_turns(renderer)
         lines.append(f'TEMPLATE """{go_template(turns)}"""\n' if turns else NO_TEMPLATE)

@@ -24,7 +24,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from app.domain.planning.execution_plan import Recompute
 from worker.trainer.adapter.lora import AdapterSwitch, LoraAdapter
 from worker.trainer.adapter.modules_to_save import ModuleToSave
-from worker.trainer.model.memory_efficient_modules import GatedMLP, RMSNorm
+from worker.trainer.kernels.modules import GatedMLP, RMSNorm
+from worker.trainer.model.base_model import FrozenBase
 
 Compute = Callable[..., torch.Tensor]
 
@@ -32,19 +33,21 @@ Compute = Callable[..., torch.Tensor]
 class Recomputation:
     """Wraps the forward of every decoder layer; `mode` may change between two steps."""
 
-    def __init__(self, model: Any, switch: AdapterSwitch) -> None:
+    def __init__(self, base: FrozenBase) -> None:
         self.mode: Recompute = "nothing"
         self.recomputed_layers = 0  # the first so many
         self.offload = False
-        self.layers = decoder_layers(model)
-        self._switch = switch
+        self.layers = decoder_layers(base.model)
+        self._switch = base.switch
         self._hooks = _SavedTensorHooks()
         # An autograd function runs its backward only if an input requires a gradient. The input of the first layer does
         # not, although the adapter in the layer does, so this empty tensor is passed as well.
         self._gradient_anchor = torch.empty(0, requires_grad=True)
+        names = {module: name for name, module in base.model.named_modules()}
         for index, layer in enumerate(self.layers):
-            _wrap_elementwise_modules(layer, self._hooks)
-            layer.forward = self._wrap_layer(index, layer.forward)
+            forwards = {**_elementwise_forwards(layer, self._hooks), layer: self._wrap_layer(index, layer.forward)}
+            for module, forward in forwards.items():
+                base.patches.put_attribute(module, "forward", forward, names[module])
 
     def set(self, mode: Recompute, recomputed_layers: int = 0, *, offload: bool = False) -> None:
         """Set the mode from the next forward on; `recomputed_layers` counts only in the mode "layers".
@@ -132,8 +135,8 @@ def _host_copy(hidden: torch.Tensor) -> torch.Tensor:
 
     It is made on the stream of the computation: for a long document it takes a thirtieth of the layer's time.
     """
-    copy = torch.empty_like(hidden, device="cpu", pin_memory=hidden.is_cuda)
-    return copy.copy_(hidden.detach(), non_blocking=hidden.is_cuda)
+    copy = torch.empty_like(hidden, device="cpu", pin_memory=not hidden.is_cpu)
+    return copy.copy_(hidden.detach(), non_blocking=copy.is_pinned())
 
 
 class _ForwardContext(AbstractContextManager[None]):
@@ -207,7 +210,7 @@ class _SavedTensorHooks(AbstractContextManager[None]):
     def run(self, compute: Compute, *inputs: torch.Tensor, keeps_only_inputs: bool = False) -> torch.Tensor:
         """Return `compute(*inputs)`; autograd keeps only the inputs.
 
-        `keeps_only_inputs` marks operations that do so themselves (memory_efficient_modules.py).
+        `keeps_only_inputs` marks operations that do so themselves (kernels/modules.py).
         """
         if keeps_only_inputs:
             output: torch.Tensor = compute(*inputs)
@@ -263,19 +266,19 @@ class _RecomputedOperation(torch.autograd.Function):
         return None, *(next(gradients) if is_needed else None for is_needed in needed)
 
 
-def _wrap_elementwise_modules(layer: torch.nn.Module, hooks: _SavedTensorHooks) -> None:
-    """Recompute norms (classes whose name ends with "Norm") and `GatedMLP`; no other module.
+def _elementwise_forwards(layer: torch.nn.Module, hooks: _SavedTensorHooks) -> dict[torch.nn.Module, Compute]:
+    """Return forwards that recompute norms (classes whose name ends with "Norm") and `GatedMLP`; no other module.
 
     modules_to_save are excluded: recomputation would use the frozen weight and give the trained one no gradient.
     """
     trained = {id(module.frozen) for module in layer.modules() if isinstance(module, ModuleToSave)}
-    modules: list[Any] = [module for module in layer.modules() if id(module) not in trained]
-    for module in modules:
-        is_gated = isinstance(module, GatedMLP)  # a variable, because mypy allows no new `forward` on a known class
-        if type(module).__name__.endswith("Norm"):
-            module.forward = _norm(module.forward, hooks, keeps_only_inputs=isinstance(module, RMSNorm))
-        elif is_gated:
-            module.forward = _gated_mlp(module, hooks)
+    forwards: dict[torch.nn.Module, Compute] = {}
+    for module in layer.modules():
+        if type(module).__name__.endswith("Norm") and id(module) not in trained:
+            forwards[module] = _norm(module.forward, hooks, keeps_only_inputs=isinstance(module, RMSNorm))
+        elif isinstance(module, GatedMLP):
+            forwards[module] = _gated_mlp(module, hooks)
+    return forwards
 
 
 def _norm(forward: Compute, hooks: _SavedTensorHooks, *, keeps_only_inputs: bool) -> Compute:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.domain.datasets.documents import Document
 from app.domain.jobs.spec import LoraSpec
@@ -31,6 +31,7 @@ from worker.trainer.memory.activation_checkpointing import Recomputation, layer_
 from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention import attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states
+from worker.trainer.model.patches import Patches
 
 LENGTHS = (8, 24)
 LENGTHS_WITH_STATE = (64, 192)  # the gated delta rule of transformers pads each document to a multiple of 64
@@ -44,7 +45,7 @@ def count_without_adapter(base: FrozenBase, recomputation: Recomputation) -> dic
     """
     layers, stack = base.adaptable_layers, layer_stack(base.model)
     targets = sorted({name.rpartition(".")[2] for name in layers})
-    adapter = make_adapter(LoraSpec(r=1, alpha=1, target_modules=tuple(targets)), 0, layers, base.device)
+    adapter = make_adapter(LoraSpec(r=1, alpha=1, target_modules=tuple(targets)), 0, layers, base.kernels)
     counts = count_activations(base, adapter, recomputation)
     adapter_bytes = base.compute_dtype.itemsize * len(layers) / max(1, len(stack))
     return {mode: count - adapter_bytes for mode, count in counts.items()}
@@ -126,7 +127,7 @@ class _AliveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _attention_stand_in() -> Iterator[list[int]]:
     """Replace attention in the block; yield the list of the bytes that each call keeps."""
-    registered, kept = AttentionInterface()[attention.NAME], []
+    kept: list[int] = []
 
     def stand_in(
         _module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any, **_: Any
@@ -135,11 +136,9 @@ def _attention_stand_in() -> Iterator[list[int]]:
         kept.append(sum(tensor.numel() * tensor.element_size() for tensor in (query, key, value, out)))
         return out, None
 
-    AttentionInterface.register(attention.NAME, stand_in)
-    try:
+    with Patches() as patches:
+        patches.put("counted attention", ALL_ATTENTION_FUNCTIONS, attention.NAME, stand_in)
         yield kept
-    finally:
-        AttentionInterface.register(attention.NAME, registered)
 
 
 class _KeepsInputs(torch.autograd.Function):

@@ -26,7 +26,6 @@ from app.domain.planning.memory import DeviceKind, offloaded_bytes
 from app.domain.planning.packing import largest_batch
 from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.placement import available_offload_bytes
 from worker.trainer.model.base_model import FrozenBase
@@ -84,7 +83,7 @@ class OutOfMemoryPolicy:
         while True:
             with SuppressOutOfMemory():
                 return work()
-            device_memory.free(self._base.device)
+            self._base.kernels.memory.free()
             before = self.plan
             self.plan, change = reduce(before)
             self._base.cache_weights(self.plan.cache_weights)
@@ -105,25 +104,24 @@ class OutOfMemoryPolicy:
 
     def before_batch(self, keepalive: Keepalive) -> Keepalive:
         """Return what to call before each batch: `keepalive`, and a trim of the heap if the memory is almost full."""
-        device = self._base.device
 
         def keep_alive_and_trim(doing: str) -> None:
             keepalive(doing)
-            device_memory.trim_heap(device, device_memory.trim_threshold_bytes(device))
+            self._base.kernels.memory.trim_if_full()
 
         return keep_alive_and_trim
 
     def _free(self, run: Run) -> None:
         self._recomputation.free()
         run.clear_gradients()
-        device_memory.free(self._base.device)
+        self._base.kernels.memory.free()
 
     def _reduce_step(self, run: Run) -> None:
         before, lengths = self.plan, run.dataset.lengths()
         largest_tokens = largest_batch(lengths, run.spec.hyperparameters, run.spec.seed, before.row_tokens)[1]
-        kind: DeviceKind = "cuda" if self._base.device.type == "cuda" else "cpu"
         layers = len(self._recomputation.layers)
         can_offload = before.offload or self._has_host_memory(min(before.row_tokens, largest_tokens), layers)
+        kind = self._base.kernels.kind
         after = reduce_plan(before, largest_tokens, lengths.max_tokens, layers, kind, can_offload=can_offload)
         if after is None:
             raise out_of_memory(run.spec)
@@ -149,7 +147,7 @@ class OutOfMemoryPolicy:
             return
         before, self.plan = self.plan, self.plan.model_copy(update={"cache_weights": False})
         self._base.cache_weights(False)
-        device_memory.free(self._base.device)
+        self._base.kernels.memory.free()
         if self._emit.ending is None:  # with several processes, it may have ended in the first before they agreed
             text = f"Out of memory while the weights were dequantized. {NOT_CACHED}"
             self._emit.message(text, "warn", **_changed_fields(before, self.plan))

@@ -15,19 +15,18 @@ import torch
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
-from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.execution_plan import RECOMPUTE_TEXTS, Recompute
-from app.domain.planning.memory import DeviceKind, adapter_bytes_per_token, trained_norm_bytes_per_token
+from app.domain.planning.memory import adapter_bytes_per_token, trained_norm_bytes_per_token
 from app.domain.planning.packing import Workload
 from app.system.host import core_flops
 from app.system.model_files import entry_of
 from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.cpu.memory import CpuMemory
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_activations, count_without_adapter
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import device_name, product_flops
+from worker.trainer.runtime.device import device_name
 from worker.trainer.training.state import Run
 
 MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
@@ -46,17 +45,13 @@ def place(
     The base and the adapter must be loaded. `max_row_tokens` limits the length of packed batches. `activation_bytes`
     (`count_missing`) take the place of a catalog entry's that has none.
     """
-    memory = device_memory.measure(base.device)
-    sharing_processes = parallel.world_size() if base.device.type == "cpu" else 1  # each process has its own GPU
+    kernels = base.kernels
+    memory = kernels.memory.measure()
+    sharing_processes = parallel.world_size() if kernels.processes_share_memory else 1
     factor = MEMORY_FACTOR_AFTER_KILL**spec.out_of_memory_kills
     capacity = memory.used_bytes + int(memory.free_bytes / sharing_processes * factor)
-    kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
-    name, flops, host_bytes = device_name(base.device), None, None
-    if kind == "cuda":
-        host_bytes = available_offload_bytes()
-        if gpu_peak_flops(name) is None:
-            flops = product_flops(base.device, base.compute_dtype)
-    device = Device(kind, name, capacity, torch.get_num_threads(), core_flops(), flops, host_bytes)
+    name, host_bytes = device_name(base.device), available_offload_bytes()
+    device = Device(kernels.kind, name, capacity, torch.get_num_threads(), core_flops(), host_bytes=host_bytes)
     job = job_spec_of(spec, run.spec)
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
@@ -73,13 +68,13 @@ def place(
         loaded,
         max_row_tokens,
         memory.counts_mapped_memory,
-        base.cuda_kernels,
+        kernels.is_fused,
     )
 
 
 def available_offload_bytes() -> int:
     """Return the free bytes of the host for this process's offload: the processes of a job share the host."""
-    return device_memory.free_host_bytes() // parallel.world_size()
+    return CpuMemory().measure().free_bytes // parallel.world_size()
 
 
 def count_missing(
@@ -95,7 +90,8 @@ def count_missing(
     width, lora = base.compute_dtype.itemsize, job_spec_of(spec, run.spec).layer_lora
     if is_plain(lora):
         return {mode: 2 / width * count for mode, count in count_without_adapter(base, recomputation).items()}
-    adapter_bytes = dict.fromkeys(RECOMPUTE_TEXTS, adapter_bytes_per_token(entry, lora, width, base.cuda_kernels))
+    kept_bytes = adapter_bytes_per_token(entry, lora, width, base.kernels.draws_masks_again)
+    adapter_bytes = dict.fromkeys(RECOMPUTE_TEXTS, kept_bytes)
     adapter_bytes["elementwise"] += trained_norm_bytes_per_token(entry, lora, width)
     counts = count_activations(base, run.adapter, recomputation)
     return {mode: 2 / width * max(0.0, count - adapter_bytes[mode]) for mode, count in counts.items()}

@@ -18,6 +18,7 @@ from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batche
 from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention.attention_check import check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
+from worker.trainer.model.kernel_check import check_kernels
 from worker.trainer.model.recurrent_layers import fused_rules
 from worker.trainer.runtime.device import dtype_name, float32_request
 from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory
@@ -82,6 +83,7 @@ def _check_base(base: FrozenBase) -> None:
     if _difference(logits_T_V, _logits(base, single)) > MAX_HEAD_DIFFERENCE:
         raise _unsupported(base, "computes its logits with more than one matrix product")
     _check_packed_training(base, first, second, single_T_D)
+    check_kernels(base)
 
 
 def _check_packed_training(base: FrozenBase, first: Document, second: Document, alone_T_D: torch.Tensor) -> None:

@@ -20,10 +20,12 @@ from safetensors import safe_open
 from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
+from app.domain.planning.memory import loss_chunk_tokens
 from app.system.model_files import hash_directory, stat_signature, weight_files
 from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.data.batch import PackedBatch
+from worker.trainer.kernels.kernels import Kernels
 from worker.trainer.model.architecture import (
     UnsupportedBase,
     adaptable_names,
@@ -43,10 +45,9 @@ from worker.trainer.model.frozen_linear import (
     StoredLinear,
     stored_bytes,
 )
-from worker.trainer.model.fused_modules import use_fused_modules
-from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
+from worker.trainer.model.patches import Patches
 from worker.trainer.model.recurrent_layers import pack_recurrent_layers
-from worker.trainer.objective.losses import CUDA_CHUNK_TOKENS, UNSCALED, LogitScaling
+from worker.trainer.objective.losses import UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
 
@@ -60,14 +61,14 @@ class FrozenBase:
     model: Any  # a transformers causal language model whose linear layers are AdaptedLinear
     layers: dict[str, AdaptedLinear]
     switch: AdapterSwitch  # selects the adapter that the layers apply
-    device: torch.device
+    kernels: Kernels
     compute_dtype: torch.dtype
+    patches: Patches  # of the model and of functions that it calls; without them it is transformers' own
     modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)
     quantization: QuantizationSpec | None = None
     experts: dict[str, ExpertWeights] = field(default_factory=dict)  # by the full name of the stacked parameter
     adaptable: frozenset[str] = frozenset()  # full names of the layers that an adapter in PEFT's format can name
     logit_scaling: LogitScaling = UNSCALED
-    cuda_kernels: bool = False  # fused modules, and what else is off until it is measured on CUDA
     fused_modules: dict[str, int] = field(default_factory=dict)  # replaced modules by kind
     fused_problem: str = ""  # why there are none
     packs_documents: bool = True  # False: each document runs alone, as its layers carry state over a batch
@@ -81,8 +82,13 @@ class FrozenBase:
         return {name: layer for name, layer in self.layers.items() if name in self.adaptable}
 
     @property
-    def min_loss_chunk_tokens(self) -> int | None:
-        return CUDA_CHUNK_TOKENS if self.cuda_kernels else None
+    def device(self) -> torch.device:
+        return self.kernels.device
+
+    @property
+    def loss_chunk_tokens(self) -> int:
+        """The labelled tokens whose logits exist at once."""
+        return loss_chunk_tokens(self.head_V_D.shape[0], self.kernels.min_loss_chunk_tokens)
 
     @property
     def decoder(self) -> Any:
@@ -114,28 +120,24 @@ class FrozenBase:
 
     @property
     def frozen_parameters(self) -> int:
-        return sum(layer.in_features * layer.out_features for layer in self._frozen_layers()) + sum(
-            parameter.numel() for parameter in self._other_parameters()
-        )
+        layers = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
+        experts = sum(each.count * each.in_features * each.out_features for each in self.experts.values())
+        return layers + experts + sum(parameter.numel() for parameter in self._other_parameters())
 
     @property
     def stored_bytes(self) -> int:
-        layers = sum(stored_bytes(layer) for layer in self._frozen_layers())
+        layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
+        layers += sum(weights.stack.stored_bytes for weights in self.experts.values())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
     def cache_weights(self, are_cached: bool) -> None:
         """Cache the dequantized weights of quantized layers (2 bytes per weight), or free them. Results stay equal.
 
-        Experts are not cached: a batch uses few of them.
+        Experts are not cached: they are most of a model's weights.
         """
         for layer in self.layers.values():
             if isinstance(layer.base, Frozen4 | Frozen8):
                 layer.base.cache_weight(are_cached)
-
-    def _frozen_layers(self) -> Iterator[FrozenLinear]:
-        yield from (layer.base for layer in self.layers.values())
-        for weights in self.experts.values():
-            yield from weights.experts
 
     def _other_parameters(self) -> Iterator[torch.nn.Parameter]:
         others = {id(layer.base.weight) for layer in self.layers.values()} | _placeholders(self.model)
@@ -146,22 +148,13 @@ def open_base(
     spec: BaseSpec,
     quantization: QuantizationSpec | None,
     compute_dtype: torch.dtype,
-    device: torch.device,
+    kernels: Kernels,
     *,
-    cuda_kernels: bool = False,
     keepalive: Keepalive = lambda _: None,
 ) -> FrozenBase:
     """Check the directory against its registration, then load it. Raises Failure(MODEL_UNAVAILABLE)."""
     _check_files(spec, keepalive)
-    base = load_base(
-        spec.name,
-        spec.directory,
-        quantization,
-        compute_dtype,
-        device,
-        cuda_kernels=cuda_kernels,
-        keepalive=keepalive,
-    )
+    base = load_base(spec.name, spec.directory, quantization, compute_dtype, kernels, keepalive=keepalive)
     base.source, base.revision = spec.source, spec.revision
     return base
 
@@ -171,9 +164,8 @@ def load_base(
     directory: Path,
     quantization: QuantizationSpec | None,
     compute_dtype: torch.dtype,
-    device: torch.device,
+    kernels: Kernels,
     *,
-    cuda_kernels: bool = False,
     keepalive: Keepalive = lambda _: None,
 ) -> FrozenBase:
     """Load a causal language model with frozen linear layers and no adapter. Raises Failure(MODEL_UNAVAILABLE)."""
@@ -189,31 +181,31 @@ def load_base(
         loader = WeightLoader(model, quantization, compute_dtype)
         for key, tensor in tensors:
             keepalive("loading the base model")
-            loader.assign(key, tensor.to(device))
+            loader.assign(key, tensor.to(kernels.device))
         model.tie_weights()
         check_complete(model)
     except UnsupportedBase as error:
         raise _unavailable(name, str(error)) from error
-    _move_buffers(model, device)
+    _move_buffers(model, kernels.device)
     model.eval().requires_grad_(False)  # disables the dropout of the base model; the adapter's is separate
     layers = _adapt(model, loader.linears, loader.switch)
     pack_recurrent_layers(model)
-    use_memory_efficient_modules(model, compute_dtype)
-    fused, fused_problem = use_fused_modules(model, compute_dtype) if cuda_kernels else ({}, "")
+    patches = Patches()
+    fused, fused_problem = kernels.replace_functions(model, compute_dtype, patches)
     return FrozenBase(
         name,
         directory,
         model,
         layers,
         loader.switch,
-        device,
+        kernels,
         compute_dtype,
+        patches,
         experts={name: loader.experts[name] for name, _ in model.named_parameters() if name in loader.experts},
         adaptable=adaptable,
         logit_scaling=logit_scaling(config.get_text_config()),
         skipped_tensors=tensors.skipped,
         quantization=quantization,
-        cuda_kernels=cuda_kernels,
         fused_modules=fused,
         fused_problem=fused_problem,
     )
@@ -320,17 +312,13 @@ def in_place(base: FrozenBase, layers: Mapping[str, FrozenLinear]) -> Iterator[N
 
 @contextmanager
 def unwrapped(base: FrozenBase) -> Iterator[Any]:
-    """Yield the model with its original frozen modules in place of our wrappers, as PEFT expects it."""
-    wrappers = {**base.layers, **base.modules_to_save}
-    originals = {name: layer.base for name, layer in base.layers.items()}
-    originals |= {name: module.frozen for name, module in base.modules_to_save.items()}
-    for name, module in originals.items():
-        base.model.set_submodule(name, module)
-    try:
+    """Yield transformers' own model, without our patches and wrappers, as PEFT expects it."""
+    with base.patches.undone(), Patches() as unwrapping:
+        for name in [*base.layers, *base.modules_to_save]:
+            module = base.model.get_submodule(name)
+            frozen = getattr(module, "base" if isinstance(module, AdaptedLinear) else "frozen", module)
+            unwrapping.put_module(base.model, name, frozen)
         yield base.model
-    finally:
-        for name, module in wrappers.items():
-            base.model.set_submodule(name, module)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
+from worker.trainer.model.patches import Patches
+
 
 def _do_not_compile(function: Callable[..., Any] | None = None, **_options: Any) -> Any:
     """Take the place of `torch.compile`, as a decorator with or without options."""
     return function if function is not None else _do_not_compile
 
 
-_compile = torch.compile
-torch.compile = _do_not_compile  # type: ignore[assignment]
-try:
+with Patches() as patches:
+    patches.put_attribute(torch, "compile", _do_not_compile)
     import bitsandbytes
-finally:
-    torch.compile = _compile
 
 __all__ = ["bitsandbytes"]

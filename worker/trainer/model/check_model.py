@@ -26,6 +26,7 @@ from app.domain.jobs.states import ExitCode
 from app.system.limited_rendering import limited_renderer
 from app.system.model_files import weight_files
 from worker.trainer.adapter.modules_to_save import trainable_modules
+from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_without_adapter
 from worker.trainer.model.architecture import (
@@ -68,7 +69,8 @@ def check_model(directory: Path) -> TrainerReport:
         problems = [*_tensor_problems(directory), *_tokenizer_problems(directory)]
         if problems:
             return TrainerReport(problems=tuple(problems))
-        base = load_base(directory.name, directory, QuantizationSpec(), torch.bfloat16, torch.device("cpu"))
+        kernels = choose_kernels(torch.device("cpu"))
+        base = load_base(directory.name, directory, QuantizationSpec(), torch.bfloat16, kernels)
         check_base(base)
     except UnsupportedBase as error:
         return TrainerReport(problems=(str(error),))
@@ -86,8 +88,7 @@ def _clause(message: str, name: str) -> str:
 def _report(base: FrozenBase, directory: Path) -> TrainerReport:
     layers = {name: (layer.base.out_features, layer.base.in_features) for name, layer in base.layers.items()}
     experts = {
-        name: (len(weights.experts), weights.out_features, weights.in_features)
-        for name, weights in base.experts.items()
+        name: (weights.count, weights.out_features, weights.in_features) for name, weights in base.experts.items()
     }
     modules = (name for name, _ in trainable_modules(base.model))
     return TrainerReport(
@@ -99,7 +100,7 @@ def _report(base: FrozenBase, directory: Path) -> TrainerReport:
         parameters=base.frozen_parameters,
         linear_parameters=sum(out * width for out, width in layers.values()),
         expert_parameters=sum(count * out * width for count, out, width in experts.values()),
-        activation_bytes=count_without_adapter(base, Recomputation(base.model, base.switch)),
+        activation_bytes=count_without_adapter(base, Recomputation(base)),
     )
 
 
@@ -112,7 +113,7 @@ def _notes(base: FrozenBase, directory: Path) -> Iterator[str]:
     if not base.packs_documents:
         yield "Its layers carry state from token to token, so each document of a batch runs alone, which is slower."
     if base.experts:
-        yield "Experts are not adapted unless lora.target_parameters names them."
+        yield "Experts are not adapted without lora.experts."
     renderer = limited_renderer(directory)
     if rowless := renderer.rowless_tokens:
         shown = ", ".join(as_json(token) for token in rowless[:SHOWN]) + (" and more" if len(rowless) > SHOWN else "")

@@ -1,25 +1,34 @@
-"""Mixture-of-experts layers: frozen experts, each a frozen linear layer, and LoRA on them where the request names them.
+"""Mixture-of-experts layers: frozen experts, and LoRA on them where the request asks for it.
 
-transformers 5 has one parameter for the experts of a layer (experts x out x in). Here each expert is a frozen linear
-layer of its own (NF4, 8 or 16 bits), so only the experts that a batch uses are dequantized, one at a time. LoRA on
-experts has PEFT's form (`target_parameters`): for E experts A is (R E) x K and B is D x (R E).
+transformers 5 has one parameter for the experts of a layer (experts x out x in). Here it is a stack of frozen experts
+(frozen_experts.py; NF4, 8 or 16 bits). The tokens are sorted by expert once for a layer, so each product of all experts
+is one grouped product, and the host reads nothing of the device, except where the dequantized weights of all experts
+would exceed a bound. LoRA on experts has PEFT's form (`target_parameters`): for E experts A is (R E) x K and B is
+D x (R E).
 
-Letters: T tokens, K inputs and D outputs of an expert's layer, E experts, R the rank, S the tokens of one expert.
+Letters: T tokens, C chosen experts of a token, S the rows of a token and one of its experts (T C), K inputs and D
+outputs of an expert's layer, E experts, N those of a group, R the rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812  the usual name
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from app.domain.jobs.spec import QuantizationSpec
-from worker.trainer.adapter.lora import AdapterSwitch, LoraAdapter, LoraWeights, frozen_linear, lora_linear
-from worker.trainer.model.frozen_linear import FrozenLinear, freeze
+from app.domain.planning.memory import EXPERT_WEIGHTS
+from worker.trainer.adapter.lora import AdapterSwitch
+from worker.trainer.model.frozen_experts import ExpertStack, Selection, freeze_stack
+from worker.trainer.model.patches import DOCUMENTS
 
 NAME = "tunery_experts"
+ALIGNMENT_BYTES = 16  # of the rows of every matrix in torch's grouped product
 
 
 @dataclass(frozen=True)
@@ -27,16 +36,20 @@ class ExpertWeights:
     """The frozen weights of one parameter of an experts module, such as `model.layers.0.mlp.experts.down_proj`."""
 
     name: str
-    experts: list[FrozenLinear]  # each D x K
+    stack: ExpertStack
     switch: AdapterSwitch
 
     @property
+    def count(self) -> int:
+        return self.stack.count
+
+    @property
     def in_features(self) -> int:
-        return self.experts[0].in_features
+        return self.stack.in_features
 
     @property
     def out_features(self) -> int:
-        return self.experts[0].out_features
+        return self.stack.out_features
 
 
 def is_experts_parameter(module: torch.nn.Module, parameter: str) -> bool:
@@ -62,8 +75,7 @@ def freeze_experts(
     own update to it when it loads an adapter (checkpoint/verify.py).
     """
     stacked = weights.transpose(1, 2) if module.is_transposed else weights  # E x D x K
-    experts = [freeze(weight_D_K.contiguous(), quantization, compute_dtype) for weight_D_K in stacked]
-    frozen = ExpertWeights(name, experts, switch)
+    frozen = ExpertWeights(name, freeze_stack(stacked, quantization, compute_dtype), switch)
     placeholder = torch.zeros(1, 1, 1, device=weights.device).expand(weights.shape)
     module._parameters[parameter] = torch.nn.Parameter(placeholder, requires_grad=False)
     vars(module).setdefault("frozen_experts", {})[parameter] = frozen
@@ -74,19 +86,57 @@ def experts_forward(
     module: Any, hidden_T_K: torch.Tensor, experts_T_C: torch.Tensor, weights_T_C: torch.Tensor
 ) -> torch.Tensor:
     """Return the weighted sum of the outputs of the C experts that the router has chosen for each token."""
-    first = "gate_up_proj" if module.has_gate else "up_proj"
-    projections = {name: _Projection(module, name) for name in (first, "down_proj")}
-    activate = module._apply_gate if module.has_gate else module.act_fn
-    out_T_K = torch.zeros_like(hidden_T_K)
-    for expert in torch.unique(experts_T_C).tolist():
-        token_S, choice_S = torch.where(experts_T_C == expert)
-        inner_S_F = activate(projections[first](hidden_T_K[token_S], expert))
-        y_S_K = projections["down_proj"](inner_S_F, expert)
-        if module.has_post_expert_norm:
-            y_S_K = module.post_expert_norm(y_S_K)
-        weighted_S_K = y_S_K * weights_T_C[token_S, choice_S, None]
-        out_T_K = out_T_K.index_add(0, token_S, weighted_S_K.to(out_T_K.dtype))
-    return out_T_K
+    first, activate = ("gate_up_proj", module._apply_gate) if module.has_gate else ("up_proj", module.act_fn)
+    up, down = (_Projection(module, name) for name in (first, "down_proj"))
+    expert_S, order_S = torch.sort(experts_T_C.flatten(), stable=True)
+    position_S = torch.argsort(order_S)
+    groups = _groups(expert_S, up.frozen.stack, down.frozen.stack)
+    x_S_K = _take_rows(hidden_T_K, order_S // experts_T_C.shape[1], position_S)
+    outs = []
+    for group, x, expert in zip(groups, *(_split(each, groups) for each in (x_S_K, expert_S)), strict=True):
+        out = down(activate(up(x, expert, group)), expert, group)
+        outs.append(module.post_expert_norm(out) if module.has_post_expert_norm else out)
+    y_T_C_K = _take_rows(_joined(outs), position_S, order_S).view(*experts_T_C.shape, -1)
+    return (y_T_C_K * weights_T_C.unsqueeze(2)).sum(1).to(hidden_T_K.dtype)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experts whose weights are dequantized at once, and their rows: `size` of them, expert by expert."""
+
+    experts: Selection
+    size: int
+    ends_N: torch.Tensor  # noqa: N815  int32: the row after the last one of each expert
+
+
+def _groups(expert_S: torch.Tensor, *stacks: ExpertStack) -> list[Group]:
+    """Return the groups of experts for these rows, which are sorted by expert.
+
+    On a GPU one group of all experts, if their weights fit. Otherwise the numbers of rows are read, once for a layer,
+    and experts without rows are left out: a generated token has few of them.
+    """
+    count, device = stacks[0].count, expert_S.device
+    most = max(1, EXPERT_WEIGHTS[device.type] // max(stack.in_features * stack.out_features for stack in stacks))
+    ends_E = torch.searchsorted(expert_S, torch.arange(count, device=device), right=True, out_int32=True)
+    if device.type != "cpu" and count <= min(most, len(expert_S)):
+        return [Group(slice(None), len(expert_S), ends_E)]
+    ends = [0, *ends_E.tolist()]
+    used = [expert for expert in range(count) if ends[expert + 1] > ends[expert]]
+    groups = []
+    for part in (used[start : start + most] for start in range(0, len(used), most)):
+        is_range = part[-1] - part[0] + 1 == len(part)  # a view of the stack instead of a copy of its codes
+        experts = slice(part[0], part[-1] + 1) if is_range else torch.tensor(part, device=device)
+        ends_N = torch.tensor([ends[expert + 1] - ends[part[0]] for expert in part], dtype=torch.int32, device=device)
+        groups.append(Group(experts, ends[part[-1] + 1] - ends[part[0]], ends_N))
+    return groups
+
+
+def _split(tensor_S: torch.Tensor, groups: Sequence[Group]) -> Sequence[torch.Tensor]:
+    return torch.split(tensor_S, [group.size for group in groups])
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Projection:
@@ -95,31 +145,122 @@ class _Projection:
     def __init__(self, module: Any, parameter: str) -> None:
         self.frozen: ExpertWeights = module.frozen_experts[parameter]
         self.bias_E_D = getattr(module, f"{parameter}_bias") if module.has_bias else None
-        self.adapter = self.frozen.switch.active
-        weights = self.adapter.layers.get(self.frozen.name) if self.adapter else None
-        self.factors = None if weights is None else _by_expert(weights, len(self.frozen.experts))
+        adapter = self.frozen.switch.active
+        self.weights = adapter.layers.get(self.frozen.name) if adapter else None
         self.peft_update = _peft_update(module, parameter)
 
-    def __call__(self, x_S_K: torch.Tensor, expert: int) -> torch.Tensor:
-        base = self.frozen.experts[expert]
-        if self.factors is None:
-            y_S_D = frozen_linear(x_S_K, base)
+    def __call__(self, x_S_K: torch.Tensor, expert_S: torch.Tensor, group: Group) -> torch.Tensor:
+        stack, weights = self.frozen.stack, self.weights
+        if weights is None:
+            y_S_D: torch.Tensor = _GroupedLinear.apply(x_S_K, stack, group, 1.0, None, None)  # type: ignore[no-untyped-call]
         else:
-            assert isinstance(self.adapter, LoraAdapter)
-            y_S_D = lora_linear(x_S_K, base, self.factors[expert], self.adapter)
+            A_N_R_K = weights.A_R_K.view(stack.count, -1, stack.in_features)[group.experts]
+            B_N_R_D = weights.B_D_R.view(stack.out_features, -1, stack.count).permute(2, 1, 0)[group.experts]
+            y_S_D = _GroupedLinear.apply(x_S_K, stack, group, weights.scale, A_N_R_K, B_N_R_D)  # type: ignore[no-untyped-call]
         if self.peft_update is not None:
-            y_S_D = y_S_D + x_S_K @ self.peft_update[expert].t().to(x_S_K.dtype)
-        return y_S_D if self.bias_E_D is None else y_S_D + self.bias_E_D[expert].to(y_S_D.dtype)
+            update_N_K_D = self.peft_update[group.experts].transpose(1, 2).to(x_S_K.dtype)
+            y_S_D = y_S_D + grouped_product(x_S_K, update_N_K_D, group.ends_N)
+        return y_S_D if self.bias_E_D is None else y_S_D + self.bias_E_D[expert_S].to(y_S_D.dtype)
 
 
-def _by_expert(weights: LoraWeights, experts: int) -> list[LoraWeights]:
-    """Return A (R x K) and B (D x R) of each expert, as views that give one gradient for all."""
-    A_E = weights.A_R_K.view(experts, -1, weights.A_R_K.shape[1]).unbind(0)
-    B_E = weights.B_D_R.view(weights.B_D_R.shape[0], -1, experts).unbind(2)
-    return [
-        LoraWeights(A, B, weights.scale)  # type: ignore[arg-type]  # views of the parameters
-        for A, B in zip(A_E, B_E, strict=True)
-    ]
+class _GroupedLinear(torch.autograd.Function):
+    """x W^T + scale * (x A^T) B^T with the W, A and B of each row's expert, as _LoraLinear for one (adapter/lora.py).
+
+    Gradients of x, and of the float32 masters A and B; W gets none, and is dequantized again for the backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_S_K: torch.Tensor,
+        stack: ExpertStack,
+        group: Group,
+        scale: float,
+        A_N_R_K: torch.Tensor | None,
+        B_N_R_D: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.stack, ctx.group, ctx.scale = stack, group, scale
+        weights_N_D_K = stack.weights_in(x_S_K.dtype, group.experts)
+        y_S_D = grouped_product(x_S_K, weights_N_D_K.transpose(1, 2), group.ends_N)
+        if A_N_R_K is not None and B_N_R_D is not None:
+            A_N_R_K, B_N_R_D = (factor.to(x_S_K.dtype).contiguous() for factor in (A_N_R_K, B_N_R_D))
+            u_S_R = grouped_product(x_S_K, A_N_R_K.transpose(1, 2), group.ends_N)
+            y_S_D.add_(grouped_product(u_S_R, B_N_R_D, group.ends_N), alpha=scale)
+            ctx.save_for_backward(x_S_K, A_N_R_K, B_N_R_D, u_S_R)
+        return y_S_D
+
+    @staticmethod
+    def backward(ctx: Any, dy_S_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        dy_S_D, ends_N = dy_S_D.contiguous(), ctx.group.ends_N
+        dx_S_K = None
+        if ctx.needs_input_grad[0]:
+            dx_S_K = grouped_product(dy_S_D, ctx.stack.weights_in(dy_S_D.dtype, ctx.group.experts), ends_N)
+        if not ctx.saved_tensors:
+            return dx_S_K, None, None, None, None, None
+        x_S_K, A_N_R_K, B_N_R_D, u_S_R = ctx.saved_tensors
+        du_S_R = grouped_product(dy_S_D, B_N_R_D.transpose(1, 2), ends_N).mul_(ctx.scale)
+        dA_N_R_K = _sums_of_products(du_S_R, x_S_K, ends_N)
+        dB_N_R_D = _sums_of_products(u_S_R, dy_S_D, ends_N).mul_(ctx.scale)
+        if dx_S_K is not None:
+            dx_S_K.add_(grouped_product(du_S_R, A_N_R_K, ends_N))
+        return dx_S_K, None, None, None, dA_N_R_K, dB_N_R_D
+
+
+def grouped_product(left: torch.Tensor, right: torch.Tensor, ends_N: torch.Tensor) -> torch.Tensor:
+    """Return the products of the rows of each expert (S x K) with its matrix (N x K x D), S x D.
+
+    With `left` K x S and `right` S x D: the sum of products over the rows of each expert, N x K x D.
+
+    torch's kernel reads nothing back on sm90 and newer in bfloat16; elsewhere torch itself runs a loop over experts. It
+    has no matrices whose rows are not whole units of 16 bytes; these are multiplied here, one expert after the other.
+    """
+    if _is_aligned(left) and _is_aligned(right):
+        return F.grouped_mm(left, right, offs=ends_N)
+    bounds = list(pairwise([0, *ends_N.tolist()]))
+    if right.ndim == 3:
+        return torch.cat([left[start:end] @ matrix for matrix, (start, end) in zip(right, bounds, strict=True)])
+    return torch.stack([left[:, start:end] @ right[start:end] for start, end in bounds])
+
+
+def _is_aligned(matrix: torch.Tensor) -> bool:
+    inner, outer = sorted(matrix.stride()[-2:])
+    return inner == 1 and outer * matrix.element_size() % ALIGNMENT_BYTES == 0
+
+
+def _sums_of_products(left_S_M: torch.Tensor, right_S_L: torch.Tensor, ends_N: torch.Tensor) -> torch.Tensor:
+    """Return left^T right of each expert (N x M x L) in float32; zero for one without rows.
+
+    In float16 the sum over rows may exceed the largest number, 65,504. What a kernel writes for a sum of nothing is not
+    documented, so it is set.
+    """
+    if left_S_M.dtype == torch.float16:
+        left_S_M, right_S_L = left_S_M.float(), right_S_L.float()
+    sums_N_M_L = grouped_product(left_S_M.t(), right_S_L, ends_N).float()
+    is_empty_N = ends_N.diff(prepend=ends_N.new_zeros(1)) == 0
+    return sums_N_M_L.masked_fill_(is_empty_N[:, None, None], 0)
+
+
+def _take_rows(x: torch.Tensor, rows_S: torch.Tensor, position_S: torch.Tensor) -> torch.Tensor:
+    """Return the rows of `x` in this order: each the same number of times, copy C of row T at position T C.
+
+    The gradient is summed in a fixed order; that of an index is not, on a GPU.
+    """
+    taken: torch.Tensor = _TakeRows.apply(x, rows_S, position_S)  # type: ignore[no-untyped-call]
+    return taken
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows_S: torch.Tensor, position_S: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(x)
+        ctx.save_for_backward(position_S)
+        return x.index_select(0, rows_S)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (position_S,) = ctx.saved_tensors
+        copies = gradient.index_select(0, position_S).view(ctx.rows, -1, gradient.shape[1])
+        return copies.sum(1) if copies.shape[1] > 1 else copies[:, 0], None, None
 
 
 def _peft_update(module: Any, parameter: str) -> torch.Tensor | None:
@@ -130,4 +271,4 @@ def _peft_update(module: Any, parameter: str) -> torch.Tensor | None:
     return update.transpose(1, 2) if module.is_transposed else update
 
 
-ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+DOCUMENTS.put(f"experts: {NAME}", ALL_EXPERTS_FUNCTIONS, NAME, experts_forward)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from safetensors import safe_open
 
 from app.domain.jobs.spec import QuantizationSpec
+from worker.trainer.kernels.cpu.quantize import BLOCK, quantize
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
-from worker.trainer.model.quantize import BLOCK, quantize
-from worker.trainer.runtime.device import linear
 
 dequantize_4bit = bitsandbytes.functional.dequantize_4bit
 int8_vectorwise_dequant = bitsandbytes.functional.int8_vectorwise_dequant
@@ -48,7 +48,7 @@ class Frozen16(torch.nn.Linear):
         return None if self.bias is None else self.bias.to(dtype)
 
     def forward(self, x_T_K: torch.Tensor) -> torch.Tensor:
-        return linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
+        return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
 
 
 class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped library
@@ -76,7 +76,7 @@ class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped libr
         return None if self.bias is None else self.bias.to(dtype)
 
     def forward(self, x_T_K: torch.Tensor) -> torch.Tensor:
-        return linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
+        return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
 
 
 class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped library
@@ -109,7 +109,7 @@ class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped li
         return None if self.bias is None else self.bias.to(dtype)
 
     def forward(self, x_T_K: torch.Tensor) -> torch.Tensor:
-        return linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
+        return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
 
 
 class StoredLinear(torch.nn.Module):

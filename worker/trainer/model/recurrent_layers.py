@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from worker.trainer.model.patches import DOCUMENTS
+
 PACKAGE = "fla"  # flash-linear-attention
 CONVOLUTION, DELTA_RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"  # of the modeling modules of transformers
 
@@ -45,7 +47,7 @@ class PackedConvolution:
         document_lengths: tuple[int, ...] = (),
         **options: Any,
     ) -> torch.Tensor:
-        convolve = self._original if x_1_C_T.is_cuda else self._reference
+        convolve = self._reference if x_1_C_T.is_cpu else self._original
         if len(document_lengths) < 2:
             return convolve(x_1_C_T, weight_C_K, *arguments, **options)
         places_T = _places_between_gaps(document_lengths, weight_C_K.shape[-1] - 1, x_1_C_T.device)
@@ -86,7 +88,7 @@ class PackedDeltaRule:
 
 def supports_fused(query: torch.Tensor) -> bool:
     """Return whether flash-linear-attention computes this input: it refuses float32, and runs on CUDA alone."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    return not query.is_cpu and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def pack_recurrent_layers(model: Any) -> None:
@@ -95,7 +97,7 @@ def pack_recurrent_layers(model: Any) -> None:
         for name, replacement in ((CONVOLUTION, PackedConvolution), (DELTA_RULE, PackedDeltaRule)):
             original = getattr(module, name, None)
             if callable(original) and not isinstance(original, replacement):
-                setattr(module, name, replacement(original))
+                DOCUMENTS.put_attribute(module, name, replacement(original))
 
 
 def fused_rules(model: Any) -> list[PackedDeltaRule]:

@@ -19,12 +19,7 @@ from typing import Any
 
 import torch
 
-from worker.trainer.runtime.device import product
-
-CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
-MIN_CHUNK_TOKENS = 128
-CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
-BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
+from app.domain.planning.memory import MIN_CHUNK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ def linear_cross_entropy(
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
     scaling: LogitScaling = UNSCALED,
-    min_chunk_tokens: int | None = None,
+    chunk_tokens: int = MIN_CHUNK_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses (a float32 scalar with a gradient), losses_N (float32, nats), is_correct_N (bool).
 
@@ -67,7 +62,7 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # `needs_input_grad` is true for a trained head even then: V x D unused numbers
         hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()
     total, losses_N, is_correct_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_N_D, head_V_D, targets_N, weights_N, scaling, min_chunk_tokens
+        hidden_N_D, head_V_D, targets_N, weights_N, scaling, chunk_tokens
     )
     return total, losses_N, is_correct_N
 
@@ -81,10 +76,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         weights_N: torch.Tensor | None,
         scaling: LogitScaling,
-        min_chunk_tokens: int | None,
+        chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         needs_gradient = any(ctx.needs_input_grad[:2])
-        chunk_tokens = max(min_chunk_tokens or MIN_CHUNK_TOKENS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
         ctx.head_gradient_V_D = torch.zeros_like(head_V_D) if ctx.needs_input_grad[1] else None
         head_V_D = head_V_D.to(hidden_N_D.dtype)
         chunks = (torch.split(tensor, chunk_tokens) for tensor in (hidden_N_D, targets_N))
@@ -139,4 +133,4 @@ def _chunk(
     dz_M_V = z_M_V.to(hidden_M_D.dtype)
     if head_gradient_V_D is not None:
         head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)
-    return losses_M, is_correct_M, product(dz_M_V, head_V_D)
+    return losses_M, is_correct_M, dz_M_V @ head_V_D

@@ -198,5 +198,5 @@ def _cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses, losses_N and is_correct_N (losses.py)."""
     return linear_cross_entropy(
-        hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.min_loss_chunk_tokens
+        hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.loss_chunk_tokens
     )

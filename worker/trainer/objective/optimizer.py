@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from app.domain.jobs.spec import Hyperparameters
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.kernels import Memory
 from worker.trainer.runtime.failures import SuppressOutOfMemory
 
 BETAS = (0.9, 0.999)
@@ -69,12 +69,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def update_parameters(optimizer: torch.optim.AdamW, device: torch.device) -> None:
+def update_parameters(optimizer: torch.optim.AdamW, memory: Memory) -> None:
     """Make the optimizer's step; repeat it once after freeing memory. It changes nothing before it has its memory."""
     with SuppressOutOfMemory():
         optimizer.step()
         return
-    device_memory.free(device)
+    memory.free()
     optimizer.step()
 
 

@@ -1,1 +1,1 @@
-"""The trainer's process and device: dtype, threads, autotuning, control lines, stop requests, failures."""
+"""The trainer's process and device: dtype, threads, control lines, stop requests, failures."""

@@ -47,7 +47,7 @@ def _between_steps(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) ->
     run.random_states = parallel.gather_random_states(run.adapter)
     if parallel.is_first() and actions.emit.ending is None:
         with actions.emit.fail_run_on_error():
-            actions.between_steps(run)
+            actions.between_steps()
     actions.emit.ending = parallel.broadcast(actions.emit.ending)
     return actions.emit.ending is None
 
@@ -77,7 +77,7 @@ def optimizer_step(
     if result.is_finite:
         result.learning_rate = learning_rate(hyperparameters, run.step, run.schedule.total_steps)
         set_learning_rate(run.optimizer, result.learning_rate)
-        update_parameters(run.optimizer, objective.base.device)
+        update_parameters(run.optimizer, objective.base.kernels.memory)
         run.step += 1
         run.skipped_steps = 0
     run.clear_gradients()

@@ -1,4 +1,10 @@
-"""The trainer from spec to exit code: device, base model, run, training loop."""
+"""The trainer from spec to exit code, in stages. Each returns what the later ones need.
+
+load      the base model on its device, the snapshot to resume from, and the plan but for its memory layout
+prepare   the run before its next step, and its objective
+plan      the memory layout, tested by a probe
+train     the loop (loop.py)
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from app.domain.base_models.catalog import max_document_tokens
@@ -25,7 +30,7 @@ from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.data.inputs import check_context_length, check_inputs, check_prompts
 from worker.trainer.data.schedule import make_schedule
 from worker.trainer.distributed import parallel
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.kernels import Kernels, choose_kernels
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_after_kills
 from worker.trainer.memory.placement import count_missing, place, planned
@@ -34,7 +39,6 @@ from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.objective.objective import Objective, SequenceObjective, SupervisedObjective
 from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
-from worker.trainer.runtime.autotune import with_fastest_dtype
 from worker.trainer.runtime.device import (
     choose_compute_dtype,
     choose_device,
@@ -49,7 +53,7 @@ from worker.trainer.runtime.failures import Failure, exit_code, explain, failed,
 from worker.trainer.runtime.process import StopRequests
 from worker.trainer.runtime.records import Emit, Keepalive, RecordWriter
 from worker.trainer.snapshot import restore
-from worker.trainer.training.attempt import TrainingAttempt
+from worker.trainer.training.attempt import Loaded, Prepared, TrainingAttempt
 from worker.trainer.training.loop import train
 from worker.trainer.training.state import Run
 from worker.trainer.training.step_actions import StepActions
@@ -88,73 +92,48 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) 
 
 
 def _run_attempt(attempt: TrainingAttempt) -> None:
-    spec, emit = attempt.spec, attempt.emit
-    device_memory.set_mmap_threshold()
-    device = choose_device(spec.device, spec.worker_has_gpu)
-    device_memory.set_budget(device, spec.memory_budget_bytes)
-    snapshot = attempt.open_snapshot()
-    plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
-    make_repeatable(device, plan.threads)
-    base = _load_base(attempt, device, plan)
-    renderer = limited_renderer(spec.base.directory, _render_time(plan))
-    run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
-    objective = make_objective(base, run)
-    if snapshot:
-        restore(run, snapshot)
-        warn_of_differences(run, snapshot, base, emit)
-        snapshot.tensors.clear()  # the run has copied them
-    emit(started(run, base))
-    recomputation = Recomputation(base.model, base.switch)
-    plan = _plan_memory(attempt, base, run, plan, recomputation, is_new=snapshot is None)
-    plan = plan.model_copy(update={"rendered_at": renderer.now.isoformat()})
-    policy = OutOfMemoryPolicy(plan, base, recomputation, emit)
-    actions = StepActions(
-        base=base,
-        objective=objective,
-        policy=policy,
-        renderer=renderer,
-        workdir=attempt.workdir,
-        identity=attempt.identity,
-        snapshot_interval_seconds=spec.snapshot_interval_seconds,
-        emit=emit,
-        stops=attempt.stops,
-    )
-    _probe(run, objective, policy, emit)
-    train(run, objective, policy, actions)
+    loaded = _load(attempt)
+    prepared = _prepare(attempt, loaded)
+    policy = _plan(attempt, loaded, prepared)
+    train(prepared.run, prepared.objective, policy, StepActions(attempt, loaded, prepared, policy))
 
 
-def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPlan:
-    """Choose dtype, threads and batch length by rules, and a faster dtype where autotuning measures one.
-
-    Memory is planned once the base is loaded.
-    """
+def _load(attempt: TrainingAttempt) -> Loaded:
     spec = attempt.spec
-    default = ExecutionPlan(
-        row_tokens=CANDIDATE_ROW_TOKENS["cuda" if device.type == "cuda" else "cpu"][0],
-        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
+    kernels = choose_kernels(choose_device(spec.device, spec.worker_has_gpu), spec.cuda_kernels)
+    kernels.memory.set_limits(spec.memory_budget_bytes)
+    snapshot = attempt.open_snapshot()
+    plan = snapshot.plan if snapshot else _plan_by_rules(spec, kernels)
+    # Chat templates print the time of the first attempt, so that later ones have the same tokens.
+    rendered_at = plan.rendered_at or parallel.broadcast(datetime.now().isoformat())
+    plan = plan.model_copy(update={"rendered_at": rendered_at})
+    make_repeatable(kernels.device, plan.threads)
+    base = _load_base(attempt, choose_kernels(kernels.device, plan.cuda_kernels), plan)
+    renderer = limited_renderer(spec.base.directory, datetime.fromisoformat(rendered_at))
+    return Loaded(base, renderer.with_arguments(spec.run.chat_template_kwargs), plan, snapshot)
+
+
+def _plan_by_rules(spec: TrainerSpec, kernels: Kernels) -> ExecutionPlan:
+    """Choose what is fixed before the base is loaded. Its layout is that of the longest batches."""
+    return ExecutionPlan(
+        row_tokens=CANDIDATE_ROW_TOKENS[kernels.kind][0],
+        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, kernels.device, spec.dtype_is_free)),
         threads=spec.threads or parallel.threads_per_process(choose_threads()),
-        device=device_name(device),
-        cuda_kernels=spec.cuda_kernels and device.type == "cuda",
+        device=device_name(kernels.device),
+        cuda_kernels=kernels.is_fused,
     )
-    return with_fastest_dtype(spec, attempt.workdir, device, default, attempt.emit)
 
 
-def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPlan) -> FrozenBase:
+def _load_base(attempt: TrainingAttempt, kernels: Kernels, plan: ExecutionPlan) -> FrozenBase:
+    """Load the base model and check it. Raises Failure."""
     spec, compute_dtype = attempt.spec, torch_dtype(plan.compute_dtype)
     if not spec.dtype_is_free:
-        warn_of_slow_dtype(compute_dtype, spec.quantization, device, attempt.emit)
+        warn_of_slow_dtype(compute_dtype, spec.quantization, kernels.device, attempt.emit)
     with loading(spec):
-        base = open_base(
-            spec.base,
-            spec.quantization,
-            compute_dtype,
-            device,
-            cuda_kernels=plan.cuda_kernels,
-            keepalive=attempt.emit.keepalive,
-        )
+        base = open_base(spec.base, spec.quantization, compute_dtype, kernels, keepalive=attempt.emit.keepalive)
         with register_module_forward_pre_hook(lambda *_: attempt.emit.keepalive("checking the base model")):
             check_base(base)
-    if base.cuda_kernels:
+    if kernels.is_fused:
         fused = ", ".join(f"{count} {kind}" for kind, count in base.fused_modules.items()) or "no modules"
         problem = f": {base.fused_problem}" if base.fused_problem else ""
         attempt.emit.message(f"TUNERY_CUDA_KERNELS: fused kernels for {fused}{problem}.", "warn" if problem else "info")
@@ -167,18 +146,21 @@ def _load_base(attempt: TrainingAttempt, device: torch.device, plan: ExecutionPl
     return base
 
 
-def _render_time(plan: ExecutionPlan) -> datetime:
-    """Return the time that chat templates get: that of the first attempt, so that later ones have the same tokens."""
-    if plan.rendered_at:
-        return datetime.fromisoformat(plan.rendered_at)
-    return parallel.gather(datetime.now())[0]
+def _prepare(attempt: TrainingAttempt, loaded: Loaded) -> Prepared:
+    spec, base, snapshot, emit = attempt.spec, loaded.base, loaded.snapshot, attempt.emit
+    run = new_run(spec.run, attempt.workdir, base, loaded.renderer, provenance_of(spec, base), emit.keepalive)
+    objective = make_objective(base, run)  # copies the initial adapter as the reference, so before the restore
+    if snapshot:
+        restore(run, snapshot)
+        warn_of_differences(run, snapshot, base, emit)
+    emit(started(run, base))
+    return Prepared(run, objective)
 
 
-def prepare(
+def new_run(
     spec: RunSpec, workdir: Path, base: FrozenBase, renderer: Renderer, provenance: dict[str, Any], keepalive: Keepalive
 ) -> Run:
     """Make everything the run needs before its first step. Raises Failure for an invalid spec or file."""
-    hyperparameters = spec.hyperparameters
     check_inputs(spec, workdir)
     check_context_length(spec, max_document_tokens(base.text_config.to_dict()))
     check_prompts(spec, renderer)
@@ -188,65 +170,62 @@ def prepare(
 
     adapter = initial_adapter(spec, workdir, base)
     dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE)
-    validation = read(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
-    parallel.seed_own_dropout(adapter.generator, spec.seed)
-    adapter.draws_masks_again = base.cuda_kernels
-    run = Run(
+    return Run(
         spec=spec,
-        schedule=make_schedule(hyperparameters, len(dataset), spec.seed),
+        schedule=make_schedule(spec.hyperparameters, len(dataset), spec.seed),
         dataset=dataset,
-        validation_dataset=validation,
+        validation_dataset=read(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None,
         adapter=adapter,
-        optimizer=make_optimizer(adapter.named_parameters(), hyperparameters),
+        optimizer=make_optimizer(adapter.named_parameters(), spec.hyperparameters),
         directory=workdir / "runs" / spec.run_id,
         provenance=provenance,
     )
-    if base.cuda_kernels:
-        run.make_ahead(pin=base.device.type == "cuda")
-    return run
 
 
 def make_objective(base: FrozenBase, run: Run) -> Objective:
-    """Return the objective of a run. Call it before a snapshot is restored: the reference is the initial adapter."""
+    """Return the objective of a run; the reference is the adapter as it is now."""
     if run.spec.method == "supervised":
         return SupervisedObjective(base, run.adapter)
     reference = frozen_copy(run.adapter) if run.spec.start_adapter is not None else None
     return SequenceObjective(base, run.adapter, run.spec, reference)
 
 
-def _plan_memory(
-    attempt: TrainingAttempt,
-    base: FrozenBase,
-    run: Run,
-    plan: ExecutionPlan,
-    recomputation: Recomputation,
-    *,
-    is_new: bool,
-) -> ExecutionPlan:
-    """Plan the memory layout in the first attempt, and again with less memory.
+def _plan(attempt: TrainingAttempt, loaded: Loaded, prepared: Prepared) -> OutOfMemoryPolicy:
+    """Return the owner of the complete plan. It is that of the snapshot, unless it takes more memory than there is.
 
     That is after the kernel killed an attempt for memory, and in a slot with less memory than the earlier plan takes.
-    Raises Failure(OUT_OF_MEMORY) if even the smallest layout does not fit.
     """
-    spec = with_compute_dtype(attempt.spec, plan.compute_dtype)
+    spec, plan, emit = attempt.spec, loaded.plan, attempt.emit
+    recomputation = Recomputation(loaded.base)
     fits_slot = spec.memory_budget_bytes is None or plan.peak_bytes <= spec.memory_budget_bytes
-    if not is_new and fits_slot and spec.out_of_memory_kills <= plan.out_of_memory_kills:
-        return plan
+    if loaded.snapshot is None or not fits_slot or spec.out_of_memory_kills > plan.out_of_memory_kills:
+        plan = _plan_layout(spec, loaded, prepared.run, recomputation, emit)
+    policy = OutOfMemoryPolicy(plan, loaded.base, recomputation, emit)
+    _probe(prepared, policy, emit)
+    return policy
+
+
+def _plan_layout(
+    spec: TrainerSpec, loaded: Loaded, run: Run, recomputation: Recomputation, emit: RecordWriter
+) -> ExecutionPlan:
+    """Return the plan with the fastest layout that fits. Raises Failure(OUT_OF_MEMORY) if even the smallest fails."""
+    spec, base = with_compute_dtype(spec, loaded.plan.compute_dtype), loaded.base
     counted = count_missing(spec, base, run, recomputation)
-    placement = place(spec, base, run, plan.row_tokens, counted)
-    attempt.emit(planned(run, placement, counted))
+    placement = place(spec, base, run, loaded.plan.row_tokens, counted)
+    emit(planned(run, placement, counted))
     if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
-    plan = reduce_after_kills(plan.with_layout(placement.plan), spec.out_of_memory_kills)
-    return plan.model_copy(update={"peak_bytes": placement.memory.total})
+    layout = placement.plan.layout | {"peak_bytes": placement.memory.total}
+    return reduce_after_kills(loaded.plan.model_copy(update=layout), spec.out_of_memory_kills)
 
 
-def _probe(run: Run, objective: Objective, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
+def _probe(prepared: Prepared, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
     """Run the largest batch of a new plan before the first step; reduce the plan if it runs out of memory.
 
     The moments are allocated first, also without a probe: one of several processes cannot repeat a step that fails in
     the optimizer.
     """
+    run, objective = prepared.run, prepared.objective
     policy.retry_step(run, lambda _: allocate_moments(run.optimizer))
     if policy.plan.probed:
         return

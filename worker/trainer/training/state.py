@@ -26,14 +26,6 @@ from worker.trainer.validation.early_stopping import BestValidation
 ETA_WINDOW_STEPS = 20  # the ETA follows from the mean duration of these last steps
 
 
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A checkpoint that was written and reported."""
-
-    directory: Path
-    final: bool
-
-
 @dataclass
 class Run:
     """One training of one adapter: first the fixed fields, then those that change from step to step."""
@@ -52,7 +44,6 @@ class Run:
     metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step, for a checkpoint
     best: BestValidation = field(default_factory=BestValidation)
     base_answers: list[str] = field(default_factory=list)  # to the sample prompts; the base never changes
-    checkpoints: dict[int, SavedCheckpoint] = field(default_factory=dict)  # of this attempt, by step
     random_states: list[torch.Tensor] = field(default_factory=list)  # dropout generators of all processes, if several
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
@@ -64,8 +55,11 @@ class Run:
     # repeat it, so its next all-reduce would wait for them without end.
     gradients_are_all_reduced: bool = False
     skipped_steps: int = 0  # the last ones in a row, after an overflow in float16
-    ahead: BatchesAhead | None = None  # makes the batches of the next step while a step computes
     recent_step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS))
+
+    def __post_init__(self) -> None:
+        kernels = self.adapter.kernels
+        self._ahead = BatchesAhead(self.batches_of, pin=kernels.pins_batches) if kernels.makes_batches_ahead else None
 
     @property
     def id(self) -> str:
@@ -109,17 +103,17 @@ class Run:
         mean = sum(self.recent_step_seconds) / max(1, len(self.recent_step_seconds))
         return mean * (self.schedule.total_steps - self.step)
 
-    def batches(self, row_tokens: int, step: int | None = None) -> Iterator[PackedBatch]:
-        """Pack this process's examples of a step, by default of the next one."""
-        if step is None and self.ahead is not None:
-            return iter(self.ahead.of_step(self.step, row_tokens, self.schedule.total_steps))
-        examples = self.schedule.examples_of(self.step if step is None else step)
+    def batches(self, row_tokens: int) -> Iterator[PackedBatch]:
+        """Pack this process's examples of the next step."""
+        if self._ahead is not None:
+            return iter(self._ahead.of_step(self.step, row_tokens, self.schedule.total_steps))
+        return self.batches_of(self.step, row_tokens)
+
+    def batches_of(self, step: int, row_tokens: int) -> Iterator[PackedBatch]:
+        """Pack this process's examples of a step."""
+        examples = self.schedule.examples_of(step)
         documents = self.dataset.documents_of(parallel.own_examples(examples, self.dataset.tokens_of))
         return pack_batches(self.dataset, documents, row_tokens, packing=self.spec.hyperparameters.packing)
-
-    def make_ahead(self, *, pin: bool) -> None:
-        """Make each step's batches while the one before computes."""
-        self.ahead = BatchesAhead(lambda step, row_tokens: self.batches(row_tokens, step), pin=pin)
 
     def lines(self) -> list[int]:
         """Return the next step's lines in the training file."""
@@ -149,21 +143,3 @@ class StepResult(StepMetrics):
         self.run.step_tokens += self.tokens
         if self.is_finite:
             self.run.trained_tokens += self.tokens
-
-
-def result_messages(run: Run) -> Iterator[str]:
-    """Yield the messages; none for a run with all its steps whose last adapter is the best."""
-    best = run.best
-    if run.stops_early and run.step < run.schedule.total_steps:
-        yield (
-            f"Stopped early after step {run.step} of {run.schedule.total_steps}: the full validation loss did not fall "
-            f"in {best.validations_without_fall} validation(s) in a row. The lowest was {best.loss:.4f} after step "
-            f"{best.step}."
-        )
-    if run.promotes_earlier_step:
-        yield f"The result is the adapter of step {best.step}, with the lowest full validation loss, {best.loss:.4f}."
-    elif best.step not in (None, run.step):
-        yield (
-            f"The result is the last adapter, of step {run.step}. The full validation loss was lower after step "
-            f"{best.step}: {best.loss:.4f}. Set hyperparameters.promote_best to get the adapter with the lowest loss."
-        )

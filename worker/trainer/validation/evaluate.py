@@ -5,15 +5,19 @@ answers to the sample prompts, by the base model and by the tuned model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from app.domain.datasets.render import Renderer
+from app.domain.evaluations.spec import precision_text
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.generate import generate
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_prompts
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
-from worker.trainer.runtime.records import Keepalive
+from worker.trainer.runtime.records import Keepalive, RecordWriter
+from worker.trainer.training.attempt import Loaded
 from worker.trainer.training.state import Run
 
 MAX_NEW_TOKENS = 64
@@ -28,6 +32,20 @@ def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, k
         keepalive("measuring the validation loss")
         metrics.add(objective.evaluate(batch.to(device)))
     return metrics
+
+
+def report_samples(loaded: Loaded, run: Run, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
+    """Emit the answers of the base model and of the tuned model to each sample prompt."""
+
+    def work() -> list[tuple[str, str, str]]:
+        return list(sample_answers(loaded.base, run, loaded.renderer, policy.plan.prompts_at_once))
+
+    reduce = partial(reduce_prompts, len(run.spec.sample_prompts))
+    quantization = loaded.base.quantization
+    precision = precision_text(quantization.model_dump() if quantization else None)
+    for prompt, base, tuned in policy.retry(run, "answering the sample prompts", work, reduce):
+        text = f"Sample after step {run.step}: answers of the base model in {precision} and of the tuned model."
+        emit.message(text, step=run.step, prompt=prompt, base=base, tuned=tuned)
 
 
 def sample_answers(
@@ -58,7 +76,7 @@ def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
     """
     if renderer.template is None:
         return renderer.encode_plain(prompt)
-    return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
+    return renderer.prompt([{"role": "user", "content": prompt}])[1]
 
 
 def _generate(

@@ -25,6 +25,7 @@ from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
 from app.domain.jobs.spec import DataParameters
+from app.domain.planning.memory import VERIFY_HEAD_ROWS
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, in_place, stored_layers
@@ -33,13 +34,7 @@ from worker.trainer.training.state import Run
 
 SENT_KEYS = frozenset({"role", "content", "weight"})  # a message with others is not sent, as engines differ in them
 POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
-HEAD_CHUNK_ROWS = 8192  # of the head in the dtype of the pass
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class ChatPrompt(NamedTuple):
-    messages: list[dict[str, str]]
-    answer: list[str]  # the texts of the tokens of the first expected answer
 
 
 def examples_at(path: Path, lines: Collection[int], parameters: DataParameters) -> dict[int, Example]:
@@ -54,21 +49,26 @@ def examples_at(path: Path, lines: Collection[int], parameters: DataParameters) 
     return found
 
 
-def chat_prompt(
-    renderer: Renderer, example: Example, tokens: Sequence[int], positions: Sequence[int]
-) -> ChatPrompt | None:
-    """The messages from which the template makes the tokens before the first expected one; None if there are none."""
+def with_messages(renderer: Renderer, example: Example | None, prompt: ReferencePrompt) -> ReferencePrompt:
+    """Add the messages from which the template makes the tokens before the first expected one, if there are such."""
+    if example is None or example.tools:
+        return prompt
+    renderer = renderer.with_arguments(example.chat_template_kwargs)
     conversation = [*example.messages, *example.preferred]
     for number, message in enumerate(conversation):
         before = conversation[:number]
-        if message["role"] != "assistant" or example.tools or not all(map(_is_sent, before)):
+        if message["role"] != "assistant" or not all(map(_is_sent, before)):
             continue
-        if _rendered(renderer, before) == list(tokens[: positions[0]]):
-            messages = [{"role": str(each["role"]), "content": str(each["content"])} for each in before]
+        if _rendered(renderer, before) == prompt.tokens[: prompt.positions[0]]:
             decode = renderer.tokenizer.decode
-            texts = [decode([tokens[each]], skip_special_tokens=False) for each in _first_run(positions)]
-            return ChatPrompt(messages, texts)
-    return None
+            answer = [prompt.tokens[each] for each in _first_run(prompt.positions)]
+            found = {
+                "messages": [{"role": str(each["role"]), "content": str(each["content"])} for each in before],
+                "answer": [decode([token], skip_special_tokens=False) for token in answer],
+                "chat_template_kwargs": example.chat_template_kwargs,
+            }
+            return prompt.model_copy(update=found)
+    return prompt
 
 
 def _is_sent(message: dict[str, object]) -> bool:
@@ -77,7 +77,7 @@ def _is_sent(message: dict[str, object]) -> bool:
 
 def _rendered(renderer: Renderer, messages: Sequence[dict[str, object]]) -> list[int]:
     try:
-        return renderer.encode(renderer.text(renderer.normalized(messages), prompt=True))
+        return renderer.prompt(messages)[1]
     except TemplateRefused:
         return []
 
@@ -125,7 +125,7 @@ def measure_reference(
         noise=sum(differences) / len(differences),
         top1_agreement=sum(agreeing) / len(agreeing),
         prompts=[
-            _with_messages(renderer, examples.get(line), prompt)
+            with_messages(renderer, examples.get(line), prompt)
             for line, prompt in zip(chosen_lines, _prompts(chosen, of_base, of_adapter), strict=True)
         ],
     )
@@ -165,7 +165,7 @@ def _measure(
             head_V_D = base.head_with(adapter)
             parts = (torch.split(each, POSITIONS_AT_ONCE) for each in (hidden_N_D, batch.targets_N))
             for some_N_D, targets_N in zip(*parts, strict=True):
-                logits = [some_N_D @ rows.to(dtype).t() for rows in torch.split(head_V_D, HEAD_CHUNK_ROWS)]
+                logits = [some_N_D @ rows.to(dtype).t() for rows in torch.split(head_V_D, VERIFY_HEAD_ROWS)]
                 logits_N_V = base.logit_scaling.apply_(torch.cat(logits, dim=1).float())
                 logprobs += logits_N_V.log_softmax(dim=1).gather(1, targets_N[:, None])[:, 0].tolist()
                 top += logits_N_V.argmax(dim=1).tolist()
@@ -186,12 +186,6 @@ def _prompts(chosen: TokenizedDataset, of_base: _Pass, of_adapter: _Pass) -> Ite
             top=of_adapter.top[start:end],
         )
         start = end
-
-
-def _with_messages(renderer: Renderer, example: Example | None, prompt: ReferencePrompt) -> ReferencePrompt:
-    """Add the conversation, if a chat API makes the same tokens of it."""
-    found = chat_prompt(renderer, example, prompt.tokens, prompt.positions) if example is not None else None
-    return prompt.model_copy(update=found._asdict()) if found is not None else prompt
 
 
 def _stored_dtype(base: FrozenBase) -> torch.dtype:

@@ -28,10 +28,13 @@ MORE = (
     "eval_steps",
     "lora.alpha",
     "lora.dropout",
+    "lora.experts",
     "seed",
     "priority",
+    "chat_template_kwargs",
     "sample_prompts",
 )
+EXAMPLES = {"chat_template_kwargs": '{"enable_thinking": false}', "more": '{"warmup_ratio": 0.05}'}  # objects, as JSON
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
 WRONG_FILES = {  # the field of the file by the code of the error, and what to do
@@ -57,13 +60,13 @@ class Prefilled:
 
 def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = None) -> Json:
     """The body of a create call. Empty fields are left out, so that the server chooses. Raises FieldError."""
-    given = {name: _value(name, text) for name in (*MAIN, *MORE) if (text := values.get(name, "").strip())}
+    given = {name: _value(name, text) for name in (*MAIN, *MORE, "more") if (text := values.get(name, "").strip())}
     if "training_file" not in given:
         raise FieldError("training_file", "Choose a training file.")
     quantization = given.pop("quantization", None)
     if quantization == WITHOUT_QUANTIZATION:
         given["quantization"] = None
-    given["hyperparameters"] = _more_hyperparameters(values)
+    given["hyperparameters"] = given.pop("more", {})
     rest = {name: value for name, value in (kept or {}).items() if name not in given}
     if quantization != AS_ORIGINAL:
         rest = without(rest, "quantization")
@@ -92,6 +95,10 @@ def from_job(job: Json) -> Prefilled:
 def _field_text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(value)
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, bool):
+        return "true" if value else ""
     return "" if value is None else str(value).removesuffix(".0")
 
 
@@ -141,11 +148,13 @@ def _repair_memory(values: Values, changes: list[str]) -> None:
 
 
 def _value(name: str, text: str) -> Any:
+    if name in EXAMPLES:
+        return _json_object(name, text)
     kind = SETTINGS[name].kind
     if kind is list:
         return [line.strip() for line in text.split("\n") if line.strip()]
     if kind not in (int, float):
-        return text
+        return text == "true" if kind is bool else text
     try:
         number = kind(text)
         if not math.isfinite(number):
@@ -155,18 +164,15 @@ def _value(name: str, text: str) -> Any:
     return number
 
 
-def _more_hyperparameters(values: Mapping[str, str]) -> Json:
-    text = values.get("more", "").strip()
-    if not text:
-        return {}
+def _json_object(name: str, text: str) -> Json:
     try:
-        more = json.loads(text)
-        json.dumps(more, allow_nan=False)  # 1e999 is read as infinity
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except ValueError as error:
-        raise FieldError("more", f"This is not JSON: {error}.") from None
-    if not isinstance(more, dict):
-        raise FieldError("more", 'Write an object such as {"warmup_ratio": 0.05}.')
-    return more
+        raise FieldError(name, f"This is not JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise FieldError(name, f"Write an object such as {EXAMPLES[name]}.")
+    return value
 
 
 OPENAI_KEYS = ("model", "training_file", "validation_file", "suffix", "seed", "method", "metadata")

@@ -40,11 +40,15 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
-MORE_HINT = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
+MORE_HINT = f"Other hyperparameters as JSON, such as {job_form.EXAMPLES['more']}."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
-HINTS = {"sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line."}
+HINTS = {
+    "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line.",
+    "chat_template_kwargs": f"{SETTINGS['chat_template_kwargs'].help} As JSON, such as "
+    f"{job_form.EXAMPLES['chat_template_kwargs']}.",
+}
 QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
 
 COMMANDS = {"curl": job_form.curl, "Python": job_form.python, "Command line": job_form.command}
@@ -122,6 +126,7 @@ class NewJobPage(View):
             "validation_file": {"": "None"} | files,
             "method": {method.name: method.title for method in METHODS.values()},
             "quantization": quantizations,
+            "lora.experts": {"": "No", "true": "Yes"},
         }
         with box("t-form"):
             self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")
@@ -151,7 +156,7 @@ class NewJobPage(View):
         """Add the fields of settings, with the title and the help of their definitions."""
         for name in names:
             setting = SETTINGS[name]
-            make = text_area if setting.kind is list else text_field
+            make = text_area if setting.kind in (list, dict) else text_field
             if name in self._choices:
                 make = partial(select_field, options=self._choices[name])
             self._fields[name] = make(

@@ -20,17 +20,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
+from app.domain.planning.memory import MAX_BLOCK_ATTENTION_TOKENS
 from worker.trainer.model.attention import attention
-from worker.trainer.model.attention.block_attention import MAX_DOCUMENT_TOKENS
+from worker.trainer.model.patches import Patches
 from worker.trainer.runtime.device import dtype_name, float32_request
 from worker.trainer.runtime.failures import Failure
 
 # The second document exceeds one tile of flash attention, and it does not begin with a tile.
-SHORT_LENGTHS, LONG_LENGTHS = (5, 70, 24), (5, MAX_DOCUMENT_TOKENS + 1)
+SHORT_LENGTHS, LONG_LENGTHS = (5, 70, 24), (5, MAX_BLOCK_ATTENTION_TOKENS + 1)
 CHECKED_DOCUMENT = 1
 BAND_TOKENS = 4  # a sliding window is also checked with this width: no document here exceeds the width of a real one
 NEIGHBOUR_SCALE = 4.0  # of the replaced tokens: a leak of them changes the result more
@@ -96,7 +97,7 @@ class AttentionOutput:
 @contextmanager
 def recorded_attention() -> Iterator[list[AttentionCall]]:
     """Yield a list to which every attention call in the block is added, one of each kind."""
-    registered = AttentionInterface()[attention.NAME]
+    registered = ALL_ATTENTION_FUNCTIONS[attention.NAME]
     calls: dict[Any, AttentionCall] = {}
 
     def record(module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
@@ -108,11 +109,9 @@ def recorded_attention() -> Iterator[list[AttentionCall]]:
         return registered(module, query, key, value, mask, **options)
 
     found: list[AttentionCall] = []
-    AttentionInterface.register(attention.NAME, record)
-    try:
+    with Patches() as patches:
+        patches.put("recorded attention", ALL_ATTENTION_FUNCTIONS, attention.NAME, record)
         yield found
-    finally:
-        AttentionInterface.register(attention.NAME, registered)
 
 
 def check_attention(base_name: str, calls: list[AttentionCall], quantization: QuantizationSpec | None = None) -> None:

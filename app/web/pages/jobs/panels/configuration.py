@@ -18,12 +18,14 @@ MAX_REQUEST_CHARACTERS = 20_000
 GROUPS = {
     "method": "Training",
     "seed": "Training",
+    "chat_template_kwargs": "Training",
     "lora": "LoRA",
     "quantization": "Quantization",
     "priority": "Queue",
     "urgent": "Queue",
     "worker_labels": "Queue",
 }
+OUTSIDE_OBJECTS = ("seed", "chat_template_kwargs", "priority", "urgent", "worker_labels")
 
 
 class ConfigurationPanel(Panel):
@@ -55,7 +57,7 @@ class ConfigurationPanel(Panel):
 def asked_values(job: Json) -> Json:
     """The values of the request by the names of the resolved settings; those under an alias among them."""
     request = job["request"] or {}
-    named = {name: request[name] for name in ("seed", "priority", "urgent", "worker_labels") if name in request}
+    named = {name: request[name] for name in OUTSIDE_OBJECTS if name in request}
     if "method" in request:
         named["method"] = (request["method"] or {}).get("type")
     if request.get("quantization", "") is None:

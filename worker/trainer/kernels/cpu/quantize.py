@@ -18,7 +18,8 @@ from worker.trainer.model import bitsandbytes_import  # noqa: F401  before bitsa
 
 from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise  # isort: skip
 
-BLOCK = 64  # weights with one scale; double quantization stores 256 scales as bytes with one scale of their own
+BLOCK = 64  # weights with one scale
+SCALE_BLOCK = 256  # scales that double quantization stores as bytes, with one scale of their own
 CHUNK = 1 << 16  # weights: 256 KiB in float32
 MIN_SCALE = np.float32(1e-38)  # as in bitsandbytes: the divisor of a block of zeros
 
@@ -28,7 +29,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 def quantize(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[torch.Tensor, QuantState]:
     """Return the 4-bit codes, two per byte, and the state for dequantization. On CUDA, bitsandbytes' kernel runs."""
-    if weight_D_K.device.type != "cpu" or weight_D_K.numel() % BLOCK:
+    if not weight_D_K.is_cpu or weight_D_K.numel() % BLOCK:
         return _by_bitsandbytes(weight_D_K, quantization)
     codes, scales = _codes_and_scales(weight_D_K, get_4bit_type(quantization.type, device="cpu"))
     return codes, _state(scales, weight_D_K, quantization)
@@ -87,5 +88,5 @@ def _state(scales: torch.Tensor, weight_D_K: torch.Tensor, quantization: Quantiz
     if not quantization.double_quant:
         return QuantState(absmax=scales, **fields)
     offset = scales.mean()
-    scale_bytes, scale_state = quantize_blockwise(scales - offset, blocksize=256)
+    scale_bytes, scale_state = quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
     return QuantState(absmax=scale_bytes, offset=offset, state2=scale_state, **fields)

@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 
 from app.domain.jobs.events import Message
 from tests.trainer.helpers import Trainings
-from tests.trainer.model import fake_liger_kernel
+from tests.trainer.kernels import fake_liger_kernel
 from worker.trainer.data.batch import BatchesAhead
 from worker.trainer.training import run as trainer
 
@@ -21,9 +21,7 @@ def test_a_run_has_the_losses_of_a_plain_one(train: Trainings, monkeypatch: pyte
     for name, module in fake_liger_kernel.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
-    initial_plan = trainer._initial_plan
-    with_kernels = {"cuda_kernels": True}
-    monkeypatch.setattr(trainer, "_initial_plan", lambda *parts: initial_plan(*parts).model_copy(update=with_kernels))
+    monkeypatch.setattr(trainer, "choose_kernels", lambda *_: fake_liger_kernel.FUSED_ON_CPU)
     log = train(dropout=0.2)
     assert any("TUNERY_CUDA_KERNELS" in message.message for message in log.of(Message))
     assert log.losses == pytest.approx(plain.losses, rel=1e-4)

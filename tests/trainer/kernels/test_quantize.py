@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.functional import quantize_4bit
 
 from app.domain.jobs.spec import QuantizationSpec
-from worker.trainer.model.quantize import BLOCK, CHUNK, quantize
+from worker.trainer.kernels.cpu.quantize import BLOCK, CHUNK, quantize
 
 
 def weight(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:

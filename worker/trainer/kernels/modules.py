@@ -4,7 +4,7 @@ transformers' RMSNorm keeps two float32 copies of its input, its gated MLP the a
 modules keep the input in 16 bits and recompute the rest element-wise. Measured on SmolLM2-135M, one core: a norm takes
 0.44 of the time, and together with block attention a token keeps 0.58 MB instead of 0.72 MB.
 
-A module is replaced only if the replacement has the same output on a few random tokens.
+replacement.py puts them into a model.
 
 Letters: T tokens, K the width, F the inner width.
 """
@@ -17,9 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-COMPARED_TOKENS = 4
-TOLERANCE = 1e-5  # of the largest value, in float32
-GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of gate and up; it keeps only its inputs
 
 
 class RMSNorm(torch.nn.Module):
@@ -49,7 +47,7 @@ class GatedMLP(torch.nn.Module):
         gate_proj: torch.nn.Module,
         up_proj: torch.nn.Module,
         down_proj: torch.nn.Module,
-        product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = swiglu,  # keeps only its inputs
+        product: Product = swiglu,
     ) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
@@ -58,51 +56,6 @@ class GatedMLP(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.down_proj(self.product(self.gate_proj(x), self.up_proj(x)))
         return out
-
-
-@torch.no_grad()
-def use_memory_efficient_modules(model: Any, dtype: torch.dtype) -> None:
-    """Replace norms and gated MLPs of `model`, which computes in `dtype`, if the replacement has equal outputs."""
-    for name, module in list(model.named_modules()):
-        replacement = _replacement(module)
-        if replacement is not None and is_equal(module, replacement, dtype, TOLERANCE):
-            model.set_submodule(name, replacement)
-
-
-def norm_parameters(module: torch.nn.Module) -> tuple[torch.nn.Parameter, float] | None:
-    """Return weight and epsilon of an RMS norm; None for another module."""
-    names = ("variance_epsilon", "eps", "epsilon")
-    epsilon = next((getattr(module, name) for name in names if hasattr(module, name)), None)
-    weight = getattr(module, "weight", None)
-    if type(module).__name__.endswith("RMSNorm") and epsilon is not None and weight is not None and weight.ndim == 1:
-        return weight, epsilon
-    return None
-
-
-def gated_layers(module: torch.nn.Module) -> list[torch.nn.Module] | None:
-    """Return gate, up and down of a gated MLP; None for another module."""
-    if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED_MLP_LAYERS):
-        return [getattr(module, name) for name in GATED_MLP_LAYERS]
-    return None
-
-
-def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
-    if parameters := norm_parameters(module):
-        return RMSNorm(*parameters)
-    layers = gated_layers(module)
-    return GatedMLP(*layers) if layers else None
-
-
-def is_equal(
-    module: torch.nn.Module, replacement: Any, dtype: torch.dtype, tolerance: float, tokens: int = COMPARED_TOKENS
-) -> bool:
-    """Return whether both have the same output on random tokens; `tolerance` is relative to the largest value."""
-    is_norm = isinstance(replacement, RMSNorm)
-    weight = replacement.weight if is_norm else replacement.gate_proj.base.weight
-    width = weight.shape[0] if is_norm else replacement.gate_proj.base.in_features
-    x_T_K = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
-    expected = module(x_T_K).float()
-    return bool((replacement(x_T_K).float() - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class _RMSNorm(torch.autograd.Function):

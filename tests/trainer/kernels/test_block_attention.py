@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.trainer.model.attention.block_attention import (
+from worker.trainer.kernels.cpu.block_attention import (
     MAX_CELLS,
     MIN_FILL,
     SHORT_TOKENS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +11,14 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.gpu_check.checks import make_family
-from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.trainer.helpers import CPU, make_spec, run_trainer, slow_but
-from tests.trainer.model import fake_liger_kernel
+from tests.trainer.helpers import CPU_KERNELS, slow_but
+from tests.trainer.kernels import fake_liger_kernel
+from tests.trainer.kernels.fake_liger_kernel import FUSED_ON_CPU
 from tests.trainer.model.bases import make_base
+from worker.trainer.kernels.cuda.fused_modules import FusedRMSNorm, FusedRotary
+from worker.trainer.kernels.modules import GatedMLP, swiglu
 from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.model import fused_modules
 from worker.trainer.model.base_model import FrozenBase, load_base
-from worker.trainer.model.fused_modules import FusedRMSNorm, FusedRotary
-from worker.trainer.model.memory_efficient_modules import GatedMLP, swiglu
-from worker.trainer.training import run as trainer
 
 FAMILIES = ("llama", "qwen3", "gemma3_text")
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -33,14 +31,17 @@ def liger_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], FrozenBase]:
-    def load(family: str) -> FrozenBase:
-        base = load_base(family, make_family(family, tmp_path / family, **SMALL), None, torch.float32, CPU)
-        module = sys.modules[type(base.model).__module__]
-        monkeypatch.setattr(module, "apply_rotary_pos_emb", module.apply_rotary_pos_emb)  # restored after the test
-        return load_base(family, tmp_path / family, None, torch.float32, CPU, cuda_kernels=True)
+def load(tmp_path: Path) -> Iterator[Callable[[str], FrozenBase]]:
+    loaded: list[FrozenBase] = []
 
-    return load
+    def load(family: str) -> FrozenBase:
+        directory = make_family(family, tmp_path / family, **SMALL)
+        loaded.append(load_base(family, directory, None, torch.float32, FUSED_ON_CPU))
+        return loaded[-1]
+
+    yield load
+    for base in loaded:
+        base.patches.undo()
 
 
 @pytest.mark.usefixtures("liger_kernel")
@@ -74,16 +75,15 @@ class TestReplacement:
     def test_a_rotary_embedding_of_a_part_of_each_head_stays(self, tmp_path: Path, name: str) -> None:
         """Cosines have fewer columns than a head there, and the kernel would read beyond them."""
         directory = make_base(name, tmp_path / "base")
-        plain = load_base(name, directory, None, torch.float32, CPU)
-        modeling = sys.modules[type(plain.decoder).__module__]
+        plain = load_base(name, directory, None, torch.float32, CPU_KERNELS)
         tokens = torch.arange(5, 17).unsqueeze(0)
         options = {"position_ids": torch.arange(12).unsqueeze(0), "document_lengths": (12,), "use_cache": False}
-        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        with torch.no_grad():
             expected = plain.model(tokens, **options).logits
-            patch.setattr(modeling, "apply_rotary_pos_emb", modeling.apply_rotary_pos_emb)  # restored after the block
-            fused = load_base(name, directory, None, torch.float32, CPU, cuda_kernels=True)
+            fused = load_base(name, directory, None, torch.float32, FUSED_ON_CPU)
             assert fused.fused_modules
             assert torch.allclose(fused.model(tokens, **options).logits, expected, atol=1e-4)
+        fused.patches.undo()
 
     def test_a_call_with_options_is_transformers_own(self) -> None:
         query = torch.randn(1, 3, 2, 8)  # T before H, as Gemma 4 has it
@@ -95,7 +95,7 @@ class TestReplacement:
     @pytest.mark.extended("each kind of module; hidden states of one are compared")
     def test_another_load_replaces_transformers_own_rotary_function(self, load: Callable[[str], FrozenBase]) -> None:
         base = load("llama")
-        load_base("llama", base.directory, None, torch.float32, CPU, cuda_kernels=True)
+        load_base("llama", base.directory, None, torch.float32, FUSED_ON_CPU)
         rotate = sys.modules[type(base.model).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
         assert isinstance(rotate, FusedRotary)
         assert not isinstance(rotate.original, FusedRotary)
@@ -176,13 +176,10 @@ class TestReplacement:
     ) -> None:
         """Also where a norm makes the queries, which the kernel rotates in place, and with recomputation."""
         fused = load(family)
-        modeling = sys.modules[type(fused.model).__module__]
-        rotate = modeling.apply_rotary_pos_emb
         for mode in ("nothing", "elementwise", "everything"):
             ours = gradient(fused, mode)
-            modeling.apply_rotary_pos_emb = PLAIN_ROTARY
-            plain = gradient(load_base(family, fused.directory, None, torch.float32, CPU), mode)
-            modeling.apply_rotary_pos_emb = rotate
+            with fused.patches.undone():
+                plain = gradient(load_base(family, fused.directory, None, torch.float32, CPU_KERNELS), mode)
             assert (ours - plain).norm() < 1e-4 * plain.norm(), mode
 
 
@@ -193,17 +190,10 @@ def failing(text: str) -> type:
     return type("Failing", (), {"apply": staticmethod(apply)})
 
 
-def PLAIN_ROTARY(  # noqa: N802
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rotated = fake_liger_kernel._rotated
-    return rotated(query, cos, sin), rotated(key, cos, sin)
-
-
 def gradient(base: FrozenBase, mode: str) -> torch.Tensor:
     """The gradient of the embedded tokens of two documents."""
     if not hasattr(base, "recomputation"):
-        base.recomputation = Recomputation(base.model, base.switch)  # type: ignore[attr-defined]
+        base.recomputation = Recomputation(base)  # type: ignore[attr-defined]
     base.recomputation.set(mode)  # type: ignore[attr-defined]
     tokens = torch.arange(5, 17).unsqueeze(0)
     embedded = base.model.get_input_embeddings()(tokens).detach().requires_grad_()
@@ -225,18 +215,3 @@ def test_a_missing_package_replaces_nothing_and_the_reason_is_known(
     base = load("llama")
     assert base.fused_modules == {}
     assert "liger-kernel" in base.fused_problem
-
-
-def test_a_run_ignores_the_setting_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a run on CUDA uses what it turns on."""
-    used = []
-    monkeypatch.setattr(fused_modules, "use_fused_modules", lambda *_: used.append(1))
-    base, data = make_tiny_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl", 12)
-    spec = make_spec(base, data, max_steps=1).model_copy(update={"cuda_kernels": True})
-    seen = []
-    load = trainer.open_base
-    monkeypatch.setattr(
-        trainer, "open_base", lambda *parts, **options: seen.append(options["cuda_kernels"]) or load(*parts, **options)
-    )
-    assert run_trainer(spec, tmp_path / "run")[0] == 0
-    assert (used, seen) == ([], [False])

@@ -5,8 +5,8 @@
               | doc 2 .......... |          | doc 3 ... |       has no influence: attention is causal
 
 Two batched products in 16 bits with a float32 softmax between them, and a hand-written gradient. Compared with torch's
-kernel, called once per document, it saved 5 % of a step's CPU time at 1,519 tokens. Beyond MAX_DOCUMENT_TOKENS torch's
-tiled kernel is faster.
+kernel, called once per document, it saved 5 % of a step's CPU time at 1,519 tokens. Beyond MAX_BLOCK_ATTENTION_TOKENS
+torch's tiled kernel is faster.
 
 Letters: T tokens of the batch, B documents of a block, S its length, H query heads, G key/value heads, N = H / G, D per
 head.
@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-MAX_DOCUMENT_TOKENS = 512
+from app.domain.planning.memory import MAX_BLOCK_ATTENTION_TOKENS
+
 MIN_FILL = 0.8  # a document joins a block if it has at least this share of the length of the block's longest document
 SHORT_TOKENS = 64  # documents up to this length join any block: one more block would cost more than the padding
 MAX_CELLS = 1 << 20  # B x S x S of one block: a temporary has 4 bytes x H for each and should fit into the cache
@@ -176,4 +177,4 @@ def _scatter(
 @lru_cache(maxsize=1)
 def _causal_mask() -> torch.Tensor:
     """Return the largest mask; its upper left corner is the mask of a shorter block. One per length took 179 MB."""
-    return torch.full((MAX_DOCUMENT_TOKENS, MAX_DOCUMENT_TOKENS), -math.inf).triu_(1)
+    return torch.full((MAX_BLOCK_ATTENTION_TOKENS, MAX_BLOCK_ATTENTION_TOKENS), -math.inf).triu_(1)

@@ -6,10 +6,23 @@ The package needs Triton and a GPU to be imported. What it computes there is che
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+from worker.trainer.kernels.cpu.memory import CpuMemory
+from worker.trainer.kernels.kernels import cuda_kernels
+
+# What CUDA turns on, but on a CPU, which has no pinned memory.
+FUSED_ON_CPU = replace(
+    cuda_kernels(torch.device("cpu"), is_fused=True),
+    kind="cpu",
+    memory=CpuMemory(),
+    synchronize=lambda: None,
+    pins_batches=False,
+)
 
 
 class LigerRMSNormFunction(torch.autograd.Function):

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from app.domain.jobs.states import Reason
-from app.domain.planning.memory import PROCESS_BYTES
-from worker.trainer.memory import device_memory
+from worker.trainer.kernels.cpu import memory as cpu_memory
+from worker.trainer.kernels.cpu.memory import CpuMemory, DeviceMemory
+from worker.trainer.kernels.cuda.memory import CONTEXT_BYTES, CudaMemory
 from worker.trainer.runtime.failures import Failure
 
 GB = 10**9
-GPU = torch.device("cuda", 0)
-CONTEXT = PROCESS_BYTES["cuda"]
+GPU = CudaMemory(torch.device("cuda", 0))
 
 
 @pytest.fixture
@@ -30,28 +30,40 @@ def fractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_without_a_budget_the_free_memory_counts(fractions: list[float]) -> None:
-    device_memory.set_budget(GPU, None)
+    GPU.set_limits(None)
     assert fractions == [1.0]
-    memory = device_memory.measure(GPU)
-    assert (memory.capacity_bytes, memory.used_bytes) == (22 * GB + CONTEXT, 1 * GB + CONTEXT)
+    memory = GPU.measure()
+    assert (memory.capacity_bytes, memory.used_bytes) == (22 * GB + CONTEXT_BYTES, 1 * GB + CONTEXT_BYTES)
 
 
 def test_a_budget_limits_the_allocator_and_replaces_the_free_memory(fractions: list[float]) -> None:
-    device_memory.set_budget(GPU, 12 * GB)
-    assert fractions[-1] == pytest.approx((12 * GB - CONTEXT) / (24 * GB))
-    memory = device_memory.measure(GPU)
+    GPU.set_limits(12 * GB)
+    assert fractions[-1] == pytest.approx((12 * GB - CONTEXT_BYTES) / (24 * GB))
+    memory = GPU.measure()
     assert memory.capacity_bytes == pytest.approx(12 * GB, abs=1)
-    assert memory.free_bytes == pytest.approx(11 * GB - CONTEXT, abs=1)
+    assert memory.free_bytes == pytest.approx(11 * GB - CONTEXT_BYTES, abs=1)
 
 
 def test_a_budget_without_space_beside_the_context_is_refused(fractions: list[float]) -> None:
     with pytest.raises(Failure, match="TUNERY_SLOTS_PER_GPU") as caught:
-        device_memory.set_budget(GPU, CONTEXT)
+        GPU.set_limits(CONTEXT_BYTES)
     assert caught.value.reason == Reason.OUT_OF_MEMORY
     assert fractions == [1.0]
 
 
 def test_a_cpu_has_no_budget() -> None:
-    before = device_memory.measure(torch.device("cpu")).capacity_bytes
-    device_memory.set_budget(torch.device("cpu"), 1)
-    assert device_memory.measure(torch.device("cpu")).capacity_bytes == pytest.approx(before, rel=0.2)
+    before = CpuMemory().measure().capacity_bytes
+    CpuMemory().set_limits(1)
+    assert CpuMemory().measure().capacity_bytes == pytest.approx(before, rel=0.2)
+
+
+@pytest.mark.parametrize(("used_bytes", "is_trimmed"), [(665, False), (666, True)])
+def test_the_heap_is_trimmed_before_the_memory_is_full(
+    monkeypatch: pytest.MonkeyPatch, used_bytes: int, is_trimmed: bool
+) -> None:
+    trimmed: list[object] = []
+    monkeypatch.setattr(cpu_memory, "_memories", lambda: [DeviceMemory(700, 600), DeviceMemory(9_000, 100)])
+    monkeypatch.setattr(CpuMemory, "used_bytes", lambda _: used_bytes)
+    monkeypatch.setattr(CpuMemory, "trim", lambda memory: trimmed.append(memory))
+    CpuMemory().trim_if_full()
+    assert bool(trimmed) == is_trimmed

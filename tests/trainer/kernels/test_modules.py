@@ -10,10 +10,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from app.domain.jobs.spec import QuantizationSpec
 from tests.tiny import make_tiny_base
+from tests.trainer.helpers import CPU_KERNELS
+from worker.trainer.kernels.modules import GatedMLP, RMSNorm
+from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
 from worker.trainer.model.base_model import load_base
-from worker.trainer.model.memory_efficient_modules import GatedMLP, RMSNorm, use_memory_efficient_modules
-
-CPU = torch.device("cpu")
+from worker.trainer.model.patches import Patches
 
 
 def gradients(module: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +45,7 @@ class TestGatedMLP:
     def test_output_and_gradient_equal_those_of_silu_times_up(
         self, tmp_path: Path, quantization: QuantizationSpec | None
     ) -> None:
-        base = load_base("tiny", make_tiny_base(tmp_path / "base"), quantization, torch.float32, CPU)
+        base = load_base("tiny", make_tiny_base(tmp_path / "base"), quantization, torch.float32, CPU_KERNELS)
         layer = base.model.model.layers[0].mlp
         assert isinstance(layer, GatedMLP)
         x, dy = (torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
@@ -56,9 +57,9 @@ class TestGatedMLP:
             torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-6)
 
 
-class TestUseMemoryEfficientModules:
+class TestReplaceFunctions:
     def test_every_norm_and_gated_mlp_of_a_llama_is_replaced(self, tmp_path: Path) -> None:
-        base = load_base("tiny", make_tiny_base(tmp_path / "base"), None, torch.bfloat16, CPU)
+        base = load_base("tiny", make_tiny_base(tmp_path / "base"), None, torch.bfloat16, CPU_KERNELS)
         kinds = [type(module).__name__ for module in base.model.modules()]
         assert (kinds.count("RMSNorm"), kinds.count("GatedMLP")) == (5, 2)
         assert not {"LlamaRMSNorm", "LlamaMLP"} & set(kinds)
@@ -68,7 +69,7 @@ class TestUseMemoryEfficientModules:
         gemma.weight.data.fill_(0.25)
         model = torch.nn.Sequential(gemma, llama_norm(16, torch.float32))
         before = copy.deepcopy(model)
-        use_memory_efficient_modules(model, torch.float32)
+        replace_functions(model, torch.float32, MEMORY_EFFICIENT, Patches())
         assert [type(module).__name__ for module in model] == ["GemmaRMSNorm", "RMSNorm"]
         x = torch.randn(3, 16)
         torch.testing.assert_close(model(x), before(x))

@@ -1,0 +1,133 @@
+"""A planted defect in each kernel: it is refused before a job trains, or transformers' own function stays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.domain.jobs.spec import QuantizationSpec
+from app.domain.jobs.states import Reason
+from tests.trainer.helpers import CPU_KERNELS
+from tests.trainer.kernels import fake_liger_kernel
+from tests.trainer.model.bases import make_base
+from worker.trainer.kernels import modules
+from worker.trainer.kernels.cpu import block_attention, quantize
+from worker.trainer.model import experts, frozen_linear
+from worker.trainer.model.attention import attention
+from worker.trainer.model.base_check import check_base
+from worker.trainer.model.base_model import FrozenBase, load_base
+from worker.trainer.objective import losses
+from worker.trainer.runtime.failures import Failure
+
+NF4, INT8 = QuantizationSpec(), QuantizationSpec(bits=8)
+Change = Callable[[Any], Any]  # of what a function returns
+
+
+def scaled(part: int | None = None) -> Change:
+    """The result, or one part of it, times 1.1."""
+
+    def change(result: Any) -> Any:
+        if part is None:
+            return result * 1.1
+        return tuple(value * 1.1 if index == part else value for index, value in enumerate(result))
+
+    return change
+
+
+def change(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, of_result: Change) -> None:
+    original = getattr(owner, name)
+    changed = lambda *given, **options: of_result(original(*given, **options))  # noqa: E731
+    monkeypatch.setattr(owner, name, staticmethod(changed) if isinstance(owner, type) else changed)
+
+
+REPLACED = {
+    "norm": (modules._RMSNorm, "forward", scaled(), "norm"),
+    "norm, gradient": (modules._RMSNorm, "backward", scaled(0), "norm"),
+    "norm, gradient of the weight": (modules._RMSNorm, "backward", scaled(1), "norm"),
+    "gate": (modules._SwiGLU, "forward", scaled(), "mlp"),
+    "gate, gradient": (modules._SwiGLU, "backward", scaled(1), "mlp"),
+    "rope": (fake_liger_kernel, "_rotated", scaled(), "apply_rotary_pos_emb"),
+    "rope, gradient": (fake_liger_kernel.LigerRopeFunction, "backward", scaled(0), "apply_rotary_pos_emb"),
+}
+
+
+@pytest.mark.parametrize("defect", [None, *REPLACED])
+def test_transformers_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, defect: str | None) -> None:
+    for package, module in fake_liger_kernel.modules().items():
+        monkeypatch.setitem(sys.modules, package, module)
+    kernels = fake_liger_kernel.FUSED_ON_CPU if defect is None or "rope" in defect else CPU_KERNELS
+    if defect is not None:
+        owner, name, of_result, _ = REPLACED[defect]
+        change(monkeypatch, owner, name, of_result)
+    base = load_base("tiny", tiny, None, torch.float32, kernels)
+    names = base.patches.names
+    base.patches.undo()
+    for kind in ("norm", "mlp", *(["apply_rotary_pos_emb"] if kernels.is_fused else [])):
+        assert any(name.endswith(kind) for name in names) == (defect is None or REPLACED[defect][3] != kind)
+
+
+def last_code_lost(ranks: Any) -> Any:
+    return ranks.clip(max=14)
+
+
+def halves_swapped(result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, scales = result
+    return (codes << 4) | (codes >> 4), scales
+
+
+def rows_shifted(result: torch.Tensor) -> torch.Tensor:
+    return result.roll(1, dims=0)
+
+
+# kernel -> base, quantization, what has the defect, and the defect
+REFUSED: dict[str, tuple[str, QuantizationSpec | None, Any, str, Change]] = {
+    "attention": ("tiny", NF4, attention, "_block_kernel", scaled()),
+    "attention, gradient": ("tiny", NF4, block_attention._BlockAttention, "backward", scaled(1)),
+    "quantize, a code": ("tiny", NF4, quantize, "_ranks", last_code_lost),
+    "quantize, order": ("tiny", NF4, quantize, "_codes_and_scales", halves_swapped),
+    "dequantize": ("tiny", NF4, frozen_linear, "dequantize_4bit", scaled()),
+    "dequantize, 8 bits": ("tiny", INT8, frozen_linear, "int8_vectorwise_dequant", scaled()),
+    "experts": ("Qwen3-MoE", None, experts, "grouped_product", rows_shifted),
+    "experts, gradient": ("Qwen3-MoE", None, experts._TakeRows, "backward", scaled(0)),
+    "loss": ("tiny", None, losses, "_chunk", scaled(0)),
+    "loss, gradient": ("tiny", None, losses, "_chunk", scaled(2)),
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made = {"tiny": tiny}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = make_base(name, tmp_path_factory.mktemp("base") / "base")
+        return made[name]
+
+    return get
+
+
+def load(directory: Path, quantization: QuantizationSpec | None) -> FrozenBase:
+    return load_base("tiny", directory, quantization, torch.bfloat16, CPU_KERNELS)
+
+
+@pytest.mark.parametrize("defect", REFUSED)
+def test_the_base_is_refused(directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+    name, quantization, owner, function, of_result = REFUSED[defect]
+    change(monkeypatch, owner, function, of_result)
+    with pytest.raises(Failure) as caught:
+        check_base(load(directory(name), quantization))
+    assert caught.value.reason == Reason.MODEL_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization"), [("tiny", NF4), ("tiny", INT8), ("Qwen3-MoE", NF4), ("gpt-oss", None)]
+)
+def test_without_a_defect_it_is_not(
+    directory: Callable[[str], Path], name: str, quantization: QuantizationSpec | None
+) -> None:
+    check_base(load(directory(name), quantization))

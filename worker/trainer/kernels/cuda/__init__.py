@@ -1,0 +1,1 @@
+"""CUDA: fused kernels, and the memory of a GPU."""

@@ -1,0 +1,79 @@
+"""The kernels of a run: what it does otherwise on one device than on another, chosen once from device and plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.domain.planning.memory import CUDA_CHUNK_TOKENS, MIN_CHUNK_TOKENS, DeviceKind
+from worker.trainer.kernels.cpu.memory import CpuMemory
+from worker.trainer.kernels.cuda.fused_modules import use_fused_modules
+from worker.trainer.kernels.cuda.memory import CudaMemory
+from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
+from worker.trainer.model.patches import Patches
+
+Memory = CpuMemory | CudaMemory
+
+
+@dataclass(frozen=True)
+class Kernels:
+    device: torch.device
+    kind: DeviceKind
+    memory: Memory
+    # left^T right in float32 of two float16 matrices, whose sum over tokens may exceed the largest number, 65,504.
+    sum_of_float16_products: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    synchronize: Callable[[], None]
+    answers_at_once: int  # prompts of an evaluation, halved when memory runs out
+    processes_share_memory: bool  # those of one job
+    # What waits for a measurement on CUDA: fused norms, gated products and rotary embeddings, and the next four.
+    is_fused: bool = False
+    min_loss_chunk_tokens: int = MIN_CHUNK_TOKENS
+    draws_masks_again: bool = False  # of dropout, in the backward, instead of keeping a byte per input
+    makes_batches_ahead: bool = False
+    pins_batches: bool = False
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Kernels:
+        return self
+
+    def replace_functions(self, model: Any, dtype: torch.dtype, patches: Patches) -> tuple[dict[str, int], str]:
+        """Replace functions of `model` that have an equal one here.
+
+        Returns the number of fused ones by kind, and why there is none.
+        """
+        replace_functions(model, dtype, MEMORY_EFFICIENT, patches)
+        return use_fused_modules(model, dtype, patches) if self.is_fused else ({}, "")
+
+
+def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
+    """Return the kernels of a device. `wants_fused` is the setting, then the plan's; a CPU has no fused ones."""
+    if device.type == "cuda":
+        return cuda_kernels(device, wants_fused)
+    return Kernels(
+        device=device,
+        kind="cpu",
+        memory=CpuMemory(),
+        sum_of_float16_products=lambda left_T_M, right_T_N: left_T_M.float().t() @ right_T_N.float(),
+        synchronize=lambda: None,
+        answers_at_once=16,
+        processes_share_memory=True,
+    )
+
+
+def cuda_kernels(device: torch.device, is_fused: bool) -> Kernels:
+    return Kernels(
+        device=device,
+        kind="cuda",
+        memory=CudaMemory(device),
+        sum_of_float16_products=lambda left_T_M, right_T_N: torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32),
+        synchronize=lambda: torch.cuda.synchronize(device),
+        answers_at_once=64,
+        processes_share_memory=False,
+        is_fused=is_fused,
+        min_loss_chunk_tokens=CUDA_CHUNK_TOKENS if is_fused else MIN_CHUNK_TOKENS,
+        draws_masks_again=is_fused,
+        makes_batches_ahead=is_fused,
+        pins_batches=is_fused,
+    )

@@ -1,0 +1,208 @@
+"""Norms, gated products and rotary embeddings of a model, replaced by functions that have the same results.
+
+A candidate takes a place only if it has the same outputs and the same gradients on a few random tokens, in the compute
+dtype and on the device; otherwise transformers' own function stays, which is slower or keeps more.
+
+Letters: T tokens, H heads, D per head, K the width, F the inner width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from worker.trainer.kernels.modules import GatedMLP, Product, RMSNorm, swiglu
+from worker.trainer.model.patches import Patches
+
+GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
+ROTARY_FUNCTION = "apply_rotary_pos_emb"  # of the modeling modules of transformers
+COMPARED_TOKENS, COMPARED_WIDTH = 4, 128
+COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
+TOLERANCE = 1e-5  # of the largest value
+MAX_GRADIENT_DIFFERENCE = 2e-2  # of the norm: bfloat16 has steps of 4e-3, and a gradient several operations
+NARROW = 256  # up to this width a norm is one of queries or keys, with a row for every head
+
+Function = Callable[..., Any]  # returns a tensor, or several
+Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Functions that may take the place of a model's own, the preferred ones first."""
+
+    norms: tuple[Callable[[torch.nn.Parameter, float], RMSNorm], ...]  # from weight and epsilon
+    products: tuple[Product, ...]
+    rotary: Callable[[Rotate], Rotate] | None = None  # from the replaced function
+    roundings: float = 0.0  # of the compute dtype, relative to the largest value, if these are more than TOLERANCE
+    rows_of_narrow_norms: int = COMPARED_TOKENS  # with which they are compared, too
+
+
+MEMORY_EFFICIENT = Candidates(norms=(RMSNorm,), products=(swiglu,))
+
+
+@torch.no_grad()
+def replace_functions(model: Any, dtype: torch.dtype, candidates: Candidates, patches: Patches) -> dict[str, int]:
+    """Replace functions of `model`, which computes in `dtype`. Returns the number of each kind.
+
+    The rotary function is replaced in its module, so for every model of this architecture in this process. All
+    candidates run before the first replacement, so an error of one of them leaves the model as it is.
+    """
+    modules = list(_equal_modules(model, dtype, candidates))
+    rotary = list(_equal_rotary(model, dtype, candidates))
+    for name, _, replacement in modules:
+        patches.put_module(model, name, replacement)
+    for module, rotate in rotary:
+        patches.put_attribute(module, ROTARY_FUNCTION, rotate)
+    return dict(Counter([kind for _, kind, _ in modules] + ["rotary embeddings"] * len(rotary)))
+
+
+def _equal_modules(
+    model: Any, dtype: torch.dtype, candidates: Candidates
+) -> Iterator[tuple[str, str, torch.nn.Module]]:
+    """Yield name, kind and replacement of each module that has an equal one."""
+    for name, module in model.named_modules():
+        if parameters := _norm_parameters(module):
+            norms = (make(*parameters) for make in candidates.norms)
+            if norm := next((each for each in norms if _is_equal_norm(each, module, dtype, candidates)), None):
+                yield name, "norms", norm
+        elif layers := _gated_layers(module):
+            gate, up, down = layers
+            gate_T_F, up_T_F = _random_inputs(2, (COMPARED_TOKENS, COMPARED_WIDTH), _device(model), dtype)
+            original = _product_of(module)
+            for product in candidates.products:
+                if _are_equal(product, original, (gate_T_F, up_T_F), _tolerance(dtype, candidates)):
+                    yield name, "gated MLPs", GatedMLP(gate, up, down, product)
+                    break
+
+
+def _norm_parameters(module: torch.nn.Module) -> tuple[torch.nn.Parameter, float] | None:
+    """Return weight and epsilon of an RMS norm; None for another module."""
+    names = ("variance_epsilon", "eps", "epsilon")
+    epsilon = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    weight = getattr(module, "weight", None)
+    if type(module).__name__.endswith("RMSNorm") and epsilon is not None and weight is not None and weight.ndim == 1:
+        return weight, epsilon
+    return None
+
+
+def _gated_layers(module: torch.nn.Module) -> list[torch.nn.Module] | None:
+    """Return gate, up and down of a gated MLP; None for another module."""
+    if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED_MLP_LAYERS):
+        return [getattr(module, name) for name in GATED_MLP_LAYERS]
+    return None
+
+
+def _is_equal_norm(norm: RMSNorm, module: torch.nn.Module, dtype: torch.dtype, candidates: Candidates) -> bool:
+    """Compare with a few rows; a narrow norm also with many, for which a kernel may have another form."""
+    weight_K = norm.weight
+    rows = {COMPARED_TOKENS} | ({candidates.rows_of_narrow_norms} if weight_K.numel() <= NARROW else set())
+    of_norm, of_module = (
+        lambda x_T_K, weight_K, each=each: functional_call(each, {"weight": weight_K}, (x_T_K,))
+        for each in (norm, module)
+    )
+    return all(
+        _are_equal(
+            of_norm,
+            of_module,
+            (*_random_inputs(1, (count, weight_K.numel()), weight_K.device, dtype), weight_K),
+            _tolerance(dtype, candidates),
+        )
+        for count in sorted(rows)
+    )
+
+
+def _product_of(module: torch.nn.Module) -> Product:
+    """Return the function by which a gated MLP combines gate and up: its own forward without the projections."""
+
+    def product(gate_T_F: torch.Tensor, up_T_F: torch.Tensor) -> torch.Tensor:
+        values = _Constant(gate_T_F), _Constant(up_T_F), torch.nn.Identity()
+        with Patches() as patches:
+            for name, value in zip(GATED_MLP_LAYERS, values, strict=True):
+                patches.put_module(module, name, value)
+            inner_T_F: torch.Tensor = module(gate_T_F)
+        return inner_T_F
+
+    return product
+
+
+class _Constant(torch.nn.Module):
+    """Returns the same tensor for every input."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.value
+
+
+def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Iterator[tuple[Any, Rotate]]:
+    """Yield the model's modeling modules with an equal replacement of their rotary function."""
+    if candidates.rotary is None:
+        return
+    shape = (1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)
+    heads = _random_inputs(2, shape, _device(model), dtype)
+    angle = torch.rand(1, COMPARED_TOKENS, COMPARED_HEAD_SIZE // 2, generator=torch.Generator().manual_seed(0))
+    cos, sin = (each.repeat(1, 1, 2).to(heads[0]) for each in (angle.cos(), angle.sin()))
+    for module in {sys.modules[type(module).__module__] for module in model.modules()}:
+        original = getattr(module, ROTARY_FUNCTION, None)
+        if not callable(original):
+            continue
+        original = getattr(original, "original", original)  # of an earlier load
+        try:
+            original(*heads, cos, sin)
+        except (TypeError, RuntimeError):  # another signature, or other shapes of cos and sin
+            continue
+        rotate = candidates.rotary(original)
+        of_rotate, of_original = (
+            lambda query, key, each=each: each(query, key, cos, sin) for each in (rotate, original)
+        )
+        if _are_equal(of_rotate, of_original, heads, _tolerance(dtype, candidates)):
+            yield module, rotate
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
+def _tolerance(dtype: torch.dtype, candidates: Candidates) -> float:
+    return max(TOLERANCE, candidates.roundings * torch.finfo(dtype).eps)
+
+
+def _random_inputs(
+    count: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator).to(device, dtype) for _ in range(count))
+
+
+def _are_equal(candidate: Function, original: Function, inputs: tuple[torch.Tensor, ...], tolerance: float) -> bool:
+    """Return whether both have the same outputs and the same gradients of all inputs."""
+    expected, expected_gradients = run_with_gradients(original, inputs)
+    outputs, gradients = run_with_gradients(candidate, inputs)
+    pairs = zip(outputs, expected, strict=True)
+    if not all(bool((one - two).abs().max() <= tolerance * two.abs().max()) for one, two in pairs):
+        return False
+    pairs = zip(gradients, expected_gradients, strict=True)
+    return all(bool((one - two).norm() <= MAX_GRADIENT_DIFFERENCE * two.norm()) for one, two in pairs)
+
+
+def run_with_gradients(
+    function: Function, inputs: tuple[torch.Tensor, ...]
+) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+    """Return the outputs, and the gradients of a fixed weighted sum of them, by each input."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    generator = torch.Generator().manual_seed(1)
+    with torch.enable_grad():
+        result = function(*leaves)
+        outputs = [result] if isinstance(result, torch.Tensor) else list(result)
+        weights = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
+        copies = [output.detach().clone() for output in outputs]  # a kernel may write into its output in the backward
+        return copies, torch.autograd.grad(outputs, leaves, weights)
