@@ -82,6 +82,9 @@ def _product(act: Any) -> Any:
     return Product
 
 
+LigerSiLU = _product(F.silu)
+
+
 class LigerRopeFunction(torch.autograd.Function):
     """Rotates queries and keys in place."""
 
@@ -111,7 +114,7 @@ def modules() -> dict[str, types.ModuleType]:
     package, ops = types.ModuleType("liger_kernel"), types.ModuleType("liger_kernel.ops")
     functions: dict[str, Any] = {
         "LigerRMSNormFunction": LigerRMSNormFunction,
-        "LigerSiLUMulFunction": _product(F.silu),
+        "LigerSiLUMulFunction": LigerSiLU,
         "LigerGELUMulFunction": _product(lambda gate: F.gelu(gate, approximate="tanh")),
         "LigerRopeFunction": LigerRopeFunction,
     }

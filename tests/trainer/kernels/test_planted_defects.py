@@ -45,14 +45,23 @@ def change(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, of_result: Ch
     monkeypatch.setattr(owner, name, staticmethod(changed) if isinstance(owner, type) else changed)
 
 
-REPLACED = {
+LIGER = fake_liger_kernel
+# what has the defect, the defect, and the end of the name of what stays
+REPLACED: dict[str, tuple[Any, str, Change, str]] = {
     "norm": (modules._RMSNorm, "forward", scaled(), "norm"),
     "norm, gradient": (modules._RMSNorm, "backward", scaled(0), "norm"),
     "norm, gradient of the weight": (modules._RMSNorm, "backward", scaled(1), "norm"),
     "gate": (modules._SwiGLU, "forward", scaled(), "mlp"),
     "gate, gradient": (modules._SwiGLU, "backward", scaled(1), "mlp"),
-    "rope": (fake_liger_kernel, "_rotated", scaled(), "apply_rotary_pos_emb"),
-    "rope, gradient": (fake_liger_kernel.LigerRopeFunction, "backward", scaled(0), "apply_rotary_pos_emb"),
+    "rope": (LIGER, "_rotated", scaled(), "apply_rotary_pos_emb"),
+    "rope, gradient": (LIGER.LigerRopeFunction, "backward", scaled(0), "apply_rotary_pos_emb"),
+}
+# of those of Liger Kernel, which may take the place of ours
+FUSED: dict[str, tuple[Any, str, Change, str]] = {
+    "norm": (LIGER, "_norm", scaled(), "norms"),
+    "norm, gradient": (LIGER.LigerRMSNormFunction, "backward", scaled(0), "norms"),
+    "norm, gradient of the weight": (LIGER.LigerRMSNormFunction, "backward", scaled(1), "norms"),
+    "gate, gradient": (LIGER.LigerSiLU, "backward", scaled(1), "gated MLPs"),
 }
 
 
@@ -69,6 +78,17 @@ def test_transformers_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyP
     base.patches.undo()
     for kind in ("norm", "mlp", *(["apply_rotary_pos_emb"] if kernels.is_fused else [])):
         assert any(name.endswith(kind) for name in names) == (defect is None or REPLACED[defect][3] != kind)
+
+
+@pytest.mark.parametrize("defect", FUSED)
+def test_our_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+    for package, module in fake_liger_kernel.modules().items():
+        monkeypatch.setitem(sys.modules, package, module)
+    owner, name, of_result, kind = FUSED[defect]
+    change(monkeypatch, owner, name, of_result)
+    base = load_base("tiny", tiny, None, torch.float32, fake_liger_kernel.FUSED_ON_CPU)
+    base.patches.undo()
+    assert {"norms", "gated MLPs", "rotary embeddings"} - base.fused_modules.keys() == {kind}
 
 
 def last_code_lost(ranks: Any) -> Any:

@@ -79,7 +79,3 @@ def test_patches_of_a_block_end_with_it_in_reverse_order() -> None:
         assert (namespace, socket.getfqdn) == ({"one": 3, "two": 2}, len)
         assert patches.names == ["one", "one", "two", "socket.getfqdn"]
     assert (namespace, socket.getfqdn) == ({"one": 1}, original)
-
-
-def test_bitsandbytes_is_imported_without_the_compiler_which_stays() -> None:
-    assert torch.compile.__module__ == "torch"
