@@ -59,6 +59,7 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
                 "lora": run.lora.model_dump(),
                 "start_adapter_sha256": run.start_adapter_sha256,
                 "hyperparameters": run.hyperparameters.model_dump(),
+                **run.model_dump(include={"chat_template_kwargs"}),
                 "seed": run.seed,
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
@@ -71,6 +72,7 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], base_directory: Path) -> Iterator[str]:
     """Describe each difference between the identity in a snapshot and that of the current run."""
+    current = _defaults() | dict(current)
     saved = _with_layer_patterns(_defaults() | dict(saved), base_directory)
     for name in sorted((saved.keys() | current.keys()) - {WORLD_SIZE}):
         if saved.get(name) != current.get(name):
@@ -83,7 +85,7 @@ def _tokenizer_digests(directory: Path) -> dict[str, str]:
 
 
 def _defaults() -> dict[str, Any]:
-    """Return the values of parameters that did not exist yet when an older snapshot was written."""
+    """Return the values of parameters that an older snapshot did not know, or that are stored only when set."""
     models: dict[str, type[Frozen]] = {"lora": LoraSpec, "hyperparameters": Hyperparameters}
     return dict(
         _flatten(
