@@ -126,7 +126,7 @@ bench-queue: $(DEV) ## A week of made traffic through the fair queue and first c
 bench-fit: $(DEV) ## Compare the verdicts of plans on memory with twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
 	$(BIN)/python -m benchmarks.fit $(ARGS)
 
-bench-plan: $(DEV) ## Is the plan true? Five jobs planned after a first one, run, compared: tokens, memory, time (8 minutes; ARGS="--jobs 2")
+bench-plan: $(DEV) ## Is the plan true? Five jobs planned after a first one, run, compared: tokens, memory, time (8 minutes; ARGS="--jobs 2"; --published: plans beside published numbers)
 	$(BIN)/python -m benchmarks.plan $(ARGS)
 
 bench-api: $(DEV) ## The API beside a bare FastAPI route: polling, 304s, waits, lists, creates, streams (4 minutes; ARGS="--only polling")

@@ -25,6 +25,7 @@ from app.db.tables import Attempt, MeasurementRow
 from app.domain.jobs.states import TERMINAL
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.system.host import cpu_name
+from benchmarks import published_plans
 from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 from tests.deadline import until
 from tests.up import Service, serving
@@ -68,6 +69,9 @@ OTHERS = (
 
 def main() -> None:
     options = parse()
+    if options.published:
+        print("\n".join(published_plans.markdown()))
+        return
     recipes = (FIRST, *OTHERS[: options.jobs])
     print(f"{cpu_name()}, {os.cpu_count()} logical CPUs, load {os.getloadavg()[0]:.1f}; predicted -> measured")
     print(HEADER, flush=True)
@@ -85,6 +89,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-plan", description=__doc__)
     parser.add_argument("--jobs", type=int, default=len(OTHERS), choices=range(1, len(OTHERS) + 1))
     parser.add_argument("--model", type=Path, help="a model directory (default: the bundled 135M model)")
+    text = "print the table of plans beside published numbers instead, without a job (docs/decisions/plan.md)"
+    parser.add_argument("--published", action="store_true", help=text)
     return parser.parse_args()
 
 

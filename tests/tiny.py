@@ -91,6 +91,16 @@ def make_tiny_pairs(path: Path, pairs: int = 12, *, seed: int = 0) -> Path:
     return path
 
 
+def make_tiny_labelled(path: Path, examples: int = 12) -> Path:
+    """Write `examples` rows of KTO: of each three, the second has an undesirable answer of `make_tiny_pairs`."""
+    rows = []
+    for number, pair in enumerate(map(json.loads, make_tiny_pairs(path, examples).read_text().splitlines())):
+        answer = pair["non_preferred_output" if number % 3 == 1 else "preferred_output"]
+        rows.append({"messages": pair["input"]["messages"] + answer, "label": number % 3 != 1})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def _pair(number: int, rng: random.Random) -> dict[str, Any]:
     question, answer = _chat(number, rng)["messages"]
     rejected = {"role": "assistant", "content": question["content"][:: rng.choice((1, -1))]}

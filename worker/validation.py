@@ -93,11 +93,11 @@ class Validator(Runner[Job, JobAttempt]):
                 raise PreparationError(outcome)
             reports[role] = report
         if spec.evaluation is not None:
-            self._check_evaluation_file(spec.evaluation, spec, attempt, inputs)
+            self._check_evaluation_file(spec, spec.evaluation, attempt, inputs)
         return reports
 
     def _check_evaluation_file(
-        self, request: EvaluationRequest, spec: JobSpec, attempt: JobAttempt, inputs: Inputs
+        self, spec: JobSpec, request: EvaluationRequest, attempt: JobAttempt, inputs: Inputs
     ) -> None:
         """Check the rows of the job's evaluation before anything is trained. Raises PreparationError, OSError."""
         file = attempt.transact(lambda session: files.get_even_deleted(session, request.file))

@@ -56,9 +56,6 @@ def job_body(
     settings = {name: value for name, value in options.items() if value not in (None, [])}
     if "metadata" in settings:
         settings["metadata"] = parse_pairs("--metadata", settings["metadata"])
-    if pairs := settings.get("chat_template_kwargs"):
-        arguments = parse_pairs("--chat-template-kwarg", pairs)
-        settings["chat_template_kwargs"] = {name: _parse_value(text) for name, text in arguments.items()}
     for assignment in assignments:
         ((name, text),) = parse_pairs("--set", [assignment]).items()
         value = _parse_value(text)

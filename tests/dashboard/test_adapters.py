@@ -8,6 +8,7 @@ import pytest
 
 from app.web.pages.adapters import BASE_DIRECTORY, snippet
 
+JOB = {"id": "ftjob-1", "chat_template_kwargs": {"enable_thinking": False}}
 ADAPTER = {"base_model": "tiny", "fine_tuned_model": "ft:tiny:tunery:demo:1f8a20c4"}
 SOURCE = "hub/tiny-1B"
 FLAGS = ["--enable-lora", "--max-lora-rank", "16"]
@@ -15,7 +16,7 @@ DOWNLOAD, EXPORT = "tunery adapters download ftjob-1 -o adapter", "tunery jobs e
 
 
 def lines(engine: str, is_served: bool = True, source: str | None = SOURCE) -> list[str]:
-    text = snippet(engine, is_served, FLAGS, "ftjob-1", ADAPTER, source)
+    text = snippet(engine, is_served, FLAGS, JOB, ADAPTER, source)
     return [line for line in text.split("\n") if not line.startswith("#")]
 
 

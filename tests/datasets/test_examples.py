@@ -366,6 +366,9 @@ class TestPairs:
         review(reviewed, *((line, "wrong_format") for line in lines), method="dpo")
         review(reviewed, (PAIR, "wrong_format"))
 
+    def test_the_pairs_of_dpo_are_those_of_orpo(self) -> None:
+        assert found_in(PAIR, method="orpo") == []
+
     def test_a_bad_pair_has_a_finding(self, reviewed: Reviewed) -> None:
         changes: list[tuple[dict[str, Any], str]] = [
             ({"input": None}, "invalid_input"),
@@ -387,6 +390,44 @@ class TestPairs:
             ({"non_preferred_output": None}, "invalid_messages"),
         ]
         review(reviewed, *((PAIR | change, code) for change, code in changes), method="dpo")
+
+
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("row", "content"),
+        [
+            (CHAT, {"messages": tuple(CHAT["messages"])}),
+            ({"prompt": [ASKED], "completion": [SAID]}, {"messages": (ASKED, SAID)}),
+            ({"prompt": [ASKED], "completion": [SAID], "tools": [TOOL]}, {"messages": (ASKED, SAID), "tools": (TOOL,)}),
+            ({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b"}),
+        ],
+        ids=["messages", "lists", "lists with tools", "strings"],
+    )
+    @pytest.mark.parametrize("label", [True, False])
+    def test_a_row_becomes_an_example(self, row: dict[str, Any], content: dict[str, Any], label: bool) -> None:
+        parameters = DataParameters(method="kto")
+        found = list(read_examples(io.BytesIO(json.dumps(row | {"label": label}).encode()), parameters=parameters))
+        assert found == [Example(1, **content, label=label, parameters=parameters)]
+
+    def test_a_bad_row_has_a_finding(self, reviewed: Reviewed) -> None:
+        review(
+            reviewed,
+            ({**CHAT, "label": "true"}, "invalid_label"),
+            ({**CHAT, "label": 1}, "invalid_label"),
+            ({"messages": [ASKED], "label": True}, "last_message_not_assistant"),
+            ({"messages": [ASKED, SAID | {"weight": 0}], "label": True}, "extra_key"),
+            ({**CHAT, "label": True, "reward": 1}, "extra_key"),
+            ({"prompt": [ASKED], "completion": [SAID, ASKED, SAID], "label": True}, "invalid_completion"),
+            ({"prompt": [ASKED], "completion": [ASKED], "label": True}, "last_message_not_assistant"),
+            ({"prompt": [ASKED], "completion": "no", "label": True}, "invalid_completion"),
+            ({"prompt": "a", "label": True}, "invalid_completion"),
+            (called(call("oops")) | {"label": True}, "invalid_arguments"),
+            (CHAT, "wrong_format"),
+            (PAIR, "wrong_format"),
+            ({"label": True}, "wrong_format"),
+            method="kto",
+        )
+        review(reviewed, ({**CHAT, "label": True}, "wrong_format"))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,19 @@ def test_turns_of_weight_zero_are_read_and_not_learned(
     assert learned_by(renderer, *messages) == expected
 
 
+@given(turns=TURNS, label=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=10)
+def test_only_the_last_answer_of_a_labelled_conversation_is_learned(
+    family: Family, renderer: Renderer, turns: list[tuple[str, str]], label: bool
+) -> None:
+    example = Example(
+        1, messages=tuple(conversation(turns, None)), label=label, parameters=DataParameters(method="kto")
+    )
+    (document,) = renderer.documents(example)
+    assert document.role == (1 if label else -1)
+    assert list(trained_texts(renderer, document)) == [family.answer(turns[-1][1]) + family.end]
+
+
 @given(turns=TURNS, answers=st.tuples(TEXT, TEXT))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
 def test_the_last_answers_of_a_pair_are_learned_and_no_earlier_one(

@@ -6,6 +6,7 @@ import io
 import json
 import tracemalloc
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import DatasetReport, build_report, build_report_with_rows
-from app.domain.datasets.warnings import MESSAGES, RowIndex, row_digest, warning_codes
+from app.domain.datasets.warnings import MESSAGES, LineCount, RowIndex, label_warnings, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters
 from app.domain.methods import MethodName
 from app.system.tokenizer_files import load_renderer
@@ -179,9 +180,9 @@ class TestWholeFiles:
         renderer = renderer_of(CHATML)
         rows = [chat_row("a", ""), chat_row("<|im_end|>", "b"), chat_row("a", ""), chat_row("x" * 90, "y")]
         content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        wanted = build_report(renderer, PARAMETERS, 1000, io.BytesIO(content)).warnings("supervised", 64)
+        wanted = build_report(renderer, PARAMETERS, 1000, io.BytesIO(content)).warnings(PARAMETERS)
         found = profile_dataset(renderer, PARAMETERS, ProfileLimits(1000), io.BytesIO(content)).report.warnings(
-            "supervised", 64
+            PARAMETERS
         )
         assert found == wanted
         assert [each.code for each in wanted] == ["cut", "empty", "empty_answer", "duplicate_rows", "control_token"]
@@ -191,11 +192,36 @@ class TestWholeFiles:
         for code in set(MESSAGES) - {"cut", "empty"}:
             for line in range(3, 15):
                 report.add_warning(code, line)
-        warnings = report.warnings("supervised", 512)
+        warnings = report.warnings(DataParameters(context_length=512))
         assert [each.code for each in warnings] == [code for code in MESSAGES if code not in {"cut", "empty"}]
+        labels = [label_warnings(LineCount(9, [1]), other, (1, 1)) for other in (LineCount(), LineCount(3, [2]))]
+        for each in chain(*labels):
+            reviewed(each.message)
         for each in warnings:
             assert (each.count, each.first_lines) == (12, list(range(3, 13)))
             reviewed(each.message)
+
+    @pytest.mark.parametrize(
+        ("desirable", "undesirable", "weights", "wanted"),
+        [
+            (9, 9, (1, 1), []),
+            (9, 9, (1.3, 1), []),
+            (9, 3, (1, 3), []),
+            (9, 0, (1, 1), [("one_label", 9)]),
+            (0, 9, (1, 1), [("one_label", 9)]),
+            (9, 3, (1, 1), [("unbalanced_labels", 3)]),
+            (3, 9, (1, 1), [("unbalanced_labels", 3)]),
+            (9, 9, (1, 10), [("unbalanced_labels", 9)]),
+        ],
+    )
+    def test_labels_of_one_kind_or_of_little_weight_are_a_warning(
+        self, desirable: int, undesirable: int, weights: tuple[float, float], wanted: list[tuple[str, int]]
+    ) -> None:
+        parameters = DataParameters(method="kto", context_length=64)
+        rows = [{"prompt": "a", "completion": f"{n}", "label": n < desirable} for n in range(desirable + undesirable)]
+        file = io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        warnings = build_report(plain_renderer(), parameters, 1000, file).warnings(parameters, weights)
+        assert [(each.code, each.count) for each in warnings] == wanted
 
     def test_a_row_takes_little_memory_and_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.domain.datasets.warnings.MAX_INDEXED_ROWS", 50_000)

@@ -138,12 +138,21 @@ class TestOverrides:
         again = cloned(entry, spec, {"method": {"type": "dpo"}}, None)
         assert (again.method, again.hyperparameters.beta) == ("dpo", 0.1)
         assert again.hyperparameters.learning_rate == pytest.approx(spec.hyperparameters.learning_rate / 10)
-        back = cloned(entry, again, {"method": {"type": "supervised"}}, None)
+        judged = cloned(entry, again, {"method": {"type": "kto"}, "hyperparameters": {"batch_size": 2}}, None)
+        assert (judged.method, judged.hyperparameters.desirable_weight) == ("kto", 1)
+        back = cloned(entry, judged, {"method": {"type": "supervised"}}, None)
         assert (back.method, back.hyperparameters.beta) == ("supervised", None)
 
     def test_a_parameter_of_the_originals_method_needs_no_method(self, entry: catalog.CatalogEntry) -> None:
         spec = spec_of(entry, BODY | {"method": {"type": "dpo"}})
         assert cloned(entry, spec, {"hyperparameters": {"beta": 0.3}}, None).hyperparameters.beta == 0.3
+
+    def test_another_loss_has_a_beta_of_its_own(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY | {"method": {"type": "dpo"}, "hyperparameters": {"loss_type": "simpo"}})
+        same = cloned(entry, spec, {"hyperparameters": {"loss_type": "simpo"}}, None).hyperparameters
+        assert (same.beta, same.simpo_gamma) == (2, 0.5)
+        other = cloned(entry, spec, {"hyperparameters": {"loss_type": "ipo"}}, None).hyperparameters
+        assert (other.beta, other.simpo_gamma) == (0.1, None)
 
 
 def test_a_clone_must_change_a_number_that_is_refused_today(entry: catalog.CatalogEntry, reviewed: Reviewed) -> None:

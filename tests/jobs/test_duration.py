@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.duration import (
     gpu_peak_flops,
     relative_token_cost,
     step_flop,
+    token_cost,
     validation_flop,
 )
 from app.domain.planning.estimate import Correction, Device, estimate_placement
@@ -30,7 +32,7 @@ def work(job: JobSpec, length: int = 200, examples: int = 64, labelled: float = 
     return Workload.of(job, lengths, int(labelled * length * examples), validation)
 
 
-def flop(work: Workload, row_tokens: float = 1e9, job: JobSpec | None = None) -> float:
+def flop(work: Workload, row_tokens: float = 1e12, job: JobSpec | None = None) -> float:
     return step_flop(LLAMA_8B, job or spec(), work, MODE, "cuda", row_tokens)
 
 
@@ -55,9 +57,15 @@ class TestStepFlop:
         small = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 1})
         assert flop(work(small), job=small) > flop(work(job))
 
-    def test_the_reference_model_of_dpo_is_another_forward(self) -> None:
-        pairs = spec(method="dpo", hyperparameters=HYPERPARAMETERS | {"batch_size": 64, "beta": 0.1})
-        assert 1.3 < flop(work(pairs), job=pairs) / flop(work(spec())) < 1.6
+    @pytest.mark.parametrize(
+        ("method", "loss_type", "forwards"),
+        [("dpo", None, 1), ("dpo", "simpo", 0), ("orpo", None, 0), ("kto", None, 3)],
+    )
+    def test_a_method_adds_its_forwards(self, method: str, loss_type: str | None, forwards: int) -> None:
+        values = HYPERPARAMETERS | {"batch_size": 64, "beta": 0.1, "loss_type": loss_type}
+        job = spec(method=method, hyperparameters=values)
+        added = flop(work(job), job=job) / flop(work(spec())) - 1
+        assert 0.3 * forwards - 0.05 < added < 0.6 * forwards + 0.05
 
     def test_a_validation_is_less_than_half_a_step(self) -> None:
         job = spec()
@@ -76,7 +84,51 @@ class TestCost:
         assert of(recompute="layers", recompute_layers=31) < of(recompute="everything")
 
 
+class TestConstantCost:
+    """Of a packed batch on CUDA."""
+
+    EXPERTS = LLAMA_8B.model_copy(
+        update={"expert_parameters": 8 * LLAMA_8B.linear_parameters, "active_experts": 0.125, "linear_parameters": 0}
+    )
+
+    def constant(self, entry: CatalogEntry, flops: float = 4e14, bits: int = 4, **changes: Any) -> float:
+        plan, job = MODE.model_copy(update=changes), spec(quantization={"bits": 4} if bits == 4 else None)
+        return token_cost(entry, job, work(job), plan, "cuda", 1.0, flops) - 1
+
+    def test_launches_take_as_long_on_every_card_and_for_every_width(self) -> None:
+        narrow = LLAMA_8B.model_copy(update={"linear_parameters": LLAMA_8B.linear_parameters // 10})
+        assert self.constant(LLAMA_8B, 4e14) == pytest.approx(4 * self.constant(LLAMA_8B, 1e14))
+        assert self.constant(narrow) > 3 * self.constant(LLAMA_8B)
+        shallow = LLAMA_8B.model_copy(update={"decoder_layers": 16})
+        assert self.constant(shallow) == pytest.approx(self.constant(LLAMA_8B) / 2, rel=0.1)
+
+    def test_only_quantized_weights_that_are_not_kept_are_dequantized(self) -> None:
+        assert self.constant(LLAMA_8B, cache_weights=False, bits=16) == self.constant(LLAMA_8B)
+        assert self.constant(LLAMA_8B, cache_weights=False) == pytest.approx(self.constant(LLAMA_8B) + 230, abs=20)
+
+    def test_all_experts_are_dequantized_and_the_active_ones_computed(self) -> None:
+        per_token = [step_flop(each, spec(), work(spec()), MODE, "cuda", 1e12) for each in (self.EXPERTS, LLAMA_8B)]
+        assert per_token[0] == pytest.approx(per_token[1], rel=1e-3)
+        assert self.constant(self.EXPERTS) > self.constant(LLAMA_8B) + 8 * 250
+
+    def test_fused_kernels_take_less_of_everything(self) -> None:
+        eager, fused = (MODE.model_copy(update={"cuda_kernels": fused}) for fused in (False, True))
+        costs = [step_flop(LLAMA_8B, spec(), work(spec()), plan, "cuda", 4096) for plan in (fused, eager)]
+        assert costs[0] / costs[1] == pytest.approx(0.85, abs=0.01)
+
+
 class TestSeconds:
+    def test_several_gpus_divide_the_steps_but_not_the_validations(self) -> None:
+        job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 64, "n_epochs": 1})
+
+        def seconds(gpus: int, validation: int) -> float:
+            device = Device("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, gpus=gpus)
+            of = work(job, length=2000, examples=1280, validation=validation)
+            return estimate_placement(LLAMA_8B, job, of, device, [Measurement(**PLAIN, other_seconds=0.0)]).seconds
+
+        assert seconds(1, 0) / seconds(8, 0) == pytest.approx(8, rel=0.1)
+        assert seconds(1, 10**7) - seconds(1, 0) == pytest.approx(seconds(8, 10**7) - seconds(8, 0), rel=0.05)
+
     def placed(self, job: JobSpec, of: Workload, *measurements: Measurement) -> float:
         return estimate_placement(LLAMA_8B, job, of, CPU, measurements).seconds
 
@@ -122,6 +174,8 @@ class TestSeconds:
     def test_unmeasured_flops_are_those_of_the_data_sheet_or_the_cpu_flags(self) -> None:
         peak = 0.4 * 8.35e14
         assert Device("cuda", "NVIDIA H100 NVL", 0).estimated_flops == pytest.approx(peak)
+        assert Device("cuda", "NVIDIA H100 NVL", 0, gpus=4).estimated_flops == pytest.approx(4 * peak)
+        assert Device("cuda", "NVIDIA GeForce RTX 4090", 0).estimated_flops == pytest.approx(0.6 * 1.65e14)
         assert Device("cuda", "Another", 0).estimated_flops == pytest.approx(0.4 * 1e14)
         assert Device("cpu", "EPYC", 0, 4, 5e11).estimated_flops == pytest.approx(4 * 0.6 * 5e11)
 

@@ -10,7 +10,14 @@ from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
-from app.domain.planning.memory import adapter_parameters, base_bytes, cache_bytes, estimate_memory, ranks_of_layer
+from app.domain.planning.memory import (
+    ALLOCATOR_OVERHEAD,
+    adapter_parameters,
+    base_bytes,
+    cache_bytes,
+    estimate_memory,
+    ranks_of_layer,
+)
 from app.domain.planning.packing import SequenceLengths, Workload
 from app.system.model_files import read_catalog_entry
 from tests.jobs.test_packing import HYPERPARAMETERS
@@ -66,11 +73,10 @@ class TestMemory:
         ("changes", "compute_dtype"),
         [
             ({}, "float16"),
-            ({"architecture": "GptOssForCausalLM"}, "bfloat16"),
             ({"architecture": "Gemma2ForCausalLM"}, "bfloat16"),
             ({"attention_heads": 8}, "bfloat16"),
         ],
-        ids=["a GPU before sm80", "sinks", "capped scores", "large heads"],
+        ids=["a GPU before sm80", "capped scores", "large heads"],
     )
     def test_without_flash_keys_are_kept_per_query_head(self, changes: dict[str, object], compute_dtype: str) -> None:
         plan = ExecutionPlan(row_tokens=4096)
@@ -79,6 +85,16 @@ class TestMemory:
         without = estimate_memory(LLAMA_8B.model_copy(update=changes), job, plan, "cuda", 4096)
         expanded = 2 * 2 * (LLAMA_8B.query_size - LLAMA_8B.key_size) * 4096 * LLAMA_8B.decoder_layers
         assert without.activations - with_flash.activations == pytest.approx(1.04 * expanded, rel=1e-6)
+
+    @pytest.mark.parametrize(("bits", "number_bytes"), [(4, 2), (8, 6)])
+    def test_experts_that_are_dequantized_at_once_have_a_bound(self, bits: int, number_bytes: int) -> None:
+        plan, job = ExecutionPlan(row_tokens=64, cache_weights=True), spec(quantization={"bits": bits})
+        stack = {"model.layers.0.mlp.experts.gate_up_proj": (128, 1536, 2048)}
+        mixture = LLAMA_8B.model_copy(update={"experts": stack})
+        for kind, numbers in (("cuda", 128 * 1536 * 2048), ("cpu", 1 << 26)):
+            dense, live = (estimate_memory(entry, job, plan, kind, 64).live_layer for entry in (LLAMA_8B, mixture))
+            overhead = ALLOCATOR_OVERHEAD[kind]
+            assert live - dense == pytest.approx(overhead * number_bytes * numbers, rel=1e-6)
 
     def test_the_parts_that_are_known_exactly(self) -> None:
         """QLoRA's 4.127 bits a weight; r (in + out) numbers a layer, 16 bytes each."""

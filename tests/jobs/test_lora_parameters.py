@@ -11,6 +11,7 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.definitions import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
+from app.domain.planning.memory import adapter_parameters
 from app.errors import BadRequest
 from tests.sentences import Reviewed
 
@@ -130,11 +131,22 @@ class TestTargetParameters:
             (MIXTURE, {"target_parameters": {"a": 1}}),
             (MIXTURE, {"target_parameters": EXPERT_NAMES, "dropout": 0.1}),
             (MIXTURE, {"target_parameters": EXPERT_NAMES, "use_dora": True}),
+            (MIXTURE, {"target_parameters": EXPERT_NAMES, "experts": True}),
+            (ENTRY, {"experts": True}),
+            (MIXTURE, {"experts": True, "dropout": 0.1, "use_dora": True}),
+            (MIXTURE, {"experts": "yes"}),
         ]
         for entry, lora in refused:
             error = refusal(entry, lora=lora)
-            assert error.param == "lora.target_parameters"
+            assert error.param == ("lora.target_parameters" if "target_parameters" in lora else "lora.experts")
             reviewed(error.message)
+
+    def test_all_experts_are_adapted_by_one_word_which_is_stored_only_when_true(self) -> None:
+        adapted, frozen = (spec_of(MIXTURE, lora={"experts": each}).lora for each in (True, "auto"))
+        assert (adapted.experts, adapted.adapts_experts, frozen.adapts_experts) == (True, True, False)
+        assert ("experts" in adapted.model_dump(), "experts" in frozen.model_dump()) == (True, False)
+        of_experts = 2 * 2 * 4 * adapted.r * (64 + 64)  # layers, matrices and experts of each
+        assert adapter_parameters(MIXTURE, adapted) - adapter_parameters(MIXTURE, frozen) == of_experts
 
     def test_a_mixture_registered_without_torch_leaves_the_names_to_the_trainer(self) -> None:
         unchecked = MIXTURE.model_copy(update={"experts": {}})

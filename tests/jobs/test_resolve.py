@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from app.domain.jobs import spec
 from app.domain.jobs.parameters import auto_learning_rate
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
+from app.domain.methods import OWNERS
 from app.errors import BadRequest, UnknownParameter
 from tests.sentences import Reviewed
 
@@ -33,12 +35,11 @@ def spec_of(n_examples: int = 100, **body: Any) -> JobSpec:
     return resolve(body, "base", ENTRY, n_examples)
 
 
-def hyper(**values: Any) -> dict[str, Any]:
-    return {"method": {"type": "supervised", "supervised": {"hyperparameters": values}}}
+def of(method: str, **values: Any) -> dict[str, Any]:
+    return {"method": {"type": method, method: {"hyperparameters": values}}}
 
 
-def dpo(**values: Any) -> dict[str, Any]:
-    return {"method": {"type": "dpo", "dpo": {"hyperparameters": values}}}
+hyper, dpo = partial(of, "supervised"), partial(of, "dpo")
 
 
 def refusal(**body: Any) -> BadRequest:
@@ -270,11 +271,56 @@ class TestRefusals:
         assert spec_of(lora={"r": 256, "target_modules": ["q_proj"]}).lora.r == 256
 
 
-class TestDpo:
-    def test_beta_is_a_tenth_by_default_and_with_auto(self) -> None:
-        for body in (dpo(), dpo(beta="auto"), {"method": {"type": "dpo"}}):
-            spec = spec_of(**body)
-            assert (spec.method, spec.hyperparameters.beta) == ("dpo", 0.1)
+def own_values(spec: JobSpec) -> dict[str, Any]:
+    """The hyperparameters that not every method has, as they are stored."""
+    return {name: value for name, value in spec.hyperparameters.model_dump().items() if name in OWNERS and value}
+
+
+class TestMethods:
+    @pytest.mark.parametrize(
+        ("method", "given", "stored"),
+        [
+            ("supervised", {}, {}),
+            ("dpo", {}, {"beta": 0.1}),
+            ("dpo", {"beta": "auto", "loss_type": "auto"}, {"beta": 0.1}),
+            ("dpo", {"loss_type": "ipo"}, {"beta": 0.1, "loss_type": "ipo"}),
+            ("dpo", {"loss_type": "simpo"}, {"beta": 2, "loss_type": "simpo", "simpo_gamma": 0.5}),
+            ("dpo", {"loss_type": "simpo", "beta": 3, "simpo_gamma": 1}, {
+                "beta": 3, "loss_type": "simpo", "simpo_gamma": 1,
+            }),
+            ("orpo", {}, {"beta": 0.1}),
+            ("kto", {}, {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}),
+            ("kto", {"desirable_weight": 1.33}, {"beta": 0.1, "desirable_weight": 1.33, "undesirable_weight": 1}),
+        ],
+    )  # fmt: skip
+    def test_a_method_has_the_defaults_of_its_own_hyperparameters(
+        self, method: str, given: dict[str, Any], stored: dict[str, Any]
+    ) -> None:
+        spec = spec_of(**of(method, **given))
+        assert (spec.method, own_values(spec)) == (method, stored)
+        assert own_values(spec_of(method={"type": method}, hyperparameters=given)) == stored
+
+    @pytest.mark.parametrize(
+        ("method", "name", "value", "code"),
+        [
+            ("supervised", "loss_type", "ipo", "unsupported_value"),
+            ("orpo", "loss_type", "ipo", "unsupported_value"),
+            ("orpo", "simpo_gamma", 0.5, "unsupported_value"),
+            ("dpo", "desirable_weight", 1, "unsupported_value"),
+            ("kto", "loss_type", "sigmoid", "unsupported_value"),
+            ("dpo", "simpo_gamma", 0.5, "conflicting_parameters"),
+            ("dpo", "loss_type", "hinge", "unsupported_value"),
+            ("kto", "undesirable_weight", 0, "invalid_value"),
+            ("kto", "batch_size", 1, "invalid_value"),
+        ],
+    )
+    def test_what_a_method_lacks_is_refused(self, method: str, name: str, value: Any, code: str) -> None:
+        error = refusal(**of(method, **{name: value}))
+        assert (error.param, error.code) == (f"method.{method}.hyperparameters.{name}", code)
+
+    def test_a_method_that_compares_examples_has_at_least_two_in_a_step(self) -> None:
+        assert spec_of(10).hyperparameters.batch_size == 1
+        assert spec_of(10, **of("kto")).hyperparameters.batch_size == 2
 
     def test_every_hyperparameter_works_as_under_supervised(self) -> None:
         hyperparameters = {"n_epochs": 2, "batch_size": 3, "learning_rate": 1e-5, "packing": False, "lora_r": 8}
@@ -282,17 +328,9 @@ class TestDpo:
         assert one.hyperparameters == other.hyperparameters.model_copy(update={"beta": 0.5})
         assert one.lora == other.lora
 
-    def test_the_older_place_of_the_hyperparameters_works_too(self) -> None:
-        body = {"method": {"type": "dpo"}, "hyperparameters": {"beta": 0.3, "n_epochs": 2}}
-        assert spec_of(**body).hyperparameters.beta == 0.3
-
-    def test_the_rate_of_dpo_is_a_tenth_of_the_models_unless_one_is_given(self) -> None:
+    def test_the_rate_is_a_part_of_the_models_unless_one_is_given(self) -> None:
         supervised = spec_of().hyperparameters.learning_rate
-        assert spec_of(**dpo()).hyperparameters.learning_rate == pytest.approx(supervised / 10)
+        for method, part in (("dpo", 10), ("kto", 10), ("orpo", 4)):
+            assert spec_of(**of(method)).hyperparameters.learning_rate == pytest.approx(supervised / part, rel=0.02)
         assert spec_of(**dpo(learning_rate_multiplier=2)).hyperparameters.learning_rate == pytest.approx(supervised / 5)
         assert spec_of(**dpo(learning_rate=3e-4)).hyperparameters.learning_rate == 3e-4
-
-    def test_a_supervised_job_has_no_beta(self) -> None:
-        assert spec_of().hyperparameters.beta is None
-        assert spec_of(**hyper(beta=None)).hyperparameters.beta is None
-        assert spec_of().method == "supervised"

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.domain.jobs.spec import DataParameters, JobSpec, TrainerSpec
+from app.domain.jobs.spec import DataParameters, Hyperparameters, JobSpec, RunSpec, TrainerSpec
+from app.domain.methods import OWNERS
 
 RUN: dict[str, Any] = {
     "run_id": "a",
@@ -30,6 +31,40 @@ class TestTrainerSpec:
         for runs in ([], [RUN, RUN | {"run_id": "b"}]):
             with pytest.raises(ValidationError, match="runs"):
                 TrainerSpec.model_validate(SPEC | {"runs": runs})
+
+
+class TestMethods:
+    @pytest.mark.parametrize(
+        ("method", "values"),
+        [
+            ("dpo", {}),
+            ("kto", {"batch_size": 2}),
+            ("supervised", {"beta": 0.1}),
+            ("supervised", {"loss_type": "ipo"}),
+            ("orpo", {"beta": 0.1, "desirable_weight": 1}),
+            ("kto", {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}),
+            ("kto", {"beta": 0.1, "desirable_weight": 1, "batch_size": 2}),
+            ("grpo", {}),
+        ],
+        ids=[
+            "no beta",
+            "no beta",
+            "a beta",
+            "a loss",
+            "a weight of another method",
+            "a batch of one",
+            "one weight",
+            "unknown",
+        ],
+    )
+    def test_a_run_with_hyperparameters_of_another_method_is_refused(self, method: str, values: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError):
+            RunSpec.model_validate(RUN | {"method": method, "hyperparameters": RUN["hyperparameters"] | values})
+
+    def test_what_earlier_workers_do_not_know_is_stored_only_when_it_is_set(self) -> None:
+        earlier = Hyperparameters.model_validate(RUN["hyperparameters"] | {"beta": 0.1})
+        assert {name for name in earlier.model_dump() if name in OWNERS} == {"beta"}
+        assert earlier.model_copy(update={"loss_type": "ipo"}).model_dump(mode="json")["loss_type"] == "ipo"
 
 
 class TestDataParameters:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.domain.jobs.spec import TrainerSpec
-from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
+from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_labelled, make_tiny_pairs
 from tests.trainer.helpers import Trainings
 from worker.trainer.checkpoint import provenance
 from worker.trainer.model.base_model import FrozenBase
@@ -69,6 +69,12 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve preference pairs of uneven length."""
     return make_tiny_pairs(tmp_path_factory.mktemp("tiny-data") / "pairs.jsonl", 12)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve answers of uneven length, each desirable or not."""
+    return make_tiny_labelled(tmp_path_factory.mktemp("tiny-data") / "labelled.jsonl", 12)
 
 
 @pytest.fixture

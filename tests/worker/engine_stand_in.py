@@ -23,6 +23,9 @@ BASE_ROOT = "/models/base"
 OTHER = 999  # a token that no answer expects
 
 
+SENT = {"messages", "chat_template_kwargs"}
+
+
 @dataclass
 class EngineStandIn:
     kind: Literal["vllm", "sglang"]
@@ -115,7 +118,8 @@ class EngineStandIn:
     def _chat(self, body: dict[str, Any]) -> tuple[int, Any]:
         """An answer in OpenAI's shape, without token ids."""
         assert self.reference is not None
-        prompt = next(each for each in self.reference.prompts if each.messages == body["messages"])
+        given = {name: body[name] for name in SENT if name in body}
+        prompt = next(each for each in self.reference.prompts if each.model_dump(include=SENT) == given)
         found = self._greedy(prompt.tokens[: prompt.positions[0]], body)["logprobs"]
         content = [
             {

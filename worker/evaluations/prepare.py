@@ -191,10 +191,7 @@ def _prompt(row: EvaluationRow, renderer: Renderer, max_tokens: int, findings: l
         if row.prompt is not None:
             tokens = renderer.encode_plain(row.prompt)
         else:
-            messages = renderer.normalized(row.messages)
-            tokens = renderer.encode(renderer.text(messages, row.tools, prompt=True))
-            if len(tokens) <= max_tokens:
-                renderer.check_prompt(messages, row.tools)
+            tokens = renderer.prompt(row.messages, row.tools, max_tokens)[1]
     except TemplateRefused as error:
         findings.append(Finding(row.line, str(error), "template_refused"))
         return []

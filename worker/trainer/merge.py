@@ -194,7 +194,7 @@ class _MergedWeights:
             for name in model_names
             for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
         }
-        if self._lora.target_parameters:
+        if self._lora.adapts_experts:
             raise CannotMerge("The adapter adapts experts, which only PEFT merges: PeftModel.merge_and_unload().")
         if unmatched := sorted(self._trained_names - possible_names):
             raise CannotMerge(f"The adapter has {unmatched[0]}, which matches no tensor of the base model's files.")

@@ -72,8 +72,7 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], base_directory: Path) -> Iterator[str]:
     """Describe each difference between the identity in a snapshot and that of the current run."""
-    current = _defaults() | dict(current)
-    saved = _with_layer_patterns(_defaults() | dict(saved), base_directory)
+    saved, current = _with_layer_patterns(_defaults() | dict(saved), base_directory), _defaults() | dict(current)
     for name in sorted((saved.keys() | current.keys()) - {WORLD_SIZE}):
         if saved.get(name) != current.get(name):
             yield f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"

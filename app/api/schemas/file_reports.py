@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from app.api.schemas.common import Body, WarningBody
+from app.domain.datasets.examples import FORMATS
 from app.domain.datasets.profile import histogram, quantiles
 from app.domain.datasets.report import no_trainable_tokens_message
 from app.domain.methods import MethodName
 from app.services.datasets.profile import Profile
 
-Format = Literal["chat", "completion", "text", "preference", "labelled", "mixed"]
+FORMAT_NAMES = [*(form.name for form in FORMATS), "mixed"]
+Format = Annotated[str, WithJsonSchema({"type": "string", "enum": FORMAT_NAMES})]
 
 
 class ReportLines(Body):

@@ -75,7 +75,7 @@ class HyperparametersBody(Body):
 
 def _method_body(method: Method) -> type[Body]:
     """The body of a method: its type, and its hyperparameters below its name."""
-    type_of_method: Any = Annotated[Literal[method.name], Field(description=f"{method.rows}.")]
+    type_of_method: Any = Annotated[Literal[method.name], Field(description=f"{method.rows.capitalize()}.")]
     hyperparameters: Any = Annotated[HyperparametersBody, Field(description="The hyperparameters.")]
     fields: dict[str, Any] = {"type": (type_of_method, ...), method.name: (hyperparameters, ...)}
     return create_model(f"{method.name.capitalize()}Method", __base__=Body, **fields)
@@ -247,7 +247,7 @@ class JobBody(QueuedFields):
             "seed": spec["seed"],
             "error": _error(row),
             "integrations": [],
-            "lora": spec["lora"],
+            "lora": {"experts": False} | spec["lora"],
             "quantization": spec["quantization"],
             "chat_template_kwargs": spec.get("chat_template_kwargs"),
             "sample_prompts": spec.get("sample_prompts", []),

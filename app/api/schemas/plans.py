@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasPath, Field
+from pydantic import AfterValidator, AliasPath, Field, WrapSerializer
 
 from app.api.schemas.common import Body, WarningBody
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
@@ -14,6 +14,11 @@ from app.domain.planning.execution_plan import Recompute
 def at(first: str, *path: str) -> Any:
     """A field that is read from the attribute at this path."""
     return Field(validation_alias=AliasPath(first, *path))
+
+
+def _with_experts(lora: LoraSpec, handler: Any) -> Any:
+    """The body of a job's lora, which has `experts` also when it is false, and so is not stored."""
+    return {"experts": lora.experts} | handler(lora)
 
 
 class LinesBody(Body):
@@ -100,7 +105,7 @@ class PlanBody(Body):
     method: str = at("inputs", "spec", "method")
     """The method, such as `supervised`."""
     hyperparameters: Hyperparameters = at("inputs", "spec", "hyperparameters")
-    lora: LoraSpec = at("inputs", "spec", "lora")
+    lora: Annotated[LoraSpec, WrapSerializer(_with_experts)] = at("inputs", "spec", "lora")
     quantization: QuantizationSpec | None = at("inputs", "spec", "quantization")
     seed: int = at("inputs", "spec", "seed")
     examples: int = at("report", "examples")
@@ -122,8 +127,8 @@ class PlanBody(Body):
     empty: LinesBody = at("report", "empty")
     """Examples without a token to learn; they are skipped."""
     warnings: list[WarningBody]
-    """What does not fail the job but may be unintended: `without_effect`, `same_file`, `no_validation_file`,
-    `unread_argument`.
+    """What does not fail the job but may be unintended: `without_effect`, `same_file`, `experts_frozen`,
+    `no_validation_file`, `unread_enable_thinking` and the like of the other `chat_template_kwargs`.
     """
     devices: list[DeviceBody]
     """One entry for each kind of device of a live worker."""

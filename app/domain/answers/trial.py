@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from app.domain.answers.engine_answers import to_json
 from app.domain.datasets.messages import StrictModel, check_key_count, message_problems, tool_problems
-from app.domain.datasets.template_arguments import STORED_IF_SET, ChatTemplateArguments
+from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import BaseSpec, Frozen, LoraSpec, QuantizationSpec
 from app.errors import BadRequest, combine_errors
@@ -117,8 +117,7 @@ class TrialQuestion(Frozen):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = Field(default_factory=dict)  # by token
-    # Stored only if set: workers of an earlier release refuse unknown keys.
-    chat_template_kwargs: Annotated[ChatTemplateArguments | None, STORED_IF_SET] = None
+    chat_template_kwargs: StoredArguments = None
 
     def new_tokens(self, free: int) -> int:
         """How many tokens may be generated, of the `free` ones within the context length."""

@@ -225,7 +225,7 @@ def _applicable(
         Feature.ALPHA_PATTERN: bool(lora.alpha_pattern),
         Feature.DORA: lora.use_dora,
         Feature.MODULES_TO_SAVE: bool(lora.modules_to_save),
-        Feature.TARGET_PARAMETERS: bool(lora.target_parameters),
+        Feature.TARGET_PARAMETERS: lora.adapts_experts,
     }
     found = {feature for feature, is_present in present.items() if is_present}.union(of_base)
     return (Incompatibility(feature, rule) for feature, rule in rules.items() if feature in found)
@@ -288,7 +288,7 @@ def compatibility(lora: LoraSpec, job_id: str, of_base: Collection[Feature] = ()
             reasons=[problem.rule.sentence for problem in problems],
             flags=[] if problems else flags,
             notes=[] if problems else earlier + notes,
-            instead=_merged_export(job_id, engine) if problems and not lora.target_parameters else None,
+            instead=_merged_export(job_id, engine) if problems and not lora.adapts_experts else None,
         )
 
     rank = largest_rank(lora)

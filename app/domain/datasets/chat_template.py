@@ -76,8 +76,8 @@ class ChatTemplate:
             )
         except MemoryError as error:
             raise UnusableTemplate("the model's chat template takes too much memory") from error
-        except jinja2.TemplateSyntaxError as error:
-            raise UnusableTemplate(f"the model's chat template is invalid ({error})") from error
+        except UnusableTemplate:
+            raise
         except TEMPLATE_ERRORS as error:
             raise TemplateRefused(f"the model's chat template refuses this conversation: {error}") from error
         if len(text) > MAX_TEXT_CHARACTERS:
@@ -89,17 +89,16 @@ class ChatTemplate:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """The names that the template reads. Raises UnusableTemplate; as slow as the compiler, which is used."""
-        environment = _environment(self.now)
-        try:
-            return frozenset(meta.find_undeclared_variables(environment.parse(self.source)))
-        except jinja2.TemplateSyntaxError as error:
-            raise UnusableTemplate(f"the model's chat template is invalid ({error})") from error
+        """The names that the template reads. Raises UnusableTemplate; as slow as the compiler, which finds them."""
+        return frozenset(meta.find_undeclared_variables(self._template.environment.parse(self.source)))
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        """Compiled at the first use, as the compiler computes constant expressions."""
-        return _environment(self.now).from_string(self.source)
+        """Compiled at the first use, as the compiler computes constant expressions. Raises UnusableTemplate."""
+        try:
+            return _environment(self.now).from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UnusableTemplate(f"the model's chat template is invalid ({error})") from error
 
 
 def normalize_messages(messages: Sequence[Message]) -> list[Message]:

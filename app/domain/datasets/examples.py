@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, quote_all, read_lines
@@ -59,6 +59,7 @@ class Example:
     preferred: tuple[dict[str, Any], ...] = ()
     non_preferred: tuple[dict[str, Any], ...] = ()
     label: bool | None = None  # whether the last answer is desirable
+    format: str = field(default="", compare=False)  # the name of its Format
     parameters: DataParameters = DEFAULT_PARAMETERS  # by which its line was checked, and its documents are made
     chat_template_kwargs: ChatTemplateArguments | None = None  # of the job and, on top, of the line
 
@@ -78,13 +79,16 @@ class Format:
     noun: str
     template: str
     problems: Callable[[Json], Iterator[Problem]]
-    example: Callable[[Line], Example]
+    to_example: Callable[[Line], Example]
     contradictions: Callable[[Json], Iterator[Problem]] = lambda _: iter(())
 
     @property
     def methods(self) -> list[Method]:
         """The methods that train on it."""
         return [method for method in METHODS.values() if self.name in method.formats]
+
+    def example(self, line: Line) -> Example:
+        return replace(self.to_example(line), format=self.name)
 
     def refusals(self, line: Line, rules: LineRules) -> list[Finding]:
         problems = list(self.problems(line.value)) or (list(self.contradictions(line.value)) if rules > 1 else [])
@@ -112,12 +116,11 @@ def read_examples(
         if line_format is not first[1] and TEXT in (line_format, first[1]):
             yield _mixed_formats(line, line_format, *first)
             continue
-        yield from line_format.refusals(line, rules) or (_with_parameters(line_format.example(line), line, parameters),)
-
-
-def _with_parameters(example: Example, line: Line, parameters: DataParameters) -> Example:
-    arguments = merge_arguments(parameters.chat_template_kwargs, given_arguments(line.value))
-    return replace(example, parameters=parameters, chat_template_kwargs=arguments)
+        if refusals := line_format.refusals(line, rules):
+            yield from refusals
+            continue
+        arguments = merge_arguments(parameters.chat_template_kwargs, given_arguments(line.value))
+        yield replace(line_format.example(line), parameters=parameters, chat_template_kwargs=arguments)
 
 
 def detect_format(value: Json) -> Format | None:

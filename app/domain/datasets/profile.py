@@ -112,8 +112,7 @@ def method_of_file(file: BinaryIO, max_line_bytes: int) -> MethodName:
 
 
 def _profile_example(profile: DatasetProfile, example: Example, renderer: Renderer, limits: ProfileLimits) -> None:
-    name = _format_name(example)
-    profile.formats[name] += 1
+    profile.formats[example.format] += 1
     if (profile.rows - 1) % limits.tokenize_every:
         return
     profile.tokenized += 1
@@ -123,17 +122,7 @@ def _profile_example(profile: DatasetProfile, example: Example, renderer: Render
         return
     profile.lengths[max(map(len, rendered.documents), default=0)] += 1
     if len(profile.previews) < limits.preview_rows:
-        profile.previews.append(_preview(example, name, rendered, renderer))
-
-
-def _format_name(example: Example) -> str:
-    if example.label is not None:
-        return "labelled"
-    if example.text is not None:
-        return "text"
-    if example.completion is not None:
-        return "completion"
-    return "preference" if example.is_pair else "chat"
+        profile.previews.append(_preview(example, rendered, renderer))
 
 
 def _add_duplicate(profile: DatasetProfile, first: int | None, line: int) -> None:
@@ -171,7 +160,7 @@ def _read_validation_rows(
 # --- what the model sees ----------------------------------------------------------------------------------------------
 
 
-def _preview(example: Example, name: str, rendered: RenderedExample, renderer: Renderer) -> dict[str, Any]:
+def _preview(example: Example, rendered: RenderedExample, renderer: Renderer) -> dict[str, Any]:
     """The trained documents of a row; all its documents, truncated, if none is trained."""
     length = example.parameters.context_length
     shown = rendered.kept or [
@@ -180,7 +169,7 @@ def _preview(example: Example, name: str, rendered: RenderedExample, renderer: R
     total_tokens = sum(map(len, rendered.documents))
     return {
         "line": example.line,
-        "format": name,
+        "format": example.format,
         "trained": bool(rendered.kept),
         "tokens": total_tokens,
         "cut_tokens": 0 if shown[:1] and shown[0].is_text else total_tokens - sum(map(len, shown)),

@@ -153,13 +153,23 @@ class Renderer:
         except TemplateRefused:
             return True
 
-    def check_prompt(self, messages: list[Message], tools: Sequence[Message]) -> None:
-        """Raise TemplateRefused for tools, and for calls and results of tools in the first messages, that the template
-        does not print."""
-        check_tools(self.renders_differently, messages, tools)
-        if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
-            part = Part.whole(messages[:MAX_MESSAGES_IN_ONE_RENDERING], tools)
-            check_context_messages(self.renders_differently, part, trained=frozenset())
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Message] = (), max_checked_tokens: int = 0
+    ) -> tuple[str, list[int]]:
+        """The prompt of a conversation, and its tokens. Raises TemplateRefused.
+
+        With up to `max_checked_tokens` also for tools, and for calls and results of tools in the first messages, that
+        the template does not print.
+        """
+        normalized = self.normalized(messages)
+        text = self.text(normalized, tools, prompt=True)
+        tokens = self.encode(text)
+        if len(tokens) <= max_checked_tokens:
+            check_tools(self.renders_differently, normalized, tools)
+            if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in normalized):
+                part = Part.whole(normalized[:MAX_MESSAGES_IN_ONE_RENDERING], tools)
+                check_context_messages(self.renders_differently, part, trained=frozenset())
+        return text, tokens
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. Raises TemplateRefused for one without a row in the embedding."""
@@ -200,8 +210,9 @@ class Renderer:
         trained_turns = frozenset(trained)
         for part in parts:
             check_context_messages(self.renders_differently, part, trained_turns)
-        if spans is None:
-            spans = self._in_one_text(normalized, trained, tools, text)
+        if spans is None:  # those in the text of the whole conversation, if all are in it
+            found = [self._span(normalized, i, tools, text) for i in trained]
+            spans = [span for span in found if span is not None] if None not in found else None
         if spans is None:
             documents = [self._turn(line, normalized, i, tools) for i in trained]
         else:
@@ -232,14 +243,6 @@ class Renderer:
                 "whose chat template renders a message depending on earlier ones; split it into several lines"
             )
         return None
-
-    def _in_one_text(
-        self, messages: list[Message], trained: Sequence[int], tools: Sequence[Message], text: str
-    ) -> list[Span] | None:
-        """The spans of the trained turns in the text of the whole conversation; None if one of them is not in it."""
-        spans = [self._span(messages, i, tools, text) for i in trained]
-        stable = [span for span in spans if span is not None]
-        return stable if len(stable) == len(spans) else None
 
     def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], text: str) -> Span | None:
         """The span of the turn in the text of the conversation; None if that text differs up to the turn's end."""

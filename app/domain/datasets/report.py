@@ -17,7 +17,6 @@ from app.domain.datasets.warnings import (
     build_warnings,
     label_warnings,
     row_digest,
-    unread_arguments,
     warning_codes,
 )
 from app.domain.jobs.spec import DataParameters
@@ -30,11 +29,8 @@ MAX_FINDINGS_READ = 100  # reading stops after so many
 
 def no_trainable_tokens_message(method: MethodName, context_length: int) -> str:
     """The error message for a file without a token to train on within `context_length` tokens."""
-    seen, remedy = METHODS[method].nothing_trainable
-    return (
-        f"{seen} within {context_length:,} tokens: {remedy}, shorten the prompts, or raise "
-        "hyperparameters.context_length."
-    )
+    problem = METHODS[method].nothing_trainable.format(context_length=context_length)
+    return f"{problem}, shorten the prompts, or raise hyperparameters.context_length."
 
 
 def too_few_examples_message(noun: str, examples: int, min_examples: int) -> str:
@@ -53,7 +49,6 @@ class DatasetReport:
     lengths: SequenceLengths = field(default_factory=SequenceLengths)
     warning_lines: dict[str, LineCount] = field(default_factory=dict)  # by the code of the warning
     labels: dict[str, LineCount] = field(default_factory=lambda: {name: LineCount() for name in LABELS.values()})
-    unread_arguments: set[str] = field(default_factory=set)  # of the warning "unread_argument"
     different_rows: int = 0
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
@@ -75,9 +70,7 @@ class DatasetReport:
     def warnings(self, parameters: DataParameters, label_weights: tuple[float, float] = (1, 1)) -> list[DatasetWarning]:
         """`label_weights` are those of desirable and undesirable answers in the loss."""
         found = {"cut": self.cut, "empty": self.empty} | self.warning_lines
-        about_rows = build_warnings(
-            found, parameters.method, parameters.context_length, self.different_rows, self.unread_arguments
-        )
+        about_rows = build_warnings(found, parameters.method, parameters.context_length, self.different_rows)
         return [*about_rows, *label_warnings(self.labels["desirable"], self.labels["undesirable"], label_weights)]
 
     @property
@@ -140,9 +133,6 @@ def add_row(example: Example, renderer: Renderer, report: DatasetReport, rows: R
         report.labels[LABELS[PREFERRED if example.label else REJECTED]].add(example.line)
     for code in warning_codes(example, renderer):
         report.add_warning(code, example.line)
-    if unread := unread_arguments(example, renderer):
-        report.unread_arguments |= unread
-        report.add_warning("unread_argument", example.line)
     return digest, earlier
 
 

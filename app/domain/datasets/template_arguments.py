@@ -9,28 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.domain.datasets.messages import Problem, StrictModel, check_key_count
-from app.domain.error_text.validation_text import as_problems
+from app.domain.error_text.validation_text import check_shape
 
 KEY = "chat_template_kwargs"  # of a job, a row and a request; vLLM's name
-MAX_DOCUMENTS, MAX_DOCUMENT_KEYS = 64, 16
-MAX_DOCUMENTS_BYTES = 64_000  # of one object, keys included: it is stored in a job, and sent with each request
+MAX_DOCUMENTS, MAX_TEXTS = 64, 16  # of one object, of one document
+MAX_DOCUMENTS_BYTES = 64_000  # together, names included: they are stored in a job, and sent with each request
 
 
 def _check_bytes(documents: list[dict[str, str]]) -> list[dict[str, str]]:
     size_bytes = sum(len(text.encode()) for each in documents for pair in each.items() for text in pair)
     if size_bytes > MAX_DOCUMENTS_BYTES:
-        raise ValueError(f"must have at most {MAX_DOCUMENTS_BYTES:,} bytes together, keys included")
+        raise ValueError(f"must have at most {MAX_DOCUMENTS_BYTES:,} bytes together, names included")
     return documents
 
 
-DocumentKey = Annotated[str, Field(min_length=1, max_length=64)]
-Document = Annotated[
-    dict[DocumentKey, str], Field(min_length=1, max_length=MAX_DOCUMENT_KEYS), BeforeValidator(check_key_count)
-]
-Documents = Annotated[list[Document], Field(max_length=MAX_DOCUMENTS, fail_fast=True), AfterValidator(_check_bytes)]
+TextName = Annotated[str, Field(min_length=1, max_length=64)]
+Texts = Annotated[dict[TextName, str], Field(min_length=1, max_length=MAX_TEXTS), BeforeValidator(check_key_count)]
+Documents = Annotated[list[Texts], Field(max_length=MAX_DOCUMENTS, fail_fast=True), AfterValidator(_check_bytes)]
 STORED_IF_SET = Field(exclude_if=lambda value: value is None)  # a template may ask whether an argument is defined
 
 
@@ -50,27 +48,26 @@ class ChatTemplateArguments(StrictModel):
         return hash(self.model_dump_json())
 
 
+# A field of a stored object: processes of an earlier release refuse unknown keys.
+StoredArguments = Annotated[ChatTemplateArguments | None, STORED_IF_SET]
+
+
 def merge_arguments(
     job: ChatTemplateArguments | None, own: ChatTemplateArguments | None
 ) -> ChatTemplateArguments | None:
     """The arguments of a row or a request on top of those of its job, key by key."""
-    if job is None or own is None:
-        return job or own
-    return ChatTemplateArguments(**(job.model_dump() | own.model_dump()))
+    return ChatTemplateArguments(**(job.model_dump() | own.model_dump())) if job and own else job or own
 
 
-class _Row(BaseModel):
+class _WithArguments(BaseModel):
     chat_template_kwargs: ChatTemplateArguments | None = None
 
 
 def given_arguments(values: Mapping[str, Any]) -> ChatTemplateArguments | None:
     """Those of a row without `row_argument_problems`, or of an adapter's manifest."""
-    return _Row.model_validate({KEY: values[KEY]}).chat_template_kwargs if KEY in values else None
+    return _WithArguments.model_validate(values).chat_template_kwargs
 
 
 def row_argument_problems(row: Mapping[str, Any]) -> Iterator[Problem]:
-    try:
-        given_arguments(row)
-    except ValidationError as error:
-        for problem in as_problems(error.errors(include_url=False), _Row.model_fields):
-            yield problem.message, f"invalid_{KEY}"
+    for problem in check_shape(_WithArguments, row)[1]:
+        yield problem.message, f"invalid_{KEY}"

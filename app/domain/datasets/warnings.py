@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from app.domain.datasets.chat_template import Message, content_text
 from app.domain.datasets.examples import Example
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.render import Renderer
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.methods import METHODS, MethodName
 
+UNREAD = "unread_"  # and the name of an argument of the chat template
 MAX_FIRST_LINES = 10
 # Of the weighted desirable to the weighted undesirable answers. TRL advises 1 to 4/3; twice as far off is warned of.
 MIN_LABEL_RATIO, MAX_LABEL_RATIO = 1 / 2, 8 / 3
@@ -52,19 +54,24 @@ MESSAGES = {
         "rows with content and tool calls, of which the model's chat template prints only the calls: {lines}. The "
         "model does not see the content; move it to a separate message if it matters"
     ),
-    "unread_argument": (
-        'rows with "chat_template_kwargs", of their own or of the job, that the model\'s chat template does not read '
-        "({arguments}): {lines}. They have no effect; remove them, or choose a model whose template reads them"
-    ),
     "control_token": (
         "rows with a control token of the model in the text of a system, user or tool message: {lines}. It becomes "
         "that token, as at inference, and may end the turn; remove it if it is meant as text"
     ),
+    **{
+        f"{UNREAD}{name}": f"rows whose {name} in chat_template_kwargs, their own or the job's, the model's chat "
+        "template does not read: {lines}. It has no effect; remove it, or choose a model whose template reads it"
+        for name in ChatTemplateArguments.model_fields
+    },
 }
 # About the request; without_effect has the text of the parameter
 SAME_FILE = (
     "The validation file has the same content as the training file, so its loss cannot show overfitting; give a file "
     "of other rows"
+)
+EXPERTS_FROZEN = (
+    "The experts of this mixture of experts stay frozen, which are most of its weights: the adapter changes the other "
+    "layers. lora.experts adapts them, too"
 )
 NO_VALIDATION_FILE = (
     "There is no validation file, so there is no validation loss: overfitting stays unseen, and early_stopping and "
@@ -161,24 +168,16 @@ def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
         yield "unprinted_content"
     if any(_has_control_token(each, renderer) for each in conversations):
         yield "control_token"
-
-
-def unread_arguments(example: Example, renderer: Renderer) -> set[str]:
-    """The row's arguments of the chat template that have no effect: no template, or one that does not read them."""
-    names = {name for name, value in example.chat_template_kwargs or () if value is not None}
-    return names - renderer.template.variables if names and renderer.template and example.messages else names
+    for name, value in example.chat_template_kwargs or ():
+        if value is not None and not (example.messages and renderer.template and name in renderer.template.variables):
+            yield f"{UNREAD}{name}"
 
 
 def build_warnings(
-    lines_by_code: Mapping[str, LineCount],
-    method: MethodName,
-    context_length: int,
-    different_rows: int,
-    arguments: Collection[str] = (),
+    lines_by_code: Mapping[str, LineCount], method: MethodName, context_length: int, different_rows: int
 ) -> list[DatasetWarning]:
     """The warnings in the order of MESSAGES. Their texts begin in lower case, to follow the name of the file."""
     values = {"context_length": context_length, "nothing": METHODS[method].untrainable, "rows": different_rows}
-    values["arguments"] = ", ".join(sorted(arguments))
     return [
         DatasetWarning(code, message.format(lines=lines, **values), lines.count, lines.first)
         for code, message in MESSAGES.items()

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from app.domain.datasets.template_arguments import STORED_IF_SET, ChatTemplateArguments
+from app.domain.datasets.template_arguments import StoredArguments
 
 MAX_PROMPTS = 16
 MAX_PROMPT_TOKENS = 512
@@ -51,8 +51,7 @@ class ReferencePrompt(BaseModel):
     # The messages of which a chat API makes the tokens before the first expected one; None: not known.
     messages: list[dict[str, str]] | None = None
     answer: list[str] = []  # with `messages`: the texts of the tokens of the first expected answer
-    # With `messages`: what the template gets besides. Stored only if set: earlier workers refuse unknown keys.
-    chat_template_kwargs: Annotated[ChatTemplateArguments | None, STORED_IF_SET] = None
+    chat_template_kwargs: StoredArguments = None  # with `messages`: what the template gets besides
 
 
 class ServedReference(BaseModel):

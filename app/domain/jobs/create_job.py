@@ -115,9 +115,11 @@ def _method_field(name: str) -> Any:
     return Annotated[model | None, Field(description=f"For `type` {name}.")], None
 
 
+ROWS_OF_METHODS = f"Trains on {', '.join(f'{each.rows} ({each.name})' for each in METHODS.values())}."
+
+
 class MethodType(_Described):
-    type: Annotated[str, WithJsonSchema({"enum": list(METHODS)})] = "supervised"
-    """What the model learns: answers or text, a preference between two answers, or which answers are desirable."""
+    type: Annotated[str, WithJsonSchema({"enum": list(METHODS)}), Field(description=ROWS_OF_METHODS)] = "supervised"
 
 
 MethodBody = create_model("Method", __base__=MethodType, **{name: _method_field(name) for name in METHODS})

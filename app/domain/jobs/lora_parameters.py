@@ -29,6 +29,7 @@ FIXED_BY_PARENT = (
     "alpha_pattern",
     "modules_to_save",
     "target_parameters",
+    "experts",
 )
 
 
@@ -113,10 +114,22 @@ def _expert_problems(names: list[str], info: Info) -> list[str]:
         return ["this model has no experts; leave it out"]
     if unknown:
         return [f"this model does not have {', '.join(unknown)}; it has {', '.join(entry.expert_names)}"]
+    if names and info.data.get("experts"):
+        return ["lora.experts adapts all of them; leave one of the two out"]
+    return _excluded(info) if names else []
+
+
+def _excluded(info: Info) -> list[str]:
     excluded = [name for name in ("dropout", "use_dora") if info.data.get(name)]
-    if names and excluded:
-        return [f"excludes {' and '.join(excluded)}: PEFT adapts experts without them"]
-    return []
+    return [f"excludes {' and '.join(excluded)}: PEFT adapts experts without them"] if excluded else []
+
+
+def _has_experts(adapted: bool, info: Info) -> bool:
+    has_experts = info.context.entry.experts or info.context.entry.expert_parameters
+    problems = _excluded(info) if has_experts else ["this model has no experts; leave it out"]
+    if adapted and problems:
+        raise ParameterError(*problems)
+    return adapted
 
 
 def _module_problem(name: str, entry: CatalogEntry) -> str | None:
@@ -222,6 +235,13 @@ class LoraParameters(Parameters):
         Auto(()),
     ]
     """Modules to train whole and save beside the adapter: norms, embed_tokens, lm_head."""
+    experts: Annotated[
+        bool,
+        Field(title="Adapt the experts", examples=[True]),
+        Auto(False),
+        AfterValidator(_has_experts),
+    ]
+    """Adapt all experts of a mixture of experts, too; false by default: they stay frozen. Without dropout and DoRA."""
     target_parameters: Annotated[
         tuple[str, ...],
         Field(examples=[["mlp.experts.down_proj"]]),
@@ -230,7 +250,7 @@ class LoraParameters(Parameters):
         NAMES_SCHEMA,
         Auto(()),
     ]
-    """Stacked weights of the experts of a mixture of experts to adapt, as in PEFT; none by default."""
+    """Stacked weights of experts to adapt, one by one, as in PEFT; none by default."""
     bias: Annotated[
         Literal["none"],
         Field(examples=["none"]),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
-from app.domain.datasets.template_arguments import STORED_IF_SET, ChatTemplateArguments
+from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments
 from app.domain.error_text.json_text import plain_number
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.files import JobFileOrigins
@@ -174,8 +174,6 @@ MAX_SAMPLE_PROMPT_CHARACTERS = 2_000
 
 SamplePrompt = Annotated[str, Field(min_length=1, max_length=MAX_SAMPLE_PROMPT_CHARACTERS)]
 SamplePrompts = Annotated[tuple[SamplePrompt, ...], Field(max_length=MAX_SAMPLE_PROMPTS)]
-# Of every prompt of the job and its adapter; a row has its own on top. Stored only if set, as `model_alias`.
-TemplateArgumentsOfJob = Annotated[ChatTemplateArguments | None, STORED_IF_SET]
 
 
 class JobSpec(Frozen):
@@ -198,7 +196,7 @@ class JobSpec(Frozen):
     quantization: QuantizationSpec | None
     dtype_is_free: bool = False  # the request set no compute_dtype: the device's default
     hyperparameters: Hyperparameters
-    chat_template_kwargs: TemplateArgumentsOfJob = None
+    chat_template_kwargs: StoredArguments = None  # of every prompt of the job and its adapter; a row has its own on top
     sample_prompts: SamplePrompts = ()
     evaluation: EvaluationRequest | None = None  # made when the training has succeeded
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
@@ -246,7 +244,7 @@ class RunSpec(Frozen):
     validation_file: Path | None = None
     validation_file_sha256: str | None = None
     resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
-    chat_template_kwargs: TemplateArgumentsOfJob = None
+    chat_template_kwargs: StoredArguments = None
     sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
 
     @property

@@ -45,12 +45,13 @@ class DpoParameters(Parameters):
 DPO = Method(
     name="dpo",
     title="DPO: learn a preference between two answers",
-    rows="Preference pairs",
+    rows="preference pairs",
     formats=("preference",),
     documents_of=documents_of_pair,
     metrics=("reward_accuracy", "reward_margin"),
     untrainable="pairs without two different answers",
-    nothing_trainable=("No pair has two different answers", "Give each pair two different outputs"),
+    nothing_trainable="No pair has two different answers within {context_length:,} tokens. Give each pair "
+    "two different outputs",
     parameters=DpoParameters,
     required=("beta",),
     # Published pairs of both stages differ by 4 (OLMo 7B: 2e-6, 5e-7) to 40 (Zephyr 7B with QLoRA: 2e-4, 5e-6); in the

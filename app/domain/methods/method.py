@@ -39,23 +39,18 @@ class Method:
 
     name: str  # the value of `method.type`, and the key of its hyperparameters
     title: str  # in a list of methods
-    rows: str  # what it trains on, in a word or two
+    rows: str  # what it trains on, in words
     formats: tuple[str, ...]  # names of its rows' formats (app.domain.datasets.examples)
     documents_of: Callable[[Renderer, Example], list[Document]]  # raises TemplateRefused
     metrics: tuple[str, ...]  # besides the loss; their names follow "train_", "valid_" and "full_valid_"
     untrainable: str  # the noun of examples that contribute nothing
-    nothing_trainable: tuple[str, str]  # the error about a file of such examples: before and after the context length
+    nothing_trainable: str  # what is wrong with a file of such examples, with {context_length}, and a remedy
     parameters: type[Parameters] = Parameters  # its own hyperparameters, beside those of every method
     required: tuple[str, ...] = ()  # those of them that every stored spec has
     rate_factor: float = 1.0  # times the learning rate of supervised training
     extra_forwards: Callable[[Hyperparameters], int] = lambda _: 0  # without gradients, beside supervised training
     has_pairs: bool = False  # the documents of an example are two answers, which share a packed batch
     min_batch_size: int = 1  # examples
-
-    @property
-    def own(self) -> frozenset[str]:
-        """The names of its own hyperparameters."""
-        return frozenset(self.parameters.model_fields)
 
     def problems(self, hyperparameters: Hyperparameters, of_methods: Iterable[str]) -> Iterator[str]:
         """Yield what is missing for this method, and what belongs to others; `of_methods` are the hyperparameters that
@@ -64,7 +59,7 @@ class Method:
         given = {name for name in of_methods if getattr(hyperparameters, name) is not None}
         for name in sorted(set(self.required) - given):
             yield f"{self.name} needs a {name} among its hyperparameters"
-        for name in sorted(given - self.own):
+        for name in sorted(given - self.parameters.model_fields.keys()):
             yield f"{self.name} has no hyperparameter {name}"
         if hyperparameters.batch_size < self.min_batch_size:
             yield f"{self.name} needs a batch_size of at least {self.min_batch_size}"

@@ -7,13 +7,11 @@ from app.domain.methods.method import Method, documents_of_answers
 SUPERVISED = Method(
     name="supervised",
     title="Supervised: learn the answers",
-    rows="Answers or text",
+    rows="answers or text",
     formats=("chat", "completion", "text"),
     documents_of=documents_of_answers,
     metrics=("mean_token_accuracy",),
     untrainable="examples without a token to train on",
-    nothing_trainable=(
-        "No example has a token to train on",
-        "every answer is empty, has weight 0, or begins after the truncation. Give an answer weight 1",
-    ),
+    nothing_trainable="No example has a token to train on within {context_length:,} tokens: every answer is empty, has "
+    "weight 0, or begins after the truncation. Give an answer weight 1",
 )

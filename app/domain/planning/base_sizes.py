@@ -11,8 +11,11 @@ from app.domain.base_models.catalog import CatalogEntry, default_learning_rate
 from app.domain.jobs.spec import Hyperparameters, JobSpec, LoraSpec, QuantizationSpec
 from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Device, estimate_placement
 from app.domain.planning.packing import SequenceLengths, Workload
+from app.domain.scheduling.worker_capacity import SHARED_MEMORY_SHARE
 
-CARD_GIGABYTES = (8, 12, 16, 24, 32, 48, 80, 141)  # memory of GPUs in use, 10^9 bytes
+# MiB that nvidia-smi reports, by the "GB" of the name: RTX 4060, RTX 4070, RTX 4080, RTX 4090, RTX 5090, L40S, H100,
+# H200. Others of a size may have less, as error correction takes a part: an L4 has 23,034.
+CARD_MEBIBYTES = {8: 8_188, 12: 12_282, 16: 16_376, 24: 24_564, 32: 32_607, 48: 46_068, 80: 81_559, 141: 143_771}
 EXAMPLES = 64
 RANK = 16
 
@@ -92,20 +95,32 @@ def least_memory_bytes(entry: CatalogEntry, document_tokens: int, quantization: 
     lengths = SequenceLengths()
     for _ in range(EXAMPLES):
         lengths.add([document_tokens])
-    spec = _spec(entry, document_tokens, quantization)
+    spec = usual_job(entry, document_tokens, quantization)
     placement = estimate_placement(entry, spec, Workload.of(spec, lengths), Device("cuda", "none", 0))
     return int(placement.memory.total / USABLE_MEMORY_SHARE)
 
 
 def smallest_card_gigabytes(memory_bytes: int) -> int | None:
-    """The smallest of the usual cards with this memory; None if none has it."""
-    return next((size for size in CARD_GIGABYTES if size * 10**9 >= memory_bytes), None)
+    """The smallest of the usual cards with this memory, by the size in its name; None if none has it."""
+    return next((size for size in CARD_MEBIBYTES if card_bytes(size) >= memory_bytes), None)
 
 
-def _spec(entry: CatalogEntry, document_tokens: int, quantization: QuantizationSpec | None) -> JobSpec:
+def card_bytes(size: int) -> int:
+    """What a usual card of so many "GB" offers: of what nvidia-smi reports, the driver keeps a part."""
+    return int(SHARED_MEMORY_SHARE * (CARD_MEBIBYTES[size] << 20))
+
+
+def usual_job(
+    entry: CatalogEntry,
+    document_tokens: int,
+    quantization: QuantizationSpec | None,
+    rank: int = RANK,
+    batch_size: int = 8,
+) -> JobSpec:
+    """An adapter on all linear layers, with documents of up to `document_tokens` tokens."""
     hyperparameters = Hyperparameters(
         n_epochs=3,
-        batch_size=8,
+        batch_size=batch_size,
         learning_rate=entry.learning_rate,
         learning_rate_multiplier=1.0,
         warmup_ratio=0.0,
@@ -114,5 +129,5 @@ def _spec(entry: CatalogEntry, document_tokens: int, quantization: QuantizationS
         lr_scheduler_type="linear",
         context_length=document_tokens,
     )
-    lora = LoraSpec(r=RANK, alpha=2 * RANK, target_modules=tuple(sorted(entry.target_modules)))
+    lora = LoraSpec(r=rank, alpha=2 * rank, target_modules=tuple(sorted(entry.target_modules)))
     return JobSpec(base_model="none", lora=lora, quantization=quantization, hyperparameters=hyperparameters, seed=0)

@@ -8,6 +8,7 @@ be computed in the same time. So the FLOP/s of one job also apply to jobs with o
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
@@ -17,10 +18,18 @@ from app.domain.planning.memory import DeviceKind, adapter_parameters
 from app.domain.planning.packing import Workload
 
 # The constant cost of a packed batch, in tokens: launches of some hundred operators per layer (cpu: a token in batches
-# of 400 took 1.2 times as long as in batches of 1,519); dequantization of every weight twice: 11 % of a step at
-# 2,048 tokens on an H100, 3 % at 1,519 on two cores.
-LAUNCH_TOKENS: dict[DeviceKind, int] = {"cpu": 100, "cuda": 400}
+# of 400 took 1.2 times as long as in batches of 1,519; cuda: of an 8B on an H100, where neither is known);
+# dequantization of every weight twice: 11 % of a step at 2,048 tokens on an H100, 3 % at 1,519 on two cores.
+LAUNCH_TOKENS: dict[DeviceKind, int] = {"cpu": 100, "cuda": 600}
 DEQUANTIZE_TOKENS: dict[DeviceKind, int] = {"cpu": 50, "cuda": 250}
+# Forward and backward of a layer with adapters in bfloat16 launch so many kernels (counted on a Llama layer), and a
+# launch takes the CPU so long, with its share of Python and autograd. Products of experts are grouped: one launch for
+# all of them, and each expert's tokens are rounded up to a tile of 128, by half of that on average.
+LAYER_KERNELS = 218
+KERNEL_SECONDS = 8e-6
+GROUP_PADDING_TOKENS = 64
+# Of a step with fused norms, gates and rope, and longer chunks of the loss: 674 of 794 ms for 8B on an H100, by sums.
+FUSED_COST = 0.85
 RECOMPUTE_COST = 0.45  # share of a step if every layer is recomputed: 2 of 4 N FLOP, without the head
 # Recomputation of norms and activations: a few passes over the saved tensors, negligible on a CPU.
 ELEMENTWISE_COST: dict[DeviceKind, float] = {"cpu": 0.01, "cuda": 0.03}
@@ -70,16 +79,30 @@ PEAK_FLOPS = {
 }
 VENDOR_WORDS = frozenset({"NVIDIA", "GeForce", "Tesla"})
 PARTIAL_WORDS = frozenset({"Laptop", "MIG"})
-UTILIZATION: dict[DeviceKind, float] = {"cpu": 0.6, "cuda": 0.4}  # assumed share of the peak until a job was measured
+# The assumed share of the peak until a job was measured. Large products reach 0.6 of the peak of an H100, which its
+# power limits; 0.85 of an A100's, and nearly all of a GeForce card's, whose peak is halved with float32 accumulation.
+UTILIZATION: dict[DeviceKind, float] = {"cpu": 0.6, "cuda": 0.4}
+UTILIZATION_BY_GPU = dict.fromkeys(("A100", "A800", "RTX 5090", "RTX 5080", "RTX 4090", "RTX 4080", "RTX 3090"), 0.6)
+REFERENCE_FLOPS = 0.4 * 9.9e14  # of an H100
 # Of a step: 8B on an H100 with 100,000 tokens copies 0.8 GB per layer in 33 ms each way, beside a second of products.
 OFFLOAD_COST = 0.05
 START_SECONDS = 10.0  # imports, loading the base, and the final verification
 BASE_BYTES_PER_SECOND = 1e9
 
 
-def relative_token_cost(decoder_layers: int, plan: ExecutionPlan, kind: DeviceKind, row_tokens: float) -> float:
-    """Time per token in batches of `row_tokens`, relative to an infinitely long batch without recomputation."""
-    extra = LAUNCH_TOKENS[kind] + (0 if plan.cache_weights else DEQUANTIZE_TOKENS[kind])
+def relative_token_cost(
+    decoder_layers: int,
+    plan: ExecutionPlan,
+    kind: DeviceKind,
+    row_tokens: float,
+    constant_tokens: float | None = None,
+) -> float:
+    """Time per token in batches of `row_tokens`, relative to an infinitely long batch without recomputation.
+
+    `constant_tokens` are the constant cost of a batch; by default, on CUDA, that of an 8B on an H100.
+    """
+    if constant_tokens is None:
+        constant_tokens = LAUNCH_TOKENS[kind] + (0 if plan.cache_weights else DEQUANTIZE_TOKENS[kind])
     layers, elementwise = max(1, decoder_layers), ELEMENTWISE_COST[kind]
     recompute_share = {
         "nothing": 0.0,
@@ -87,37 +110,96 @@ def relative_token_cost(decoder_layers: int, plan: ExecutionPlan, kind: DeviceKi
         "layers": elementwise + (RECOMPUTE_COST - elementwise) * plan.recompute_layers / layers,
         "everything": RECOMPUTE_COST,
     }[plan.recompute]
-    return (1 + recompute_share + (OFFLOAD_COST if plan.offload else 0)) * (1 + extra / row_tokens)
+    share = (1 + recompute_share + (OFFLOAD_COST if plan.offload else 0)) * (FUSED_COST if plan.cuda_kernels else 1)
+    return share * (1 + constant_tokens / row_tokens)
+
+
+def token_cost(
+    entry: CatalogEntry,
+    spec: JobSpec,
+    work: Workload,
+    plan: ExecutionPlan,
+    kind: DeviceKind,
+    row_tokens: float,
+    flops: float = REFERENCE_FLOPS,
+) -> float:
+    """`relative_token_cost` of this job; on CUDA, on a GPU that computes `flops` a second by its name.
+
+    A batch has the launches, the dequantization, and the padding of each expert's tokens. Dequantized experts are not
+    cached.
+    """
+    if kind == "cpu":
+        return relative_token_cost(entry.decoder_layers, plan, kind, row_tokens)
+    launches = entry.decoder_layers * LAYER_KERNELS * KERNEL_SECONDS * flops
+    dequantized = entry.expert_parameters + (0 if plan.cache_weights else entry.linear_parameters)
+    dequantization = 0 if spec.quantization is None else 4 * DEQUANTIZE_TOKENS[kind] * dequantized
+    padding = 4 * GROUP_PADDING_TOKENS * entry.expert_parameters
+    constant_tokens = (launches + dequantization + padding) / _passes(entry, spec, work, kind)
+    return relative_token_cost(entry.decoder_layers, plan, kind, row_tokens, constant_tokens)
 
 
 def step_flop(
-    entry: CatalogEntry, spec: JobSpec, work: Workload, plan: ExecutionPlan, kind: DeviceKind, row_tokens: float
+    entry: CatalogEntry,
+    spec: JobSpec,
+    work: Workload,
+    plan: ExecutionPlan,
+    kind: DeviceKind,
+    row_tokens: float,
+    flops: float = REFERENCE_FLOPS,
 ) -> float:
-    """FLOP per training token, with `row_tokens` in a packed batch on average."""
-    trained = adapter_parameters(entry, spec.layer_lora)
-    passes = 4 * _active_parameters(entry) + 6 * trained + 3 * _attention(entry, work, kind)
-    passes += 4 * work.labelled_share * _head(entry)
-    passes += METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
-    optimizer = OPTIMIZER_FLOP[kind] * trained * work.steps / max(1, work.tokens)
-    return passes * relative_token_cost(entry.decoder_layers, plan, kind, row_tokens) + optimizer
+    """FLOP per training token, with `row_tokens` in a packed batch on average; `flops` as for `token_cost`."""
+    optimizer = OPTIMIZER_FLOP[kind] * adapter_parameters(entry, spec.layer_lora) * work.steps / max(1, work.tokens)
+    cost = token_cost(entry, spec, work, plan, kind, row_tokens, flops)
+    return _passes(entry, spec, work, kind) * cost + optimizer
 
 
-def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Workload, plan: ExecutionPlan, kind: DeviceKind) -> float:
+def validation_flop(
+    entry: CatalogEntry,
+    spec: JobSpec,
+    work: Workload,
+    plan: ExecutionPlan,
+    kind: DeviceKind,
+    flops: float = REFERENCE_FLOPS,
+) -> float:
     """FLOP per validation token, in full packed batches: one forward, and those of the method."""
     forward = _forward(entry, work, kind) + 2 * adapter_parameters(entry, spec.layer_lora)
     forward += METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
-    validation_plan = ExecutionPlan(row_tokens=plan.row_tokens, cache_weights=plan.cache_weights)
-    return forward * relative_token_cost(entry.decoder_layers, validation_plan, kind, plan.row_tokens)
+    validation_plan = plan.model_copy(update={"recompute": "nothing", "recompute_layers": 0, "offload": False})
+    return forward * token_cost(entry, spec, work, validation_plan, kind, plan.row_tokens, flops)
 
 
 def gpu_peak_flops(name: str) -> float | None:
-    """The peak of a GPU by its exact name, as nvidia-smi or torch print it; None for an unknown one.
+    """The peak of a GPU by its exact name, as nvidia-smi or torch print it; None for an unknown one."""
+    return PEAK_FLOPS.get(_known_gpu(name))
+
+
+def gpu_flops(name: str) -> float | None:
+    """The FLOP/s that a step is assumed to reach on a GPU with this name; None for an unknown one."""
+    peak = gpu_peak_flops(name)
+    return peak and peak * UTILIZATION_BY_GPU.get(_known_gpu(name), UTILIZATION["cuda"])
+
+
+@lru_cache(maxsize=64)  # each plan of a job asks
+def _known_gpu(name: str) -> str:
+    """The entry of the table of peaks; empty for an unknown one.
 
     Laptop GPUs and MIG slices have the name of a faster GPU, so they count as unknown.
     """
     words = [word for word in re.findall(r"[A-Za-z0-9]+", name.removeprefix("cuda (")) if word not in VENDOR_WORDS]
     matches = [gpu for gpu in PEAK_FLOPS if words[: len(gpu.split())] == gpu.split()]
-    return PEAK_FLOPS[max(matches, key=len)] if matches and not PARTIAL_WORDS & set(words) else None
+    return "" if PARTIAL_WORDS & set(words) else max(matches, key=len, default="")
+
+
+def _passes(entry: CatalogEntry, spec: JobSpec, work: Workload, kind: DeviceKind) -> float:
+    """FLOP per training token of products and attention, forward and backward."""
+    lora = spec.layer_lora
+    trained: float = adapter_parameters(entry, lora)
+    if lora.target_parameters:  # a token uses a part of the experts' adapters, too
+        dense = adapter_parameters(entry.model_copy(update={"experts": {}}), lora)
+        trained = dense + entry.active_experts * (trained - dense)
+    passes = 4 * _active_parameters(entry) + 6 * trained + 3 * _attention(entry, work, kind)
+    passes += 4 * work.labelled_share * _head(entry)
+    return passes + METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
 
 
 def _forward(entry: CatalogEntry, work: Workload, kind: DeviceKind) -> float:

@@ -20,9 +20,9 @@ from app.domain.planning.duration import (
     DEFAULT_CORE_FLOPS,
     START_SECONDS,
     UTILIZATION,
-    gpu_peak_flops,
-    relative_token_cost,
+    gpu_flops,
     step_flop,
+    token_cost,
     validation_flop,
 )
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
@@ -63,17 +63,20 @@ class Device:
     core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
     host_bytes: int | None = None  # free memory of the host of a GPU, for offload; None: not known
     slots: int = 1  # jobs that share the GPU: `memory_bytes` is then the budget of one of them
+    gpus: int = 1  # of a job, each with this memory
 
     @property
     def label(self) -> str:
+        if self.gpus > 1:
+            return f"each of {self.gpus} {self.name}"
         return self.name if self.slots == 1 else f"one of {self.slots} slots of {self.name}"
 
     @property
     def estimated_flops(self) -> float:
-        """FLOP/s before a job was measured: from its flags or its name."""
+        """FLOP/s of all its GPUs before a job was measured: from its flags or its name."""
         if self.kind == "cpu":
             return UTILIZATION[self.kind] * self.cores * self.core_flops
-        return UTILIZATION[self.kind] * (gpu_peak_flops(self.name) or CUDA_FLOPS)
+        return self.gpus * (gpu_flops(self.name) or UTILIZATION[self.kind] * CUDA_FLOPS)
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ def estimate_placement(
     passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`), and
     whether it uses what waits for a measurement on CUDA (`cuda_kernels`).
     """
+    flops = device.estimated_flops / device.gpus
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     packed = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements, lacking_host_bytes = [], 0
@@ -202,9 +206,12 @@ def estimate_placement(
         if counts_mapped_memory:
             lengths = min(MAX_CACHED_LENGTHS, work.tokens / mean_tokens)
             memory = replace(memory, kernels=memory.kernels + int(ONEDNN_MAPPING_OVERHEAD_BYTES * lengths))
-        flop_per_token = step_flop(entry, spec, work, plan, device.kind, mean_tokens)
-        flop = flop_per_token * (work.tokens + largest_tokens)  # the probe runs the largest batch once
-        flop += validation_flop(entry, spec, work, plan, device.kind) * work.validated_tokens
+        # Each GPU has its part of a step. One of them validates, and all run the probe, the largest batch once.
+        if device.gpus > 1:
+            mean_tokens = min(mean_tokens, max(1.0, work.tokens / max(1, work.steps) / device.gpus))
+        flop_per_token = step_flop(entry, spec, work, plan, device.kind, mean_tokens, flops)
+        flop = flop_per_token * (work.tokens + device.gpus * largest_tokens)
+        flop += validation_flop(entry, spec, work, plan, device.kind, flops) * device.gpus * work.validated_tokens
         other_seconds = correction.other_seconds
         if other_seconds is None:
             other_seconds = START_SECONDS + memory.base / BASE_BYTES_PER_SECOND
@@ -217,12 +224,12 @@ def estimate_placement(
                 formula=formula,
                 largest_batch_tokens=largest_tokens,
                 step_flop=flop_per_token,
-                seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
+                seconds=other_seconds + flop / (correction.flops or device.gpus * flops),
                 basis="measured" if correction.jobs else "formula",
             )
         )
     if fitting := [each for each in placements if each.fits]:
-        return _select(entry, device, fitting)
+        return _select(entry, spec, work, device, fitting)
     smallest = min(placements, key=lambda each: (each.memory.total, each.memory.activations))
     return replace(smallest, lacking_host_bytes=lacking_host_bytes)
 
@@ -261,10 +268,15 @@ def _min_bytes(
     )
 
 
-def _select(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
+def _select(
+    entry: CatalogEntry, spec: JobSpec, work: Workload, device: Device, placements: Sequence[Placement]
+) -> Placement:
     """The placement with the least memory among those that are equally fast within TIME_TOLERANCE."""
-    plans = [each.plan for each in placements]
-    costs = {plan: relative_token_cost(entry.decoder_layers, plan, device.kind, plan.row_tokens) for plan in plans}
+    flops = device.estimated_flops / device.gpus
+    costs = {
+        each.plan: token_cost(entry, spec, work, each.plan, device.kind, each.plan.row_tokens, flops)
+        for each in placements
+    }
     bound = (1 + TIME_TOLERANCE) * min(costs.values())
     fastest = (each for each in placements if costs[each.plan] <= bound)
     return min(fastest, key=lambda each: (each.memory.total, costs[each.plan]))

@@ -31,10 +31,10 @@ BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
 OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
-# kernels on CUDA expand them. It has no float32, no larger heads, no capped scores (Gemma 2) and no sinks (gpt-oss).
+# kernels on CUDA expand them. It has no float32, no larger heads and no capped scores (Gemma 2).
 MAX_FLASH_HEAD_SIZE = 256
 FLASH_HEAD_SIZE_STEP = 8
-ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM", "GptOssForCausalLM"})
+ARCHITECTURES_WITHOUT_FLASH = frozenset({"Gemma2ForCausalLM"})
 MAX_BLOCK_ATTENTION_TOKENS = 512  # of a document: worker/trainer/kernels/cpu/block_attention.py
 VERIFY_TOKENS = 512  # of the final verification, in float32
 VERIFY_HEAD_ROWS = 8192  # of the head in float32 at a time: 134 MB at D = 4,096, where all 151,936 would take 2.5 GB
@@ -98,6 +98,7 @@ class _LargestBatch:
     mean_attended_tokens: int  # length of a token's document, averaged over all tokens
     max_attended_tokens: int  # the same, averaged over the batch in which it is largest
     weight_bytes: int  # per weight of a frozen layer while it computes
+    live_expert_bytes: int
     has_flash: bool
 
 
@@ -128,6 +129,7 @@ def estimate_memory(
         mean_attended_tokens,
         max_attended_tokens,
         weight_bytes(spec),
+        live_expert_bytes(entry, spec.quantization, kind),
         _has_flash(entry, spec.quantization),
     )
     return MemoryEstimate(
@@ -173,16 +175,31 @@ def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> i
 
 def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
     """P: r x (inputs + outputs) of all target layers; rank patterns apply if the entry lists the layers."""
-    experts = sum(
-        lora.r * shape[0] * (shape[1] + shape[2])
-        for name, shape in entry.experts.items()
-        if any(name.endswith(f".{target}") for target in lora.target_parameters)
-    )
+    experts = sum(lora.r * count * (out + width) for count, out, width in _adapted_experts(entry, lora))
     if targets := _targets(entry, lora):
         return experts + sum(rank_of(lora, name) * sum(shape) for name, shape in targets.items())
     return experts + entry.decoder_layers * sum(
         lora.r * sum(entry.target_modules[name]) for name in lora.target_modules
     )
+
+
+def _adapted_experts(entry: CatalogEntry, lora: LoraSpec) -> list[tuple[int, int, int]]:
+    """[experts, out, in] of the adapted stacks of experts, as far as the entry lists them."""
+    return [
+        shape
+        for name, shape in entry.experts.items()
+        if lora.experts or any(name.endswith(f".{target}") for target in lora.target_parameters)
+    ]
+
+
+def live_expert_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, kind: DeviceKind) -> int:
+    """Bytes of the weights of experts that are dequantized at once; int8 is dequantized to float32 first."""
+    if quantization is None:
+        return 0
+    in_a_layer = entry.expert_parameters // max(1, entry.decoder_layers)
+    largest = max((count * out * width for count, out, width in entry.experts.values()), default=in_a_layer)
+    number_bytes = compute_dtype_bytes(quantization) + (4 if quantization.bits == 8 else 0)
+    return number_bytes * min(largest, EXPERT_WEIGHTS[kind])
 
 
 def ranks_of_layer(entry: CatalogEntry, lora: LoraSpec) -> float:
@@ -244,11 +261,16 @@ def trained_norm_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int
 
 
 def adapter_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int, draws_masks_again: bool = False) -> int:
-    """Bytes per token that the adapter of one layer saves: A x, dropout masks, and with DoRA W x and B A x."""
+    """Bytes per token that the adapter of one layer saves: A x, dropout masks, and with DoRA W x and B A x.
+
+    Adapted experts also keep the inputs of each product, for each expert of the token.
+    """
     magnitudes = 2 * _outputs(entry, lora) if lora.use_dora else 0
     has_masks = lora.dropout and (lora.use_dora or not draws_masks_again)
     masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if has_masks else 0
-    return int(width * ranks_of_layer(entry, lora)) + width * magnitudes + masks
+    of_experts = sum(count * (inputs + lora.r) for count, _, inputs in _adapted_experts(entry, lora))
+    numbers = ranks_of_layer(entry, lora) + entry.active_experts * of_experts / max(1, entry.decoder_layers)
+    return int(width * numbers) + width * magnitudes + masks
 
 
 def _outputs(entry: CatalogEntry, lora: LoraSpec) -> int:
@@ -293,7 +315,10 @@ def _activations(batch: _LargestBatch) -> int:
 
 
 def _live_layer(batch: _LargestBatch) -> int:
-    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight."""
+    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight.
+
+    The weight may be that of the experts of a layer, as far as they are dequantized at once.
+    """
     d, f = batch.entry.hidden_size, batch.entry.intermediate_size
     per_token = batch.width * (d + 3 * f)
     if batch.plan.recompute in ("elementwise", "layers"):
@@ -302,7 +327,7 @@ def _live_layer(batch: _LargestBatch) -> int:
         per_token += kept_bytes_per_token(batch, elementwise=False) + 2 * batch.width * f
     is_cached = batch.plan.cache_weights and batch.weight_bytes == batch.width
     weight = 0 if is_cached else batch.weight_bytes * d * max(f, batch.entry.query_size)
-    return batch.tokens * per_token + weight
+    return batch.tokens * per_token + max(weight, batch.live_expert_bytes)
 
 
 def _loss(batch: _LargestBatch) -> int:

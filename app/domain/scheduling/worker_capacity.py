@@ -171,4 +171,5 @@ def worker_device(description: Mapping[str, Any]) -> Device | None:
         return None
     cores = int(description.get("cpus") or 1)
     core_flops = float(description.get("core_flops") or DEFAULT_CORE_FLOPS)
-    return Device(description["kind"], str(description["device"]), int(description["memory_bytes"]), cores, core_flops)
+    memory_bytes, gpus = int(description["memory_bytes"]), int(description.get("gpus_per_job") or 1)
+    return Device(description["kind"], str(description["device"]), memory_bytes, cores, core_flops, gpus=gpus)

@@ -43,8 +43,8 @@ def create(session: Session, notifier: WorkerNotifier, job: Job, body: Mapping[s
     if isinstance(base, str):
         raise BadRequest(f"The adapter cannot be exported: {base}; ask its operator.", "model", "model_unavailable")
     lora = LoraSpec.model_validate(checkpoint.manifest.get("lora") or job.spec["lora"])
-    if lora.target_parameters:  # a worker could neither merge nor convert it
-        text = "This adapter adapts experts (lora.target_parameters), and no export contains them. PEFT merges it: "
+    if lora.adapts_experts:  # a worker could neither merge nor convert it
+        text = "This adapter adapts experts, and no export contains them. PEFT merges it: "
         text += "PeftModel.from_pretrained(base, adapter).merge_and_unload()."
         raise BadRequest(text, None, "unsupported_value")
     if kind.type == ExportType.GGUF_ADAPTER and (problem := gguf_adapter_problem(lora)):

@@ -23,7 +23,7 @@ from app.domain.datasets.report import (
     no_trainable_tokens_message,
     too_few_examples_message,
 )
-from app.domain.datasets.warnings import NO_VALIDATION_FILE, request_warning
+from app.domain.datasets.warnings import NO_VALIDATION_FILE, UNREAD, build_warnings, request_warning
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import DataParameters, JobSpec
 from app.domain.planning.estimate import DeviceGroup, Placement, estimate_on
@@ -132,14 +132,11 @@ class JobPlan:
     @property
     def warnings(self) -> list[dict[str, Any]]:
         """Those about the request, and about arguments that the base model's chat template does not read."""
-        spec = self.inputs.spec
-        found = self.report.warnings(spec.method, spec.hyperparameters.context_length)
-        unread = [
-            vars(each) | {"file": self.inputs.training_file.id, "message": f"Training file: {each.message}"}
-            for each in found
-            if each.code == "unread_argument"
-        ]
-        return [*self.inputs.warnings, *unread]
+        spec, file_id = self.inputs.spec, self.inputs.training_file.id
+        lines = {code: each for code, each in self.report.warning_lines.items() if code.startswith(UNREAD)}
+        unread = build_warnings(lines, spec.method, spec.hyperparameters.context_length, 0)
+        about_file = [vars(each) | {"file": file_id, "message": f"Training file: {each.message}"} for each in unread]
+        return [*self.inputs.warnings, *about_file]
 
     @property
     def placements(self) -> list[Placement]:

@@ -15,7 +15,7 @@ from app.db.base_models.models import is_offered_to
 from app.db.files import is_visible_to
 from app.db.jobs import checkpoints, jobs
 from app.db.tables import BaseModelRow, DeliveryTarget, File, Job, Project
-from app.domain.datasets.warnings import SAME_FILE, request_warning
+from app.domain.datasets.warnings import EXPERTS_FROZEN, SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
 from app.domain.files import JobFileOrigins
@@ -107,6 +107,8 @@ def build_job(
     warnings = [request_warning("without_effect", text) for text in request.without_effect]
     if len({file.sha256 for file in files_by_param.values()}) < len(files_by_param):
         warnings.append(request_warning("same_file", SAME_FILE))
+    if base.catalog_entry.expert_parameters and not spec.lora.adapts_experts:
+        warnings.append(request_warning("experts_frozen", EXPERTS_FROZEN))
     given = {column: value for name, column in COLUMNS.items() if (value := getattr(request, name)) is not None}
     given["worker_labels"] = sorted(set(request.worker_labels or ()))
     given["deliver_to"] = (default_targets or []) if deliver_to is None else deliver_to

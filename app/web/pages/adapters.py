@@ -101,8 +101,7 @@ def _show_engines(job: Json, adapter: Json, source: str | None) -> None:
         title = "Serves this adapter as it is" if is_served else "Does not serve this adapter as it is"
         texts = "\n".join([*verdict["reasons"], *verdict["notes"]])
         note(f"{title} ({verdict['version']})", texts, "ok" if is_served else "warn")
-        arguments = job.get("chat_template_kwargs")
-        code_block(snippet(engine, is_served, verdict["flags"], job["id"], adapter, source, arguments))
+        code_block(snippet(engine, is_served, verdict["flags"], job, adapter, source))
 
     with card("Use it"):
         if source is None:
@@ -111,22 +110,15 @@ def _show_engines(job: Json, adapter: Json, source: str | None) -> None:
         tabs("Ways to use the adapter", wording.ENGINES, show)
 
 
-def snippet(
-    engine: str,
-    is_served: bool,
-    flags: list[str],
-    job_id: str,
-    adapter: Json,
-    source: str | None,
-    arguments: Json | None = None,
-) -> str:
+def snippet(engine: str, is_served: bool, flags: list[str], job: Json, adapter: Json, source: str | None) -> str:
     """Commands to paste. An engine that does not serve the adapter gets the merged model.
 
     `source` is the id of the base model on its hub; without one, the directory is to be filled in.
     """
+    job_id = job["id"]
     download = f"tunery adapters download {job_id} -o adapter"
     if engine == "transformers":
-        return f"# {download}\n{peft_code(source or BASE_DIRECTORY, 'adapter', arguments)}"
+        return f"# {download}\n{peft_code(source or BASE_DIRECTORY, 'adapter', job['chat_template_kwargs'])}"
     if engine == "ollama" or (engine == "llama_cpp" and not is_served):
         export = f"tunery jobs export {job_id} --type gguf --quantization Q8_0 -o tuned"
         return f"{export}\n" + (

@@ -23,12 +23,13 @@ VALUES = {
     "learning_rate": "2e-4",
     "lora.r": "8",
     "suffix": "",
+    "lora.experts": "true",
 }
 BODY: dict[str, Any] = {
     "model": "tiny",
     "training_file": "file-1",
     "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "learning_rate": 2e-4}}},
-    "lora": {"r": 8},
+    "lora": {"r": 8, "experts": True},
 }
 FAILED = FINISHED_JOB | {"status": "failed"}
 
@@ -77,7 +78,13 @@ def test_a_clone_requests_what_its_original_resolved() -> None:
 
 
 def test_a_clone_repeats_what_the_form_has_no_field_for() -> None:
-    lora = {"use_dora": True, "rank_pattern": {"q_proj": 4}, "modules_to_save": ["lm_head"], "alpha": 0.1234567}
+    lora = {
+        "use_dora": True,
+        "experts": True,
+        "rank_pattern": {"q_proj": 4},
+        "modules_to_save": ["lm_head"],
+        "alpha": 0.1234567,
+    }
     job = FINISHED_JOB | {
         "lora": FINISHED_JOB["lora"] | lora,
         "quantization": {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "float16"},

@@ -45,7 +45,7 @@ class TestReport:
             "rows_compared": 12, "validation_file_complete": None,
         }  # fmt: skip
         assert (body["duplicates"]["rows"], body["overlap"], len(body["rows"])) == (0, None, 3)
-        assert body["warnings"] == []
+        assert (body["warnings"], body["labels"]) == ([], None)
 
     def test_rows_are_shown_as_the_model_sees_them(self, client: TestClient, upload: Upload) -> None:
         file = upload(jsonl(chat("hi", "hello"), *[chat("a", f"{n}") for n in range(9)])).json()["id"]
@@ -124,6 +124,14 @@ class TestReport:
         assert [document["side"] for document in body["rows"][0]["documents"]] == ["preferred", "non_preferred"]
         assert report(client, file, method="supervised")["findings"]["count"] == 10
 
+    def test_labels_are_recognized_and_counted(self, client: TestClient, upload: Upload) -> None:
+        rows = [{"prompt": "a", "completion": f"{n}", "label": n < 6} for n in range(10)]
+        body = report(client, upload(jsonl(*rows)).json()["id"], rows=7)
+        assert (body["method"], body["format"], body["valid"]) == ("kto", "labelled", True)
+        assert body["labels"] == {"desirable": 6, "undesirable": 4}
+        sides = [document["side"] for row in body["rows"][5:] for document in row["documents"]]
+        assert sides == ["desirable", "undesirable"]
+
     def test_too_few_rows_are_invalid(self, client: TestClient, upload: Upload) -> None:
         body = report(client, upload(chat_lines(9)).json()["id"])
         assert (body["valid"], body["coverage"]["rows"], body["findings"]["count"]) == (False, 9, 0)
@@ -165,7 +173,7 @@ class TestRefusals:
             ({"model": "tiny", "rows": 51}, 400, "rows"),
             ({"model": "tiny", "rows": -1}, 400, "rows"),
             ({"model": "tiny", "context_length": 513}, 400, "context_length"),
-            ({"model": "tiny", "method": "orpo"}, 400, "method"),
+            ({"model": "tiny", "method": "reinforcement"}, 400, "method"),
             ({"model": "tiny", "validation_file": "file-x"}, 404, "validation_file"),
         ],
         ids=["no model", "unknown model", "rows", "no rows", "context", "method", "validation file"],

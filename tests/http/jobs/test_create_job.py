@@ -82,14 +82,19 @@ class TestCreate:
         assert body["chat_template_kwargs"] == {"enable_thinking": False}
         assert body["sample_prompts"] == ["What is red?"]
 
-    def test_a_dpo_method_is_shown_in_openais_shape(self, create: Any, client: TestClient) -> None:
-        body = create(method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}}).json()
+    @pytest.mark.parametrize(
+        ("method", "asked"), [("dpo", {"beta": 0.2}), ("orpo", {"beta": 0.2}), ("kto", {"undesirable_weight": 1.5})]
+    )
+    def test_a_method_is_shown_in_openais_shape(
+        self, create: Any, client: TestClient, method: str, asked: dict[str, float]
+    ) -> None:
+        body = create(method={"type": method, method: {"hyperparameters": asked | {"n_epochs": 2}}}).json()
         JobBody.model_validate(body)
         assert body["hyperparameters"] == {}
-        assert body["method"].keys() == {"type", "dpo"}
-        assert body["method"]["type"] == "dpo"
-        hyperparameters = body["method"]["dpo"]["hyperparameters"]
-        assert (hyperparameters["beta"], hyperparameters["n_epochs"]) == (0.2, 2)
+        assert body["method"].keys() == {"type", method}
+        assert body["method"]["type"] == method
+        hyperparameters = body["method"][method]["hyperparameters"]
+        assert hyperparameters | asked | {"n_epochs": 2} == hyperparameters
         assert client.get(f"/v1/fine_tuning/jobs/{body['id']}").json()["method"] == body["method"]
         (listed,) = client.get("/v1/fine_tuning/jobs").json()["data"]
         assert (listed["method"], listed["hyperparameters"]) == (body["method"], {})

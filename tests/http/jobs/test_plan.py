@@ -47,7 +47,7 @@ def lines(*examples: tuple[str, str, int]) -> bytes:
     )
 
 
-LATER = ("no_validation_file", "unread_argument")  # the job's validation adds the second one
+LATER = ("no_validation_file", "unread_enable_thinking")  # the job's validation adds the second one
 
 
 @pytest.mark.usefixtures("worker")
@@ -72,7 +72,7 @@ class TestPlan:
         for body, codes in (
             ({}, ["no_validation_file"]),
             ({"validation_file": other}, []),
-            ({"validation_file": other, "chat_template_kwargs": {"enable_thinking": True}}, ["unread_argument"]),
+            ({"validation_file": other, "chat_template_kwargs": {"enable_thinking": True}}, ["unread_enable_thinking"]),
             ({"validation_file": training_file}, ["same_file"]),
             ({"validation_file": copy, "trainingType": "Standard"}, ["without_effect", "same_file"]),
         ):
@@ -84,6 +84,20 @@ class TestPlan:
             events = client.get(f"{JOBS}/{created['id']}/events").json()["data"]
             texts = [event["message"] for event in reversed(events) if event["level"] == "warn"]
             assert texts == [each["message"] for each in created["warnings"]]
+
+    @pytest.mark.parametrize("adapted", [False, True])
+    def test_experts_that_stay_frozen_are_named(
+        self, client: TestClient, training_file: str, sessions: Sessions, adapted: bool
+    ) -> None:
+        with transaction(sessions) as session:
+            row = session.get_one(BaseModelRow, "tiny")
+            row.entry = row.entry | {"expert_parameters": 4096}
+        asked = {"model": "tiny", "training_file": training_file, "lora": {"experts": adapted}}
+        planned, created = client.post(PLAN, json=asked).json(), client.post(JOBS, json=asked).json()
+        assert planned["lora"]["experts"] is created["lora"]["experts"] is adapted
+        codes = [] if adapted else ["experts_frozen"]
+        assert [warning["code"] for warning in created["warnings"]] == codes
+        assert [warning["code"] for warning in planned["warnings"]] == [*codes, "no_validation_file"]
 
     def test_a_plan_of_an_urgent_job_needs_the_permission(self, client: TestClient, training_file: str) -> None:
         asked = {"model": "tiny", "training_file": training_file, "urgent": True}

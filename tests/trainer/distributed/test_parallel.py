@@ -110,7 +110,9 @@ def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., 
     started: list[Trainer] = []
 
     def start(lock: int | None = None, planted: str | None = None, **changes: Any) -> Trainer:
-        spec = make_spec(tiny, examples, **({"quantization": FLOAT32, "world_size": 2} | changes))
+        spec = make_spec(
+            tiny, changes.pop("training_file", examples), **({"quantization": FLOAT32, "world_size": 2} | changes)
+        )
         workdir = tmp_path / f"work-{len(started)}"
         workdir.mkdir()
         (workdir / "spec.json").write_text(spec.model_dump_json())
@@ -126,12 +128,22 @@ def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., 
 
 class TestEqualToOneProcess:
     @pytest.mark.extended("two real processes of torch beside one")
+    @pytest.mark.parametrize("method", [{}, {"method": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.5}])
     def test_losses_and_the_adapter_equal_those_of_one_process(
-        self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
+        self,
+        start: Callable[..., Trainer],
+        tiny: Path,
+        examples: Path,
+        labelled: Path,
+        tmp_path: Path,
+        method: dict[str, Any],
     ) -> None:
-        changes = {"batch_size": 11, "validation_file": examples, "n_epochs": 3}  # the 12th example is a step by itself
-        code, single = run_trainer(make_spec(tiny, examples, quantization=FLOAT32, **changes), tmp_path / "alone")
-        two = start(**changes)
+        """KTO: with two processes, and packed batches of other lengths, the reference point is that of one."""
+        file = labelled if method else examples
+        changes = {"batch_size": 11, "validation_file": file, "n_epochs": 3}  # the 12th example is a step by itself
+        changes |= method | {"beta": 0.2} if method else {}
+        code, single = run_trainer(make_spec(tiny, file, quantization=FLOAT32, **changes), tmp_path / "alone")
+        two = start(training_file=file, **changes)
         assert (code, two.wait()) == (0, 0), two.log_text()
         assert sum(isinstance(record, Started | Done) for record in two.records) == 2  # only one process reports
         for mine, theirs in zip(

@@ -7,9 +7,8 @@ import torch
 
 from app.domain.jobs.states import Reason
 from worker.trainer.kernels.cpu import memory as cpu_memory
-from worker.trainer.kernels.cpu.memory import CpuMemory
+from worker.trainer.kernels.cpu.memory import CpuMemory, DeviceMemory
 from worker.trainer.kernels.cuda.memory import CONTEXT_BYTES, CudaMemory
-from worker.trainer.kernels.memory import DeviceMemory
 from worker.trainer.runtime.failures import Failure
 
 GB = 10**9

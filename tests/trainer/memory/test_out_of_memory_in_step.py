@@ -21,8 +21,7 @@ from tests.trainer.helpers import (
     prepare,
 )
 from worker.trainer.distributed import parallel
-from worker.trainer.kernels.cpu.memory import CpuMemory
-from worker.trainer.kernels.memory import DeviceMemory
+from worker.trainer.kernels.cpu.memory import CpuMemory, DeviceMemory
 from worker.trainer.memory import placement
 from worker.trainer.memory.out_of_memory import reduce_after_kills, reduce_plan, smallest_plan
 from worker.trainer.objective import objective

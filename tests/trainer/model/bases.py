@@ -174,10 +174,10 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "Mistral Small 3": (MULTIMODAL, "Mistral3ForConditionalGeneration", {}),
     "Qwen3.5": (MULTIMODAL, "Qwen3_5ForConditionalGeneration", DELTA_NET),
-    "Qwen3-MoE": (EXPERTS_KIND, "Qwen3MoeForCausalLM", EXPERTS),
+    "Qwen3-MoE": (EXPERTS_KIND, "Qwen3MoeForCausalLM", EXPERTS | {"num_experts": 8}),
     "Mixtral": (EXPERTS_KIND, "MixtralForCausalLM", {"num_local_experts": 4}),
-    "OLMoE": (EXPERTS_KIND, "OlmoeForCausalLM", EXPERTS),
-    "gpt-oss": (EXPERTS_KIND, "GptOssForCausalLM", SLIDING | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "OLMoE": (EXPERTS_KIND, "OlmoeForCausalLM", EXPERTS | {"num_experts": 5, "num_experts_per_tok": 1}),
+    "gpt-oss": (EXPERTS_KIND, "GptOssForCausalLM", SLIDING | {"num_local_experts": 3, "num_experts_per_tok": 2}),
     "Qwen3-Next": (HYBRID, "Qwen3NextForCausalLM", EXPERTS | DELTA_NET | {"shared_expert_intermediate_size": 64}),
     "Qwen3.5 text": (HYBRID, "Qwen3_5ForCausalLM", DELTA_NET),
     "LFM2": (

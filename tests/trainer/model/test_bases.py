@@ -48,6 +48,7 @@ FORMATS: dict[str, tuple[QuantizationSpec | None, torch.dtype]] = {
     "nf4, 16 bits": (QuantizationSpec(), torch.bfloat16),  # the default of a job
 }
 STEPS = 30
+STACKED = ["experts.down_proj", "experts.gate_up_proj"]
 TEXTS = (("red green", "blue amber green"), ("one", "two three"), ("amber blue", "red red"), ("nine", "ten eleven"))
 
 
@@ -138,7 +139,7 @@ def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
 ) -> None:
     base = load_base("tiny", directory, *FORMATS[weights], CPU_KERNELS)
     check_base(base)
-    lora = _lora(base, with_experts=bool(base.experts))
+    lora = _lora(base)
     dataset = read_dataset(
         load_renderer(directory),
         training_file,
@@ -177,7 +178,7 @@ def test_a_fixed_text_is_learned_and_the_adapter_verified(
         training_file,
         quantization={} if weights == "nf4" else None,
         target_modules=targets(base),
-        target_parameters=_lora(base, with_experts=bool(base.experts)).target_parameters,
+        experts=bool(base.experts),
         n_epochs=STEPS,
         batch_size=len(TEXTS),
         r=8,
@@ -197,9 +198,8 @@ def test_a_fixed_text_is_learned_and_the_adapter_verified(
     assert named == saved.keys()  # the class that transformers and vLLM load has a place for every tensor
 
 
-def _lora(base: FrozenBase, *, with_experts: bool) -> LoraSpec:
-    experts = ("experts.down_proj", "experts.gate_up_proj") if with_experts else ()
-    return LoraSpec(r=8, alpha=16, target_modules=tuple(targets(base)), target_parameters=experts)
+def _lora(base: FrozenBase) -> LoraSpec:
+    return LoraSpec(r=8, alpha=16, target_modules=tuple(targets(base)), experts=bool(base.experts))
 
 
 @torch.no_grad()
@@ -216,7 +216,7 @@ def _peft_model(base: FrozenBase, lora: LoraSpec, adapter: LoraAdapter) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=list(lora.target_modules),
-        target_parameters=list(lora.target_parameters) or None,
+        target_parameters=STACKED if lora.experts else None,
     )
     if base.decoder_prefix:
         config.exclude_modules = rf"(?!{base.decoder_prefix}\.).*"

@@ -44,14 +44,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def files(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The training file of each loss: pairs, and for KTO twelve of their answers with a label."""
-    lines = []
-    for number, row in enumerate(map(json.loads, pairs.read_text().splitlines())):
-        answer = row["non_preferred_output" if number % 3 == 1 else "preferred_output"]
-        lines.append(json.dumps({"messages": row["input"]["messages"] + answer, "label": number % 3 != 1}) + "\n")
-    labelled = tmp_path_factory.mktemp("labelled") / "labelled.jsonl"
-    labelled.write_text("".join(lines))
+def files(pairs: Path, labelled: Path) -> dict[str, Path]:
+    """The training file of each loss."""
     return {name: labelled if name == "kto" else pairs for name in CHANGES}
 
 

@@ -9,39 +9,40 @@ from typing import Any
 import pytest
 
 from app.domain.datasets.examples import Example
+from app.domain.datasets.render import Renderer
+from app.domain.deliveries.served_check import ReferencePrompt
 from app.domain.jobs.spec import DataParameters
 from app.system.tokenizer_files import load_renderer
-from worker.trainer.validation.served_reference import chat_prompt, examples_at
+from worker.trainer.validation.served_reference import examples_at, with_messages
 
 QUESTION = {"role": "user", "content": "where is my parcel"}
 ANSWER = {"role": "assistant", "content": "on its way"}
 
 
-def chosen(tiny: Path, **fields: Any) -> tuple[Any, Example, list[int], list[int]]:
-    """(renderer, an example, its tokens, the positions of its expected tokens)."""
+def chosen(tiny: Path, **fields: Any) -> tuple[Renderer, Example, ReferencePrompt]:
+    """(renderer, an example, its tokens with the positions of the expected ones)."""
     renderer, example = load_renderer(tiny), Example(1, **fields)
     document = renderer.documents(example)[0]
     positions = [position for position, label in enumerate(document.labelled) if label]
-    return renderer, example, list(document.tokens), positions
+    prompt = ReferencePrompt(tokens=document.tokens, positions=positions, base=[], adapter=[], top=[])
+    return renderer, example, prompt
 
 
 @pytest.mark.parametrize("before", [(), ({"role": "system", "content": "be short"},)])
 def test_the_messages_before_the_first_expected_answer_are_recorded(
     tiny: Path, before: tuple[dict[str, str], ...]
 ) -> None:
-    renderer, example, tokens, positions = chosen(tiny, messages=(*before, QUESTION, ANSWER, QUESTION, ANSWER))
-    found = chat_prompt(renderer, example, tokens, positions)
-    assert found is not None
+    renderer, example, prompt = chosen(tiny, messages=(*before, QUESTION, ANSWER, QUESTION, ANSWER))
+    found = with_messages(renderer, example, prompt)
     assert found.messages == [*before, QUESTION]
-    assert renderer.encode(renderer.text(found.messages, prompt=True)) == tokens[: positions[0]]
+    assert renderer.encode(renderer.text(found.messages, prompt=True)) == prompt.tokens[: prompt.positions[0]]
     assert "".join(found.answer).startswith("on its way")
-    assert len(found.answer) < len(positions)  # not those of the second answer
+    assert len(found.answer) < len(prompt.positions)  # not those of the second answer
 
 
 def test_an_answer_that_is_not_trained_is_a_part_of_the_messages(tiny: Path) -> None:
     messages = (QUESTION, ANSWER | {"weight": 0}, QUESTION, ANSWER)
-    found = chat_prompt(*chosen(tiny, messages=messages))
-    assert found is not None
+    found = with_messages(*chosen(tiny, messages=messages))
     assert found.messages == [QUESTION, ANSWER, QUESTION]
 
 
@@ -55,7 +56,7 @@ def test_an_answer_that_is_not_trained_is_a_part_of_the_messages(tiny: Path) -> 
     ids=["completion", "text", "names"],
 )
 def test_what_a_chat_api_might_render_differently_is_not_recorded(tiny: Path, fields: dict[str, Any]) -> None:
-    assert chat_prompt(*chosen(tiny, **fields)) is None
+    assert with_messages(*chosen(tiny, **fields)).messages is None
 
 
 def test_the_examples_of_some_lines_are_read(tmp_path: Path) -> None:

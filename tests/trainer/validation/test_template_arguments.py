@@ -14,6 +14,7 @@ from app.db.fast_reads.answers import ServedModel
 from app.domain.answers.trial import TrialRequest, question_of
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.template_arguments import ChatTemplateArguments
+from app.domain.deliveries.served_check import ReferencePrompt
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.events import ServedReferenceMeasured
 from app.domain.jobs.spec import DataParameters
@@ -27,7 +28,7 @@ from worker.evaluations.prepare import read_inputs
 from worker.trainer.answers.trial import TrialProgram
 from worker.trainer.validation import evaluate
 from worker.trainer.validation.evaluate import prompt_tokens
-from worker.trainer.validation.served_reference import chat_prompt
+from worker.trainer.validation.served_reference import with_messages
 
 QUESTION = [{"role": "user", "content": "where is my parcel"}]
 ANSWER = {"role": "assistant", "content": "on its way"}
@@ -73,8 +74,8 @@ def test_every_prompt_of_a_job_has_the_tokens_of_the_training(
     # an engine that gets what is recorded, rendered by transformers as in vLLM
     (example,) = read_examples(io.BytesIO(line), LIMIT, parameters)
     assert isinstance(example, Example)
-    recorded = chat_prompt(renderer, example, document.tokens, positions)
-    assert recorded is not None
+    expected = ReferencePrompt(tokens=document.tokens, positions=positions, base=[], adapter=[], top=[])
+    recorded = with_messages(renderer, example, expected)
     sent = recorded.chat_template_kwargs.model_dump() if recorded.chat_template_kwargs else {}
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.apply_chat_template(recorded.messages, add_generation_prompt=True, **sent)["input_ids"] == trained

@@ -13,6 +13,7 @@ from cryptography.fernet import Fernet
 from app.db.deliveries import deliveries
 from app.db.engine import transaction
 from app.db.jobs import checkpoints
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.deliveries import targets
 from app.domain.deliveries.served_check import ReferencePrompt, ServedReference, Verdict
 from tests.sentences import Reviewed
@@ -204,6 +205,7 @@ class TestCheckByAnswers:
                 adapter=[-0.1] * 13,
                 top=[*range(10, 22), 5],
                 messages=[{"role": "user", "content": str(number)}],
+                chat_template_kwargs=ChatTemplateArguments(enable_thinking=False) if number else None,
                 answer=[f"<{token}>" for token in range(10, 22)],
             )
             for number in range(3)

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, Job
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.jobs.spec import LINE_RULES, JobSpec, QuantizationSpec, TrainerSpec
 from app.system.host import boottime_seconds
 from app.system.model_files import stat_signature
@@ -56,7 +57,11 @@ def test_the_spec_has_the_gpus_of_the_slot_and_the_dtype_and_method_of_the_reque
     assert (supervised.run.method, supervised.run.hyperparameters.beta) == ("supervised", None)
     harness.resources.settings.gpus_per_job = 4
     method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}}
-    dpo = spec_of(harness, {"method": method, "quantization": {"compute_dtype": "bfloat16"}})
+    arguments = ChatTemplateArguments(enable_thinking=False)
+    body = {"method": method, "quantization": {"compute_dtype": "bfloat16"}}
+    dpo = spec_of(harness, body | {"chat_template_kwargs": arguments.model_dump()})
+    assert (supervised.run.chat_template_kwargs, dpo.run.chat_template_kwargs) == (None, arguments)
+    assert "chat_template_kwargs" not in supervised.model_dump_json()  # which an earlier release would refuse
     assert (dpo.world_size, dpo.dtype_is_free, dpo.quantization) == (4, False, QuantizationSpec())
     assert (dpo.run.method, dpo.run.hyperparameters.beta) == ("dpo", 0.3)
 

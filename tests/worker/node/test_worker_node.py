@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from unittest.mock import MagicMock
+
 import pytest
 
+from app.db.engine import transaction
+from app.db.scheduling import device_losses
+from app.domain.jobs.states import Reason
 from tests.deadline import until
 from tests.worker.worker_harness import WorkerHarness
 from worker.node.resources import Resources
@@ -57,3 +63,26 @@ def test_a_worker_that_fails_to_open_closes_its_resources_after_its_slots(
         node.open("cpu0@host", ["cpu"])
     node.close()
     assert closed == ["cpu0@host", "resources"]
+
+
+def test_a_worker_out_of_service_offers_no_trial_answers(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[Callable[[], Collection[str]]] = []
+
+    def offer(_resources: Resources, _owner: str, _slot: str, models: Callable[[], Collection[str]]) -> MagicMock:
+        offered.append(models)
+        return MagicMock()
+
+    monkeypatch.setattr("worker.answers.TrialAnswers", offer)
+    node = WorkerNode(harness.resources.settings.model_copy(update={"trial_answers": True}))
+    node.open("gpu0@host", ["gpu"])
+    try:
+        until(lambda: offered[0](), "the base model is offered")
+        with transaction(harness.sessions) as session:
+            for _ in range(device_losses.MAX_IN_A_ROW):
+                device_losses.count(session, "gpu0@host#1", "ftjob-1", Reason.DEVICE_LOST)
+        until(lambda: not offered[0](), "nothing is offered")
+    finally:
+        node.stop()
+        node.close()

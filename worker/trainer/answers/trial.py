@@ -300,12 +300,7 @@ class TrialProgram:
         if question.messages is None:
             return question.prompt or "", self._renderer.encode_plain(question.prompt or "")
         renderer = self._renderer.with_arguments(question.chat_template_kwargs)
-        messages = renderer.normalized(question.messages)
-        prompt = renderer.text(messages, question.tools, prompt=True)
-        tokens = renderer.encode(prompt)
-        if len(tokens) < self._context_length:
-            renderer.check_prompt(messages, question.tools)
-        return prompt, tokens
+        return renderer.prompt(question.messages, question.tools, self._context_length - 1)
 
     def _parser(self, question: TrialQuestion, prompt: str) -> AnswerParser | None:
         """Finds calls of tools in the answer; None if the model has no form for them that is known here."""

@@ -70,6 +70,12 @@ def adapter_tensors(run: Run) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().cpu().contiguous() for name, parameter in run.adapter.named_parameters().items()}
 
 
+def _target_parameters(lora: LoraSpec, base: FrozenBase) -> list[str]:
+    if not lora.experts:
+        return list(lora.target_parameters)
+    return sorted({".".join(name.split(".")[-2:]) for name in base.experts})
+
+
 def write_config(path: Path, lora: LoraSpec, base: FrozenBase) -> None:
     """Write adapter_config.json with PEFT's own class; sets are sorted, so that equal runs give equal bytes.
 
@@ -82,7 +88,7 @@ def write_config(path: Path, lora: LoraSpec, base: FrozenBase) -> None:
         lora_alpha=_number(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
-        target_parameters=list(lora.target_parameters) or None,
+        target_parameters=_target_parameters(lora, base) or None,
         exclude_modules=None if prefix is None else rf"(?!{re.escape(prefix)}\.).*",
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,

@@ -186,7 +186,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         ),
         vllm="" if reasons[Engine.VLLM] else VLLM.format(rank=vllm_max_lora_rank(lora), arguments=in_request),
         llama_cpp="" if reasons[Engine.LLAMA_CPP] else LLAMA_CPP,
-        merge=MERGE_EXPERTS if lora.target_parameters else MERGE + MERGED_SERVING,
+        merge=MERGE_EXPERTS if lora.adapts_experts else MERGE + MERGED_SERVING,
         settings=json.dumps({key: manifest[key] for key in SETTINGS if key in manifest}, indent=2),
     )
 

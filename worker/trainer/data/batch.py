@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -259,7 +259,9 @@ T = TypeVar("T", Sequences, PackedBatch)
 
 
 def _with_tensors(value: T, function: Callable[[torch.Tensor], torch.Tensor]) -> T:
-    tensors = {name: function(each) for name, each in vars(value).items() if isinstance(each, torch.Tensor)}
+    tensors: dict[str, Any] = {
+        name: function(each) for name, each in vars(value).items() if isinstance(each, torch.Tensor)
+    }
     return replace(value, **tensors)
 
 

@@ -12,9 +12,10 @@ from app.domain.planning.memory import CUDA_CHUNK_TOKENS, MIN_CHUNK_TOKENS, Devi
 from worker.trainer.kernels.cpu.memory import CpuMemory
 from worker.trainer.kernels.cuda.fused_modules import use_fused_modules
 from worker.trainer.kernels.cuda.memory import CudaMemory
-from worker.trainer.kernels.memory import Memory
 from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
 from worker.trainer.model.patches import Patches
+
+Memory = CpuMemory | CudaMemory
 
 
 @dataclass(frozen=True)

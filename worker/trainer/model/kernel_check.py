@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from app.domain.jobs.states import Reason
-from worker.trainer.kernels.cpu.quantize import BLOCK, get_4bit_type
+from worker.trainer.kernels.cpu.quantize import BLOCK
 from worker.trainer.kernels.replacement import run_with_gradients
 from worker.trainer.model.base_model import FrozenBase
+from worker.trainer.model.bitsandbytes_import import bitsandbytes
 from worker.trainer.model.frozen_linear import freeze
 from worker.trainer.objective.losses import LogitScaling, linear_cross_entropy
 from worker.trainer.runtime.failures import Failure
@@ -56,11 +57,11 @@ def _quantization_difference(base: FrozenBase) -> float:
         return 0.0
     weight_D_K = torch.randn(WEIGHT_SHAPE, generator=torch.Generator().manual_seed(0)).to(base.device)
     found_D_K = freeze(weight_D_K, quantization, base.compute_dtype).weight_in(base.compute_dtype).float()
-    if quantization.bits == 8:
-        largest, codes = weight_D_K.abs().amax(1, keepdim=True), torch.arange(-127, 128) / 127
-    else:
+    codes = torch.arange(-127, 128) / 127
+    if quantization.bits == 4:
+        codes = bitsandbytes.functional.get_4bit_type(quantization.type, device="cpu")
         weight_D_K, found_D_K = (each.view(-1, BLOCK) for each in (weight_D_K, found_D_K))
-        largest, codes = weight_D_K.abs().amax(1, keepdim=True), get_4bit_type(quantization.type, device="cpu")
+    largest = weight_D_K.abs().amax(1, keepdim=True)
     codes = codes.sort().values.to(base.device)
     scaled, bounds = weight_D_K / largest, (codes[:-1] + codes[1:]) / 2
     nearest = codes[torch.bucketize(scaled, bounds)]

@@ -13,6 +13,8 @@ import torch
 
 from worker.trainer.data.batch import PackedBatch
 
+Sums = dict[str, tuple[torch.Tensor, torch.Tensor | int]]  # by metric: the sum of its values, and their number
+
 
 @dataclass(frozen=True)
 class BatchSums:
@@ -21,20 +23,20 @@ class BatchSums:
     tokens: int
     labelled_tokens: int
     terms: int  # of the loss: labelled tokens or examples
-    sums: dict[str, tuple[torch.Tensor, torch.Tensor | int]]  # by metric: the sum of its values, and their number
+    sums: Sums
 
     @classmethod
     def of_tokens(cls, batch: PackedBatch, losses_N: torch.Tensor, is_correct_N: torch.Tensor) -> BatchSums:
         targets = len(batch.targets_N)
         loss, correct = losses_N.sum(dtype=torch.float64), is_correct_N.sum()
-        sums = {"loss": (loss, targets), "mean_token_accuracy": (correct, targets)}
+        sums: Sums = {"loss": (loss, targets), "mean_token_accuracy": (correct, targets)}
         return cls(len(batch.tokens_T), targets, targets, sums)
 
     @classmethod
     def of_examples(cls, batch: PackedBatch, losses_E: torch.Tensor, metrics: dict[str, torch.Tensor]) -> BatchSums:
         """A metric is NaN for the examples that have none."""
-        sums = {name: (values_E.nansum(), (~values_E.isnan()).sum()) for name, values_E in metrics.items()}
-        sums |= {"loss": (losses_E.sum(), len(losses_E))}
+        sums: Sums = {"loss": (losses_E.sum(), len(losses_E))}
+        sums |= {name: (values_E.nansum(), (~values_E.isnan()).sum()) for name, values_E in metrics.items()}
         return cls(len(batch.tokens_T), len(batch.targets_N), len(losses_E), sums)
 
 

@@ -174,10 +174,10 @@ class SequenceObjective:
         """Return the sum over the examples `own` of a step, whose mean the loss needs (`StepMean`)."""
         total = torch.zeros_like(self._step_mean)
         if self._loss.step_mean is StepMean.TRAINED_TOKENS:
-            documents = [each for each in dataset.documents_of(own) if dataset.role(each) > 0]
-            return total + sum(len(dataset.targets(document)) for document in documents)
-        documents = mismatched(dataset, examples, own, self._hyperparameters.context_length)
-        for batch in pack_batches(documents, range(len(documents)), row_tokens):
+            preferred = [each for each in dataset.documents_of(own) if dataset.role(each) > 0]
+            return total + sum(len(dataset.targets(document)) for document in preferred)
+        measured = mismatched(dataset, examples, own, self._hyperparameters.context_length)
+        for batch in pack_batches(measured, range(len(measured)), row_tokens):
             before_batch("measuring the reference point of the next step")
             batch = batch.to(self.base.device)
             losses_N, _ = _token_losses(self.base, batch, self._adapter)

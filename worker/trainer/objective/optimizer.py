@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from app.domain.jobs.spec import Hyperparameters
-from worker.trainer.kernels.memory import Memory
+from worker.trainer.kernels.kernels import Memory
 from worker.trainer.runtime.failures import SuppressOutOfMemory
 
 BETAS = (0.9, 0.999)

@@ -76,7 +76,7 @@ def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
     """
     if renderer.template is None:
         return renderer.encode_plain(prompt)
-    return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
+    return renderer.prompt([{"role": "user", "content": prompt}])[1]
 
 
 def _generate(

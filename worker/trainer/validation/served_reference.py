@@ -23,7 +23,6 @@ from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
 from app.domain.jobs.spec import DataParameters
 from app.domain.planning.memory import VERIFY_HEAD_ROWS
@@ -38,12 +37,6 @@ POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class ChatPrompt(NamedTuple):
-    messages: list[dict[str, str]]
-    answer: list[str]  # the texts of the tokens of the first expected answer
-    chat_template_kwargs: ChatTemplateArguments | None = None
-
-
 def examples_at(path: Path, lines: Collection[int], parameters: DataParameters) -> dict[int, Example]:
     """{line: its example}; the file is read up to the last of these lines."""
     found: dict[int, Example] = {}
@@ -56,22 +49,26 @@ def examples_at(path: Path, lines: Collection[int], parameters: DataParameters) 
     return found
 
 
-def chat_prompt(
-    renderer: Renderer, example: Example, tokens: Sequence[int], positions: Sequence[int]
-) -> ChatPrompt | None:
-    """The messages from which the template makes the tokens before the first expected one; None if there are none."""
+def with_messages(renderer: Renderer, example: Example | None, prompt: ReferencePrompt) -> ReferencePrompt:
+    """Add the messages from which the template makes the tokens before the first expected one, if there are such."""
+    if example is None or example.tools:
+        return prompt
     renderer = renderer.with_arguments(example.chat_template_kwargs)
     conversation = [*example.messages, *example.preferred]
     for number, message in enumerate(conversation):
         before = conversation[:number]
-        if message["role"] != "assistant" or example.tools or not all(map(_is_sent, before)):
+        if message["role"] != "assistant" or not all(map(_is_sent, before)):
             continue
-        if _rendered(renderer, before) == list(tokens[: positions[0]]):
-            messages = [{"role": str(each["role"]), "content": str(each["content"])} for each in before]
+        if _rendered(renderer, before) == prompt.tokens[: prompt.positions[0]]:
             decode = renderer.tokenizer.decode
-            texts = [decode([tokens[each]], skip_special_tokens=False) for each in _first_run(positions)]
-            return ChatPrompt(messages, texts, example.chat_template_kwargs)
-    return None
+            answer = [prompt.tokens[each] for each in _first_run(prompt.positions)]
+            found = {
+                "messages": [{"role": str(each["role"]), "content": str(each["content"])} for each in before],
+                "answer": [decode([token], skip_special_tokens=False) for token in answer],
+                "chat_template_kwargs": example.chat_template_kwargs,
+            }
+            return prompt.model_copy(update=found)
+    return prompt
 
 
 def _is_sent(message: dict[str, object]) -> bool:
@@ -80,7 +77,7 @@ def _is_sent(message: dict[str, object]) -> bool:
 
 def _rendered(renderer: Renderer, messages: Sequence[dict[str, object]]) -> list[int]:
     try:
-        return renderer.encode(renderer.text(renderer.normalized(messages), prompt=True))
+        return renderer.prompt(messages)[1]
     except TemplateRefused:
         return []
 
@@ -128,7 +125,7 @@ def measure_reference(
         noise=sum(differences) / len(differences),
         top1_agreement=sum(agreeing) / len(agreeing),
         prompts=[
-            _with_messages(renderer, examples.get(line), prompt)
+            with_messages(renderer, examples.get(line), prompt)
             for line, prompt in zip(chosen_lines, _prompts(chosen, of_base, of_adapter), strict=True)
         ],
     )
@@ -189,12 +186,6 @@ def _prompts(chosen: TokenizedDataset, of_base: _Pass, of_adapter: _Pass) -> Ite
             top=of_adapter.top[start:end],
         )
         start = end
-
-
-def _with_messages(renderer: Renderer, example: Example | None, prompt: ReferencePrompt) -> ReferencePrompt:
-    """Add the conversation, if a chat API makes the same tokens of it."""
-    found = chat_prompt(renderer, example, prompt.tokens, prompt.positions) if example is not None else None
-    return prompt.model_copy(update=found._asdict()) if found is not None else prompt
 
 
 def _stored_dtype(base: FrozenBase) -> torch.dtype:

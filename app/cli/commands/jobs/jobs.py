@@ -53,14 +53,21 @@ CREATED = (  # the settings that `create` has options for, in the order of its h
     "lora.alpha",
     "lora.dropout",
     "lora.target_modules",
-    "chat_template_kwargs",
+    "lora.experts",
     "metadata",
     "priority",
     "urgent",
     "worker_labels",
     "deliver_to",
 )
-NOT_CLONED = ("method", "lora.dropout", "priority", "worker_labels", "deliver_to")  # options of `create` alone
+NOT_CLONED = (
+    "method",
+    "lora.dropout",
+    "lora.experts",
+    "priority",
+    "worker_labels",
+    "deliver_to",
+)  # options of `create` alone
 Follow = Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of jobs, newest first.")]
 
@@ -116,7 +123,6 @@ def clone(
     "batch_size",
     "lora.r",
     "lora.target_modules",
-    "chat_template_kwargs",
 )
 def plan(client: "Client", body: dict[str, Any]) -> Result:
     """Estimate a job: tokens, steps, memory and time on each device. Exits with 1 if no device has enough memory."""

@@ -28,6 +28,7 @@ MORE = (
     "eval_steps",
     "lora.alpha",
     "lora.dropout",
+    "lora.experts",
     "seed",
     "priority",
     "chat_template_kwargs",
@@ -59,14 +60,13 @@ class Prefilled:
 
 def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = None) -> Json:
     """The body of a create call. Empty fields are left out, so that the server chooses. Raises FieldError."""
-    given = {name: _value(name, text) for name in (*MAIN, *MORE) if (text := values.get(name, "").strip())}
+    given = {name: _value(name, text) for name in (*MAIN, *MORE, "more") if (text := values.get(name, "").strip())}
     if "training_file" not in given:
         raise FieldError("training_file", "Choose a training file.")
     quantization = given.pop("quantization", None)
     if quantization == WITHOUT_QUANTIZATION:
         given["quantization"] = None
-    more = values.get("more", "").strip()
-    given["hyperparameters"] = _json_object("more", more) if more else {}
+    given["hyperparameters"] = given.pop("more", {})
     rest = {name: value for name, value in (kept or {}).items() if name not in given}
     if quantization != AS_ORIGINAL:
         rest = without(rest, "quantization")
@@ -97,6 +97,8 @@ def _field_text(value: Any) -> str:
         return "\n".join(value)
     if isinstance(value, dict):
         return json.dumps(value)
+    if isinstance(value, bool):
+        return "true" if value else ""
     return "" if value is None else str(value).removesuffix(".0")
 
 
@@ -146,13 +148,13 @@ def _repair_memory(values: Values, changes: list[str]) -> None:
 
 
 def _value(name: str, text: str) -> Any:
+    if name in EXAMPLES:
+        return _json_object(name, text)
     kind = SETTINGS[name].kind
     if kind is list:
         return [line.strip() for line in text.split("\n") if line.strip()]
-    if name in EXAMPLES:
-        return _json_object(name, text)
     if kind not in (int, float):
-        return text
+        return text == "true" if kind is bool else text
     try:
         number = kind(text)
         if not math.isfinite(number):

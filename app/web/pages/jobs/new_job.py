@@ -126,6 +126,7 @@ class NewJobPage(View):
             "validation_file": {"": "None"} | files,
             "method": {method.name: method.title for method in METHODS.values()},
             "quantization": quantizations,
+            "lora.experts": {"": "No", "true": "Yes"},
         }
         with box("t-form"):
             self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")

@@ -91,12 +91,13 @@ class TestChooseKernel:
             size: int,
             value_size: int | None = None,
             window: int | None = None,
+            sinks_H: torch.Tensor | None = None,
         ) -> Callable[[Heads], torch.Tensor]:
             monkeypatch.setattr(attention, "_capability", lambda device: capability)
             monkeypatch.setattr(Heads, "device", torch.device("cuda", 0))
             sizes = ((8, size), (2, size), (2, value_size or size))
             tensors = [torch.empty(1, count, 7, width, dtype=dtype, device="meta") for count, width in sizes]
-            return attention.choose_kernel(Heads(*tensors, (4, 3), None, window)).compute
+            return attention.choose_kernel(Heads(*tensors, (4, 3), None, window, None, sinks_H)).compute
 
         return choose
 
@@ -129,6 +130,12 @@ class TestChooseKernel:
         assert on((9, 0), torch.float32, 64, window=3) is attention._explicit
         assert on((7, 5), torch.float16, 64, window=4) is attention._expanded_by_document
         assert on((9, 0), torch.bfloat16, 64, window=3) is attention._variable_length
+
+    def test_sinks_use_flash_attention_where_the_device_has_it(self, on: Callable[..., object]) -> None:
+        sinks_H = torch.zeros(8)
+        assert on((9, 0), torch.bfloat16, 64, window=3, sinks_H=sinks_H) is attention._variable_length_with_sinks
+        assert on((9, 0), torch.float32, 64, sinks_H=sinks_H) is attention._explicit
+        assert on((7, 5), torch.float16, 64, sinks_H=sinks_H) is attention._explicit
 
     @pytest.mark.parametrize("window", [None, 2])
     def test_expanded_heads_give_the_same_result_and_no_call_shares_a_key_head(

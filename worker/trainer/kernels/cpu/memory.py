@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.system.host import control_groups, read_integer
-from worker.trainer.kernels.memory import DeviceMemory
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -19,6 +19,19 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK_BYTES = 256 << 10
 TRIM_FRACTION = 0.95  # of the capacity; a plan may use up to 0.97
 RESET_PEAK = "5"  # proc(5): sets VmHWM to the current resident size
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """The bytes that this process may use in total, and those that it uses."""
+
+    capacity_bytes: int
+    used_bytes: int
+    counts_mapped_memory: bool = False  # mapped pages count even if they were never touched
+
+    @property
+    def free_bytes(self) -> int:
+        return self.capacity_bytes - self.used_bytes
 
 
 class CpuMemory:
@@ -40,7 +53,7 @@ class CpuMemory:
         return _status("VmRSS")
 
     def reset_peak(self) -> None:
-        """If the kernel forbids that, the peak stays that since the start of the process."""
+        """Measure the peak from now on. If the kernel forbids that, it stays that since the start of the process."""
         try:
             CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
         except OSError:
@@ -50,13 +63,13 @@ class CpuMemory:
         return _status("VmHWM")
 
     def peak_bytes_of_process(self) -> int:
+        """Return the peak that metrics show."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def trim(self) -> bool:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
-        if trim is not None:
+    def trim(self) -> None:
+        """Return freed memory of the heap to the system."""
+        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc
             trim(0)
-        return trim is not None
 
     def trim_if_full(self) -> None:
         """Batches of varying sizes fragment the heap: in 40 steps its peak became 7 % higher than with trimming at
@@ -66,6 +79,7 @@ class CpuMemory:
             self.trim()
 
     def free(self) -> None:
+        """Free memory after an out-of-memory error: garbage, and the caches of the allocators."""
         gc.collect()
         self.trim()
 

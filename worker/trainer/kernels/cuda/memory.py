@@ -1,4 +1,4 @@
-"""The memory of a GPU, as torch counts it, with the CUDA context of this process."""
+"""The memory of a GPU, as torch counts it, with the CUDA context of this process. The methods are those of a CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from app.domain.jobs.states import Reason
 from app.domain.planning.memory import PROCESS_BYTES
-from worker.trainer.kernels.memory import DeviceMemory
+from worker.trainer.kernels.cpu.memory import DeviceMemory
 from worker.trainer.runtime.failures import Failure
 
 CONTEXT_BYTES = PROCESS_BYTES["cuda"]
@@ -22,7 +22,8 @@ class CudaMemory:
     def set_limits(self, budget_bytes: int | None) -> None:
         """Limit this process to a budget, of which its CUDA context is a part. None: no limit.
 
-        An allocation above it is an out-of-memory error here, and other processes on the GPU keep their memory.
+        An allocation above it is an out-of-memory error here, and other processes on the GPU keep their memory. Raises
+        Failure(OUT_OF_MEMORY) for a budget without space for anything but the context.
         """
         if budget_bytes is None:
             return
@@ -57,11 +58,10 @@ class CudaMemory:
     def peak_bytes_of_process(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)
 
-    def trim(self) -> bool:
-        return False
+    def trim(self) -> None:
+        """Do nothing: a GPU has no heap."""
 
-    def trim_if_full(self) -> None:
-        return
+    trim_if_full = trim
 
     def free(self) -> None:
         gc.collect()

@@ -3,13 +3,14 @@
 It is registered with transformers under its own name, so no model code changes and no mask is built: a 2-D mask would
 silently disable packing, a 4-D mask costs T x T. The kernels:
 
-    variable length   CUDA, sm80 and newer, 16 bits, head sizes that flash attention supports: one call for the batch
+    variable length   CUDA, sm80 and newer, 16 bits, head sizes that flash attention supports: one call for the batch;
+                      with sinks from its log-sum-exp (sink_attention.py)
     blocks            CPU, 16 bits, short documents: blocks of documents of similar length (block_attention.py)
     by document       otherwise: torch's causal kernel, called once for each document. On CUDA the key and value heads
                       are expanded, because only flash attention shares them between query heads: without it torch
                       would use its math kernel, which keeps S x S numbers for every head
-    explicit          capped scores and sinks, which no kernel has, and on CUDA documents longer than a sliding window
-                      without flash attention, for which torch would need a mask of S x S numbers
+    explicit          capped scores, which no kernel has, sinks and, on CUDA, documents longer than a sliding window
+                      without flash attention; for the last torch would need a mask of S x S numbers
 
 attention_check.py compares the kernel in use with a float32 softmax before a job trains.
 
@@ -33,6 +34,7 @@ from app.domain.jobs.states import Reason
 from app.domain.planning.memory import FLASH_HEAD_SIZE_STEP, MAX_BLOCK_ATTENTION_TOKENS, MAX_FLASH_HEAD_SIZE
 from worker.trainer.kernels.cpu.block_attention import block_attention
 from worker.trainer.model.attention.explicit_attention import ScoreOptions, explicit_attention
+from worker.trainer.model.attention.sink_attention import FlashAttention, attention_with_sinks
 from worker.trainer.model.patches import DOCUMENTS
 from worker.trainer.runtime.failures import Failure
 
@@ -134,8 +136,10 @@ def choose_kernel(heads: Heads) -> Kernel:
     is_banded = heads.window is not None and heads.window < max(heads.lengths)
     on_cuda = heads.device.type == "cuda"
     has_flash = on_cuda and _has_flash(heads, _capability(heads.device))
-    if heads.score_cap is not None or heads.sinks_H is not None or (on_cuda and is_banded and not has_flash):
+    if heads.score_cap is not None or (not has_flash and (heads.sinks_H is not None or (on_cuda and is_banded))):
         return Kernel("a softmax in float32, one document at a time", _explicit)
+    if heads.sinks_H is not None:
+        return Kernel("flash attention, all documents at once, with sinks", _variable_length_with_sinks)
     if has_flash:
         return Kernel("torch.nn.attention.varlen, all documents at once", _variable_length)
     if on_cuda:
@@ -234,6 +238,13 @@ def _variable_length(heads: Heads) -> torch.Tensor:
     )
     assert isinstance(out_T_H_D, torch.Tensor)
     return out_T_H_D
+
+
+def _variable_length_with_sinks(heads: Heads) -> torch.Tensor:
+    assert heads.sinks_H is not None
+    kernel = FlashAttention(_starts(heads.lengths, heads.device), max(heads.lengths), heads.scaling, heads.window)
+    query_T_H_D, key_T_G_D, value_T_G_D = (tensor[0].transpose(0, 1).contiguous() for tensor in heads.tensors)
+    return attention_with_sinks(query_T_H_D, key_T_G_D, value_T_G_D, heads.sinks_H, kernel)
 
 
 @lru_cache(maxsize=8)

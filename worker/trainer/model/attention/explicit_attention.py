@@ -1,4 +1,4 @@
-"""Attention with capped scores (Gemma 2) or sinks (gpt-oss), which no kernel of torch has, and with sliding windows.
+"""Attention with capped scores (Gemma 2), which no kernel of torch has, with sinks (gpt-oss) and sliding windows.
 
 The softmax is computed in float32 for QUERIES tokens at a time, and again in the backward, so memory grows with the
 length of a document and not with its square.

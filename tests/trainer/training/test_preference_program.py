@@ -27,6 +27,7 @@ from worker.trainer.validation.evaluate import evaluate
 BETA = 0.2
 STEPS = 6  # two epochs of three
 FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
+KTO: dict[str, Any] = {"method": "kto", "beta": BETA, "desirable_weight": 1.0, "undesirable_weight": 1.5}
 
 
 class TestRun:
@@ -52,15 +53,16 @@ class TestRun:
         assert validation.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
         assert validation.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
 
-    @pytest.mark.extended("exact resume of another method; test_exact_resume has one")
-    def test_an_interrupted_run_has_the_same_result_to_the_bit(
-        self, train: Trainings, pairs: Path, tmp_path: Path
-    ) -> None:
-        valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
-        changes = FLOAT32_LORA | {"training_file": pairs, "validation_file": valid, "dropout": 0.1}
+    def test_an_interrupted_kto_run_has_the_same_result_to_the_bit(self, train: Trainings, labelled: Path) -> None:
+        """Its losses depend on the examples of the step, and its reference on no state."""
+        changes = KTO | {"training_file": labelled, "validation_file": labelled, "dropout": 0.1}
         whole = train(**changes)
-        snapshot = train(stop_at=(4, Command.DRAIN), **changes).snapshot
-        assert_same_adapter(train(resume_from=snapshot, **changes), whole)
+        first = train(stop_at=(4, Command.DRAIN), **changes)
+        second = train(resume_from=first.snapshot, **changes)
+        assert_same_adapter(second, whole)
+        assert first.losses + second.losses == whole.losses
+        for name in ("train_reward_desirable", "train_reward_undesirable", "train_kl", "full_valid_kl"):
+            assert any(metric.model_dump().get(name) for metric in whole.of(Metric)), name
 
     @pytest.mark.parametrize(("method", "beta"), [("dpo", None), ("supervised", 0.1)])
     def test_beta_is_required_with_dpo_and_refused_without(
