@@ -120,7 +120,7 @@ class FrozenBase:
 
     @property
     def frozen_parameters(self) -> int:
-        layers = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
+        layers: int = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
         experts = sum(each.count * each.in_features * each.out_features for each in self.experts.values())
         return layers + experts + sum(parameter.numel() for parameter in self._other_parameters())
 
