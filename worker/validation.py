@@ -191,7 +191,8 @@ def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict
     spec = JobSpec.model_validate(job.spec)
     for role, report in reports.items():
         file_id = job.training_file_id if role == "training" else job.validation_file_id
-        for warning in report.warnings(spec.data_parameters, spec.hyperparameters.label_weights):
+        chosen = spec.hyperparameters
+        for warning in report.warnings(spec.method, chosen.context_length, chosen.label_weights):
             message = f"{role.capitalize()} file: {warning.message}"
             yield asdict(warning) | {"file": file_id, "message": message}
 

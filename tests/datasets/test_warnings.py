@@ -180,9 +180,9 @@ class TestWholeFiles:
         renderer = renderer_of(CHATML)
         rows = [chat_row("a", ""), chat_row("<|im_end|>", "b"), chat_row("a", ""), chat_row("x" * 90, "y")]
         content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        wanted = build_report(renderer, PARAMETERS, 1000, io.BytesIO(content)).warnings(PARAMETERS)
+        wanted = build_report(renderer, PARAMETERS, 1000, io.BytesIO(content)).warnings("supervised", 64)
         found = profile_dataset(renderer, PARAMETERS, ProfileLimits(1000), io.BytesIO(content)).report.warnings(
-            PARAMETERS
+            "supervised", 64
         )
         assert found == wanted
         assert [each.code for each in wanted] == ["cut", "empty", "empty_answer", "duplicate_rows", "control_token"]
@@ -192,7 +192,7 @@ class TestWholeFiles:
         for code in set(MESSAGES) - {"cut", "empty"}:
             for line in range(3, 15):
                 report.add_warning(code, line)
-        warnings = report.warnings(DataParameters(context_length=512))
+        warnings = report.warnings("supervised", 512)
         assert [each.code for each in warnings] == [code for code in MESSAGES if code not in {"cut", "empty"}]
         labels = [label_warnings(LineCount(9, [1]), other, (1, 1)) for other in (LineCount(), LineCount(3, [2]))]
         for each in chain(*labels):
@@ -220,7 +220,7 @@ class TestWholeFiles:
         parameters = DataParameters(method="kto", context_length=64)
         rows = [{"prompt": "a", "completion": f"{n}", "label": n < desirable} for n in range(desirable + undesirable)]
         file = io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        warnings = build_report(plain_renderer(), parameters, 1000, file).warnings(parameters, weights)
+        warnings = build_report(plain_renderer(), parameters, 1000, file).warnings("kto", 64, weights)
         assert [(each.code, each.count) for each in warnings] == wanted
 
     def test_a_row_takes_little_memory_and_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:

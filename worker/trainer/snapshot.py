@@ -59,6 +59,7 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
                 "lora": run.lora.model_dump(),
                 "start_adapter_sha256": run.start_adapter_sha256,
                 "hyperparameters": run.hyperparameters.model_dump(),
+                **run.model_dump(include={"chat_template_kwargs"}),
                 "seed": run.seed,
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
@@ -83,7 +84,7 @@ def _tokenizer_digests(directory: Path) -> dict[str, str]:
 
 
 def _defaults() -> dict[str, Any]:
-    """Return the values of parameters that did not exist yet when an older snapshot was written."""
+    """Return the values of parameters that an older snapshot did not know, or that are stored only when set."""
     models: dict[str, type[Frozen]] = {"lora": LoraSpec, "hyperparameters": Hyperparameters}
     return dict(
         _flatten(

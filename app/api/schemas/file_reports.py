@@ -292,7 +292,7 @@ def _warnings(profile: Profile) -> list[dict[str, Any]]:
     """The warnings with file ids. The lines of an overlap are lines of the validation file."""
     file, validation_file = profile.inputs.file, profile.inputs.validation_file
     warnings = []
-    for warning in profile.found.report.warnings(profile.parameters):
+    for warning in profile.found.report.warnings(profile.parameters.method, profile.parameters.context_length):
         warned_file = validation_file if warning.code == "overlap" and validation_file is not None else file
         message = f"{warning.message[0].upper()}{warning.message[1:]}."
         warnings.append(vars(warning) | {"file": warned_file.id, "message": message})

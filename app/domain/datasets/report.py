@@ -67,10 +67,12 @@ class DatasetReport:
     def add_warning(self, code: str, line: int) -> None:
         self.warning_lines.setdefault(code, LineCount()).add(line)
 
-    def warnings(self, parameters: DataParameters, label_weights: tuple[float, float] = (1, 1)) -> list[DatasetWarning]:
+    def warnings(
+        self, method: MethodName, context_length: int, label_weights: tuple[float, float] = (1, 1)
+    ) -> list[DatasetWarning]:
         """`label_weights` are those of desirable and undesirable answers in the loss."""
         found = {"cut": self.cut, "empty": self.empty} | self.warning_lines
-        about_rows = build_warnings(found, parameters.method, parameters.context_length, self.different_rows)
+        about_rows = build_warnings(found, method, context_length, self.different_rows)
         return [*about_rows, *label_warnings(self.labels["desirable"], self.labels["undesirable"], label_weights)]
 
     @property

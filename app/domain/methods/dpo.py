@@ -27,12 +27,9 @@ def _is_simpo(values: Mapping[str, Any]) -> bool:
 
 
 class DpoParameters(Parameters):
-    beta: Annotated[
-        Beta,
-        Auto(rule=lambda _, values: SIMPO_BETA if _is_simpo(values) else BETA),
-    ]
     loss_type: Annotated[Literal["sigmoid", "ipo", "simpo"], Field(examples=["ipo"]), Auto()]
     """Of the method dpo alone: the loss of a pair. sigmoid (DPO) by default."""
+    beta: Annotated[Beta, Auto(rule=lambda _, values: SIMPO_BETA if _is_simpo(values) else BETA)]
     simpo_gamma: Annotated[
         float,
         Field(title="SimPO gamma", ge=0, le=10, examples=[0.5]),

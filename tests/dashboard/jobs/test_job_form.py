@@ -165,7 +165,7 @@ def test_the_command_line_makes_the_same_body() -> None:
 def test_the_python_text_compiles_and_puts_extensions_into_extra_body() -> None:
     text = job_form.python(BODY, "http://api.test")
     compile(text, "snippet", "exec")
-    assert "extra_body={'lora': {'r': 8}}" in text
+    assert "extra_body={'lora': {'r': 8, 'experts': True}}" in text
 
 
 def test_hostile_names_stay_inside_the_quotes_of_curl() -> None:

@@ -1,4 +1,4 @@
-"""Each loss and its gradient against TRL's on one micro-batch (trl_losses.json, which trl_losses.py made)."""
+"""Each loss and its gradient against TRL's on one micro-batch (trl_losses.json, by benchmarks/peer_trl_losses.py)."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class TestOptimizerStep:
         for mine, theirs in zip(one[1].parameters, other[1].parameters, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=2e-4)
 
-    @pytest.mark.parametrize("name", ["orpo", "kto"])
+    @pytest.mark.parametrize("name", ["dpo", "orpo", "kto"])
     def test_validation_has_the_loss_of_a_step_over_the_same_examples(
         self, tiny: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
@@ -155,7 +155,6 @@ class TestMismatched:
     def test_the_examples_of_all_processes_are_those_of_one(
         self, tiny: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of the sum and of the result; test_parallel.py adds them with real processes."""
         dataset, examples = self.dataset(tiny, files), [5, 2, 9, 0, 7]
         monkeypatch.setattr(parallel, "world_size", lambda: 2)
         found = []

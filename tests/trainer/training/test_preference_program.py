@@ -1,4 +1,4 @@
-"""DPO in the complete trainer: metrics, validation, resume, refused input."""
+"""DPO and KTO in the complete trainer: metrics, validation, resume, refused input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from app.domain.jobs.events import Command, Metric, Started
 from app.domain.jobs.states import ExitCode, Reason
@@ -14,15 +13,9 @@ from tests.tiny import make_tiny_dataset, make_tiny_pairs
 from tests.trainer.helpers import (
     Trainings,
     assert_same_adapter,
-    load_tiny_base,
-    make_one_step,
     make_spec,
-    no_keepalive,
-    prepare,
     run_trainer,
 )
-from worker.trainer.training.run import make_objective
-from worker.trainer.validation.evaluate import evaluate
 
 BETA = 0.2
 STEPS = 6  # two epochs of three
@@ -44,15 +37,6 @@ class TestRun:
         assert all(metric.full_valid_reward_margin is not None for metric in measured)
         assert log.of(Started)[0].examples == 12
 
-    def test_validation_has_the_loss_of_a_step_over_the_same_pairs(self, tiny: Path, pairs: Path) -> None:
-        base = load_tiny_base(tiny, None)
-        spec = make_spec(tiny, pairs, batch_size=12, n_epochs=3, **FLOAT32_LORA)
-        run = prepare(spec, base, Path("unused"))
-        make_one_step(base, run)
-        validation = evaluate(make_objective(base, run), run.dataset, 300, no_keepalive)
-        assert validation.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
-        assert validation.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
-
     def test_an_interrupted_kto_run_has_the_same_result_to_the_bit(self, train: Trainings, labelled: Path) -> None:
         """Its losses depend on the examples of the step, and its reference on no state."""
         changes = KTO | {"training_file": labelled, "validation_file": labelled, "dropout": 0.1}
@@ -63,13 +47,6 @@ class TestRun:
         assert first.losses + second.losses == whole.losses
         for name in ("train_reward_desirable", "train_reward_undesirable", "train_kl", "full_valid_kl"):
             assert any(metric.model_dump().get(name) for metric in whole.of(Metric)), name
-
-    @pytest.mark.parametrize(("method", "beta"), [("dpo", None), ("supervised", 0.1)])
-    def test_beta_is_required_with_dpo_and_refused_without(
-        self, tiny: Path, pairs: Path, method: str, beta: float | None
-    ) -> None:
-        with pytest.raises(ValidationError, match="beta"):
-            make_spec(tiny, pairs, method=method, beta=beta)
 
     @pytest.mark.parametrize(
         ("method", "expected_text"),

@@ -40,19 +40,18 @@ class TestMetrics:
             with pytest.raises(ValidationError):
                 measured(train_loss=0.69, **{name: value})
 
-    def test_the_results_file_of_a_kto_job_has_its_metrics(self) -> None:
-        first = metric_data(measured(train_loss=0.5, train_reward_desirable=0.5, train_kl=0.0))
-        other = metric_data(measured(train_loss=0.5, train_reward_undesirable=-0.5, train_kl=0.25))
-        header, *rows = results_csv([first, other]).decode().splitlines()
-        names = [f"{scope}_{name}" for scope in ("train", "full_valid") for name in METHODS["kto"].metrics]
-        assert header.endswith(",num_tokens," + ",".join(names))
-        assert [row.split(",")[-6:] for row in rows] == [["0.5", "", "0.0", *[""] * 3], ["", "-0.5", "0.25", *[""] * 3]]
-
-    def test_the_results_file_of_a_dpo_job_has_its_metrics_in_the_last_columns(self) -> None:
-        pairs = metric_data(measured(train_loss=0.69, train_reward_accuracy=0.5, train_reward_margin=0.1))
-        tokens = metric_data(measured(train_loss=0.69, train_mean_token_accuracy=0.5))
-        header, row = results_csv([pairs]).decode().splitlines()
-        names = "train_reward_accuracy,train_reward_margin,full_valid_reward_accuracy,full_valid_reward_margin"
-        assert header.endswith(f",num_tokens,{names}")
-        assert row.endswith(",100,0.5,0.1,,")
-        assert results_csv([tokens]).decode().splitlines()[0].endswith(",num_tokens")
+    @pytest.mark.parametrize(
+        ("method", "metrics", "values"),
+        [
+            ("supervised", {"train_mean_token_accuracy": 0.5}, None),
+            ("dpo", {"train_reward_accuracy": 0.5, "train_reward_margin": 0.1}, "0.5,0.1,,"),
+            ("kto", {"train_reward_undesirable": -0.5, "train_kl": 0.0}, ",-0.5,0.0,,,"),
+        ],
+    )
+    def test_the_results_file_has_the_metrics_of_the_method_in_the_last_columns(
+        self, method: str, metrics: dict[str, float], values: str | None
+    ) -> None:
+        header, row = results_csv([metric_data(measured(train_loss=0.69, **metrics))]).decode().splitlines()
+        names = [f"{scope}_{name}" for scope in ("train", "full_valid") for name in METHODS[method].metrics]
+        assert header.endswith(",num_tokens," + ",".join(names) if values else ",num_tokens")
+        assert row.endswith(f",100,{values}" if values else ",100")

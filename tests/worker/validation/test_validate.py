@@ -103,14 +103,13 @@ class TestBadFiles:
         ("files", "body", "code"),
         [
             ((jsonl(*[GOOD] * 10, {"texts": "hi"}),), {}, "invalid_training_file"),
-            ((chat_lines(12),), DPO, "invalid_training_file"),
             ((jsonl(*[pair("a", "b", "c")] * 12),), {}, "invalid_training_file"),
             ((jsonl(*[chat("a", "b", weight=0)] * 10),), {}, "invalid_training_file"),
             ((jsonl(*[pair("hi", "ho", "ho")] * 10),), DPO, "invalid_training_file"),
             ((chat_lines(9),), {}, "invalid_n_examples"),
             ((chat_lines(12), jsonl({"messages": []})), {}, "invalid_validation_file"),
         ],
-        ids=["no format", "chat", "pairs", "nothing to train on", "equal answers", "nine examples", "validation file"],
+        ids=["no format", "pairs", "nothing to train on", "equal answers", "nine examples", "validation file"],
     )
     def test_a_file_that_cannot_be_used_fails_the_job(
         self, harness: WorkerHarness, reviewed: Reviewed, files: tuple[bytes, ...], body: dict[str, object], code: str

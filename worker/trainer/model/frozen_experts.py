@@ -80,7 +80,7 @@ class _Stack4(ExpertStack):
             code=self._state.code,
             quant_type=self._state.quant_type,
         )
-        weights_N_P = bitsandbytes.functional.dequantize_4bit(codes_N_P2.reshape(-1, 1), state)
+        weights_N_P: torch.Tensor = bitsandbytes.functional.dequantize_4bit(codes_N_P2.reshape(-1, 1), state)
         numbers = self.out_features * self.in_features
         return weights_N_P[:, :numbers].reshape(-1, self.out_features, self.in_features).to(dtype)
 
@@ -94,8 +94,7 @@ def freeze_stack(
         return ExpertStack(weights_E_D_K.shape, [copied])
     layers: list[Any] = [freeze(weight_D_K.contiguous(), quantization, compute_dtype) for weight_D_K in weights_E_D_K]
     if quantization.bits == 8:
-        parts = [(layer.weight.data, layer.state.SCB) for layer in layers]
-        return _Stack8(weights_E_D_K.shape, _stacked(parts))
+        return _Stack8(weights_E_D_K.shape, _stacked([(layer.weight.data, layer.state.SCB) for layer in layers]))
     parts = [_parts_of_4_bits(layer.weight.data, layer.weight.quant_state) for layer in layers]
     return _Stack4(weights_E_D_K.shape, _stacked(parts), layers[0].weight.quant_state)
 

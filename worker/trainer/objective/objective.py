@@ -9,6 +9,7 @@ Letters: T tokens of a batch, N labelled tokens of a batch, S its sequences, E i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -26,7 +27,6 @@ from worker.trainer.objective.sequence_losses import (
     SEQUENCE_LOSSES,
     Metrics,
     SequenceSums,
-    StepMean,
     losses_and_weights,
 )
 from worker.trainer.runtime.records import Keepalive
@@ -92,13 +92,7 @@ class SequenceObjective:
     the base model with a frozen copy of that adapter.
     """
 
-    def __init__(
-        self,
-        base: FrozenBase,
-        adapter: LoraAdapter,
-        spec: RunSpec,
-        reference: LoraAdapter | None,
-    ) -> None:
+    def __init__(self, base: FrozenBase, adapter: LoraAdapter, spec: RunSpec, reference: LoraAdapter | None) -> None:
         self.base = base
         self._adapter = adapter
         self.metric_names = METHODS[spec.method].metrics
@@ -116,16 +110,16 @@ class SequenceObjective:
         *,
         alone: bool = False,
     ) -> None:
-        if self._loss.step_mean is None:
-            return
-        if alone:
-            total = self._sum(dataset, examples, examples, row_tokens, before_batch)
-        else:
-            with parallel.out_of_memory_in_all():
-                own = parallel.own_examples(examples, dataset.tokens_of)
-                total = self._sum(dataset, examples, own, row_tokens, before_batch)
-            total = parallel.add(total)
-        self._step_mean = total / len(examples)
+        if dataset.trains_prompts:
+            documents = [document for document in dataset.documents_of(examples) if dataset.role(document) > 0]
+            targets = sum(dataset.length(document) - 1 for document in documents)
+            self._step_mean = torch.full_like(self._step_mean, targets / len(examples))
+        elif self._loss.has_reference_point:
+            own = examples if alone else parallel.own_examples(examples, dataset.tokens_of)
+            with nullcontext() if alone else parallel.out_of_memory_in_all():
+                measured = mismatched(dataset, examples, own, self._hyperparameters.context_length)
+                total = self._log_ratio(measured, row_tokens, before_batch)
+            self._step_mean = (total if alone else parallel.add(total)) / len(examples)
 
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         reference_N = self._reference_losses(batch)
@@ -163,21 +157,10 @@ class SequenceObjective:
         return _token_losses(self.base, batch, self._reference)[0]
 
     @torch.no_grad()
-    def _sum(
-        self,
-        dataset: TokenizedDataset,
-        examples: Sequence[int],
-        own: Sequence[int],
-        row_tokens: int,
-        before_batch: Keepalive,
-    ) -> torch.Tensor:
-        """Return the sum over the examples `own` of a step, whose mean the loss needs (`StepMean`)."""
+    def _log_ratio(self, dataset: TokenizedDataset, row_tokens: int, before_batch: Keepalive) -> torch.Tensor:
+        """Return log p - log p of the reference, summed over all targets of a dataset without roles."""
         total = torch.zeros_like(self._step_mean)
-        if self._loss.step_mean is StepMean.TRAINED_TOKENS:
-            preferred = [each for each in dataset.documents_of(own) if dataset.role(each) > 0]
-            return total + sum(len(dataset.targets(document)) for document in preferred)
-        measured = mismatched(dataset, examples, own, self._hyperparameters.context_length)
-        for batch in pack_batches(measured, range(len(measured)), row_tokens):
+        for batch in pack_batches(dataset, range(len(dataset)), row_tokens):
             before_batch("measuring the reference point of the next step")
             batch = batch.to(self.base.device)
             losses_N, _ = _token_losses(self.base, batch, self._adapter)

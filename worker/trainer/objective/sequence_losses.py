@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -33,18 +32,13 @@ class SequenceSums:
     reference_S: torch.Tensor  # log p of the reference; zeros for a method without one
     tokens_S: torch.Tensor
     roles_S: torch.Tensor
-    step_mean: torch.Tensor  # a scalar without a gradient: a mean over the examples of the step (`StepMean`)
+    # A mean over all examples of the step, in all packed batches and processes; a scalar without a gradient. ORPO: the
+    # targets of a pair in its likelihood term. KTO: log p - log p of the reference, of mismatched documents.
+    step_mean: torch.Tensor
 
     @property
     def log_ratios_S(self) -> torch.Tensor:
         return self.logps_S - self.reference_S
-
-
-class StepMean(Enum):
-    """A mean over all examples of a step, in all packed batches and processes, that a loss needs for each of them."""
-
-    TRAINED_TOKENS = "the targets of a pair in its likelihood term: its prompt and its preferred answer"
-    MISMATCHED_LOG_RATIO = "log p - log p of the reference, of mismatched documents (mismatched.py)"
 
 
 Metrics = dict[str, torch.Tensor]  # by name, a value of each example; NaN where the example has none
@@ -55,7 +49,7 @@ LossOfSums = Callable[[SequenceSums, Hyperparameters], tuple[torch.Tensor, Metri
 class SequenceLoss:
     of_sums: LossOfSums
     needs_reference: bool = True
-    step_mean: StepMean | None = None
+    has_reference_point: bool = False  # of mismatched documents (mismatched.py)
 
 
 @torch.no_grad()
@@ -73,21 +67,20 @@ def losses_and_weights(
 
 def dpo(sums: SequenceSums, hyperparameters: Hyperparameters) -> tuple[torch.Tensor, Metrics]:
     """Sigmoid loss (arXiv 2305.18290, equation 7)."""
-    margins_P = _beta(hyperparameters) * _difference(sums.log_ratios_S)
+    margins_P = _set(hyperparameters.beta) * _difference(sums.log_ratios_S)
     return -F.logsigmoid(margins_P), _rewards(margins_P)
 
 
 def ipo(sums: SequenceSums, hyperparameters: Hyperparameters) -> tuple[torch.Tensor, Metrics]:
     """Squared loss (arXiv 2310.12036, equation 17), of means over tokens as its authors computed it."""
-    beta, differences_P = _beta(hyperparameters), _difference(sums.log_ratios_S / sums.tokens_S)
+    beta, differences_P = _set(hyperparameters.beta), _difference(sums.log_ratios_S / sums.tokens_S)
     return (differences_P - 1 / (2 * beta)).square(), _rewards(beta * differences_P)
 
 
 def simpo(sums: SequenceSums, hyperparameters: Hyperparameters) -> tuple[torch.Tensor, Metrics]:
     """Sigmoid loss without a reference (arXiv 2405.14734, equation 6), of means over tokens."""
-    assert hyperparameters.simpo_gamma is not None
-    margins_P = _beta(hyperparameters) * _difference(sums.logps_S / sums.tokens_S)
-    return -F.logsigmoid(margins_P - hyperparameters.simpo_gamma), _rewards(margins_P)
+    margins_P = _set(hyperparameters.beta) * _difference(sums.logps_S / sums.tokens_S)
+    return -F.logsigmoid(margins_P - _set(hyperparameters.simpo_gamma)), _rewards(margins_P)
 
 
 def orpo(sums: SequenceSums, hyperparameters: Hyperparameters) -> tuple[torch.Tensor, Metrics]:
@@ -95,7 +88,7 @@ def orpo(sums: SequenceSums, hyperparameters: Hyperparameters) -> tuple[torch.Te
 
     The likelihood is a mean over the tokens of the step, as TRL's is over those of its micro-batch.
     """
-    beta = _beta(hyperparameters)
+    beta = _set(hyperparameters.beta)
     logps_P_3, tokens_P_3 = sums.logps_S.view(-1, 3), sums.tokens_S.view(-1, 3)
     trained_P = logps_P_3[:, 0] + logps_P_3[:, 2]
     means_P_2 = (logps_P_3[:, :2] / tokens_P_3[:, :2]).clamp(max=LARGEST_MEAN)
@@ -106,10 +99,8 @@ def orpo(sums: SequenceSums, hyperparameters: Hyperparameters) -> tuple[torch.Te
 
 def kto(sums: SequenceSums, hyperparameters: Hyperparameters) -> tuple[torch.Tensor, Metrics]:
     """Value of each answer above or below a reference point (arXiv 2402.01306, equation 8)."""
-    desirable, undesirable = hyperparameters.desirable_weight, hyperparameters.undesirable_weight
-    assert desirable is not None
-    assert undesirable is not None
-    beta, roles_E, reference_point = _beta(hyperparameters), sums.roles_S, sums.step_mean.clamp(min=0)
+    desirable, undesirable = _set(hyperparameters.desirable_weight), _set(hyperparameters.undesirable_weight)
+    beta, roles_E, reference_point = _set(hyperparameters.beta), sums.roles_S, sums.step_mean.clamp(min=0)
     margins_E = beta * roles_E * (sums.log_ratios_S - reference_point)
     weights_E = desirable * roles_E.relu() + undesirable * (-roles_E).relu()
     rewards_E = beta * sums.log_ratios_S
@@ -126,14 +117,14 @@ SEQUENCE_LOSSES: dict[tuple[str, str | None], SequenceLoss] = {
     ("dpo", "sigmoid"): SequenceLoss(dpo),
     ("dpo", "ipo"): SequenceLoss(ipo),
     ("dpo", "simpo"): SequenceLoss(simpo, needs_reference=False),
-    ("orpo", None): SequenceLoss(orpo, needs_reference=False, step_mean=StepMean.TRAINED_TOKENS),
-    ("kto", None): SequenceLoss(kto, step_mean=StepMean.MISMATCHED_LOG_RATIO),
+    ("orpo", None): SequenceLoss(orpo, needs_reference=False),
+    ("kto", None): SequenceLoss(kto, has_reference_point=True),
 }
 
 
-def _beta(hyperparameters: Hyperparameters) -> float:
-    assert hyperparameters.beta is not None
-    return hyperparameters.beta
+def _set(value: float | None) -> float:
+    assert value is not None, "a spec of the method has its hyperparameters"
+    return value
 
 
 def _rewards(margins_P: torch.Tensor) -> Metrics:

@@ -1,8 +1,8 @@
 """Losses and gradients of TRL's own trainers on one micro-batch, for test_sequence_losses.py.
 
-Run it in an environment with trl (`make bench-dpo` makes one): it writes trl_losses.json.
+It runs in the peer's own environment, which `make bench-dpo` makes, and writes tests/trainer/objective/trl_losses.json:
 
-    .venv-peer/bin/python tests/trainer/objective/trl_losses.py
+    .venv-peer/bin/python benchmarks/peer_trl_losses.py
 
 The model is a table of the log-probabilities of a few tokens, so that the loss is TRL's and nothing else. It has two
 tokens: 0, which is every target, and one with the remaining probability.
@@ -22,6 +22,7 @@ from trl import DPOTrainer, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
+RESULT = Path(__file__).parents[1] / "tests/trainer/objective/trl_losses.json"
 PROMPTS, ANSWERS = (3, 3, 5, 5, 2, 2), (4, 6, 3, 2, 7, 5)  # tokens of each row; two rows are a pair
 LABELS = (True, False, True, True, False, True)  # of KTO, for which each row is an example
 LENGTH = max(map(sum, zip(PROMPTS, ANSWERS, strict=True)))
@@ -148,7 +149,7 @@ def main():
         "prompts": sums(tables["policy"])[1],
         "mismatched": {name: sums(table, len(LABELS))[0] for name, table in tables.items()}, "losses": results,
     }  # fmt: skip
-    Path(__file__).with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    RESULT.write_text(json.dumps(document) + "\n")
 
 
 if __name__ == "__main__":
