@@ -42,7 +42,7 @@ from app.domain.error_text.json_text import counted
 from app.domain.operations.checks import Check, checks_of_service, judge
 from app.services.operations import upgrade
 from app.storage import StorageError
-from app.system.host import cpu_flags, usable_cores
+from app.system.host import cpu_flags, multiplies_fast, usable_cores
 
 MIN_PYTHON = (3, 11)
 MIN_DISK_GB, RECOMMENDED_DISK_GB = 2, 20
@@ -91,7 +91,7 @@ def machine_checks(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) ->
         "cpu",
         f"{counted(usable_cores(), 'core')}, {', '.join(fast) or platform.machine()}",
         (
-            not ({"amx_bf16", "avx512_bf16"} & flags or machine.gpus()),
+            not (multiplies_fast("bfloat16") or machine.gpus()),
             "advice",
             "no bfloat16 instructions: training on this CPU is several times slower",
         ),
