@@ -32,6 +32,7 @@ class _WithSinks(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks_H: torch.Tensor, kernel: Any
     ) -> torch.Tensor:
+        out_T_H_D: torch.Tensor
         out_T_H_D, lse_H_T = kernel.forward(query, key, value)
         with_sinks_H_T = torch.logaddexp(lse_H_T, sinks_H.to(lse_H_T.dtype).unsqueeze(1))
         out_T_H_D = (out_T_H_D * (lse_H_T - with_sinks_H_T).exp().t().unsqueeze(2)).to(query.dtype)
