@@ -71,7 +71,7 @@ def seconds(run: Callable[[], None]) -> float:
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations in the block, without those that an operation of torch calls itself."""
 
-    count = 0
+    count: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
@@ -79,7 +79,8 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def operations(run: Callable[[], None]) -> int:
-    with Counter() as counter:  # type: ignore[no-untyped-call]
+    counter = Counter()  # type: ignore[no-untyped-call]
+    with counter:
         run()
     return counter.count
 

@@ -12,7 +12,6 @@ outputs of an expert's layer, E experts, N those of a group, R the rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -88,15 +87,18 @@ def experts_forward(
     """Return the weighted sum of the outputs of the C experts that the router has chosen for each token."""
     first, activate = ("gate_up_proj", module._apply_gate) if module.has_gate else ("up_proj", module.act_fn)
     up, down = (_Projection(module, name) for name in (first, "down_proj"))
+    tokens, chosen = experts_T_C.shape
     expert_S, order_S = torch.sort(experts_T_C.flatten(), stable=True)
-    position_S = torch.argsort(order_S)
     groups = _groups(expert_S, up.frozen.stack, down.frozen.stack)
-    x_S_K = _take_rows(hidden_T_K, order_S // experts_T_C.shape[1], position_S)
+    # Copies and a permutation: the gradient is summed in a fixed order, as that of an index is not on a GPU.
+    x_S_K = hidden_T_K.unsqueeze(1).expand(-1, chosen, -1).flatten(0, 1).index_select(0, order_S)
     outs = []
-    for group, x, expert in zip(groups, *(_split(each, groups) for each in (x_S_K, expert_S)), strict=True):
+    rows = (torch.split(each, [group.size for group in groups]) for each in (x_S_K, expert_S))
+    for group, x, expert in zip(groups, *rows, strict=True):
         out = down(activate(up(x, expert, group)), expert, group)
         outs.append(module.post_expert_norm(out) if module.has_post_expert_norm else out)
-    y_T_C_K = _take_rows(_joined(outs), position_S, order_S).view(*experts_T_C.shape, -1)
+    y_S_K = outs[0] if len(outs) == 1 else torch.cat(outs)
+    y_T_C_K = y_S_K.index_select(0, torch.argsort(order_S)).view(tokens, chosen, -1)
     return (y_T_C_K * weights_T_C.unsqueeze(2)).sum(1).to(hidden_T_K.dtype)
 
 
@@ -129,14 +131,6 @@ def _groups(expert_S: torch.Tensor, *stacks: ExpertStack) -> list[Group]:
         ends_N = torch.tensor([ends[expert + 1] - ends[part[0]] for expert in part], dtype=torch.int32, device=device)
         groups.append(Group(experts, ends[part[-1] + 1] - ends[part[0]], ends_N))
     return groups
-
-
-def _split(tensor_S: torch.Tensor, groups: Sequence[Group]) -> Sequence[torch.Tensor]:
-    return torch.split(tensor_S, [group.size for group in groups])
-
-
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Projection:
@@ -238,29 +232,6 @@ def _sums_of_products(left_S_M: torch.Tensor, right_S_L: torch.Tensor, ends_N: t
     sums_N_M_L = grouped_product(left_S_M.t(), right_S_L, ends_N).float()
     is_empty_N = ends_N.diff(prepend=ends_N.new_zeros(1)) == 0
     return sums_N_M_L.masked_fill_(is_empty_N[:, None, None], 0)
-
-
-def _take_rows(x: torch.Tensor, rows_S: torch.Tensor, position_S: torch.Tensor) -> torch.Tensor:
-    """Return the rows of `x` in this order: each the same number of times, copy C of row T at position T C.
-
-    The gradient is summed in a fixed order; that of an index is not, on a GPU.
-    """
-    taken: torch.Tensor = _TakeRows.apply(x, rows_S, position_S)  # type: ignore[no-untyped-call]
-    return taken
-
-
-class _TakeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, rows_S: torch.Tensor, position_S: torch.Tensor) -> torch.Tensor:
-        ctx.rows = len(x)
-        ctx.save_for_backward(position_S)
-        return x.index_select(0, rows_S)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (position_S,) = ctx.saved_tensors
-        copies = gradient.index_select(0, position_S).view(ctx.rows, -1, gradient.shape[1])
-        return copies.sum(1) if copies.shape[1] > 1 else copies[:, 0], None, None
 
 
 def _peft_update(module: Any, parameter: str) -> torch.Tensor | None:
