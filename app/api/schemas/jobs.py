@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.schemas.common import Body, Strict, WarningBody, unix_seconds
+from app.api.schemas.common import Body, LoraBody, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.evaluations import EvaluationError
 from app.api.schemas.queue import QueuedFields
@@ -18,7 +18,7 @@ from app.domain.artifacts.engines import Compatibility, job_compatibility
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
-from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
+from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 
 
@@ -184,7 +184,7 @@ class JobBody(QueuedFields):
     metadata: dict[str, str] | None
     user_provided_suffix: str | None = Field(validation_alias="suffix")
     """The `suffix` of the request."""
-    lora: LoraSpec
+    lora: LoraBody
     quantization: QuantizationSpec | None
     sample_prompts: list[str]
     """Prompts that the model answers at every validation."""
