@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, create_model
 
 from app.domain.error_text.validation_text import Parsed, check_shape
+from app.domain.jobs.spec import LoraSpec
 from app.errors import combine_errors
 
 # A time in a query. The maximum is one second less than the last datetime, as the code adds one second.
@@ -75,6 +76,13 @@ class JobPart(Body):
     id: str
     created_at: UnixTime
     fine_tuning_job_id: str = Field(validation_alias="job_id")
+
+
+def _with_experts(lora: LoraSpec, handler: Any) -> Any:
+    return {"experts": lora.experts} | handler(lora)
+
+
+LoraBody = Annotated[LoraSpec, WrapSerializer(_with_experts)]  # with `experts` also where it is false, so not stored
 
 
 class WarningBody(Body):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from app.api.schemas.common import Body, Strict, WarningBody, unix_seconds
+from app.api.schemas.common import Body, LoraBody, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.evaluations import EvaluationError
 from app.api.schemas.queue import QueuedFields
@@ -20,7 +20,7 @@ from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
-from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
+from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.domain.methods import METHODS, Method
 
@@ -187,7 +187,7 @@ class JobBody(QueuedFields):
     metadata: dict[str, str] | None
     user_provided_suffix: str | None = Field(validation_alias="suffix")
     """The `suffix` of the request."""
-    lora: LoraSpec
+    lora: LoraBody
     quantization: QuantizationSpec | None
     chat_template_kwargs: ChatTemplateArguments | None
     """Arguments of the base model's chat template; null: none. Requests to an engine that serves the adapter need the
