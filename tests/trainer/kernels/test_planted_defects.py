@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[str, QuantizationSpec | None, Any, str, Change]] = {
     "dequantize": ("tiny", NF4, frozen_linear, "dequantize_4bit", scaled()),
     "dequantize, 8 bits": ("tiny", INT8, frozen_linear, "int8_vectorwise_dequant", scaled()),
     "experts": ("Qwen3-MoE", None, experts, "grouped_product", rows_shifted),
-    "experts, gradient": ("Qwen3-MoE", None, experts._TakeRows, "backward", scaled(0)),
+    "experts, gradient": ("Qwen3-MoE", None, experts._GroupedLinear, "backward", scaled(0)),
     "loss": ("tiny", None, losses, "_chunk", scaled(0)),
     "loss, gradient": ("tiny", None, losses, "_chunk", scaled(2)),
 }
