@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from app.domain.jobs.spec import QuantizationSpec
@@ -63,6 +64,11 @@ class TestReplaceFunctions:
         kinds = [type(module).__name__ for module in base.model.modules()]
         assert (kinds.count("RMSNorm"), kinds.count("GatedMLP")) == (5, 2)
         assert not {"LlamaRMSNorm", "LlamaMLP"} & set(kinds)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_a_wide_norm_is_replaced_though_some_values_round_to_the_next_number(self, dtype: torch.dtype) -> None:
+        model = torch.nn.Sequential(llama_norm(5_120, dtype), GptOssRMSNorm(5_120).to(dtype).requires_grad_(False))
+        assert replace_functions(model, dtype, MEMORY_EFFICIENT, Patches()) == {"norms": 2}
 
     def test_a_norm_with_another_formula_stays(self) -> None:
         gemma = GemmaRMSNorm(16).requires_grad_(False)  # multiplies by 1 + weight

@@ -1,7 +1,7 @@
 """Norms, gated products and rotary embeddings of a model, replaced by functions that have the same results.
 
 A candidate takes a place only if it has the same outputs and the same gradients on a few random tokens, in the compute
-dtype and on the device; otherwise transformers' own function stays, which is slower or keeps more.
+dtype and on the device, within rounding; otherwise transformers' own function stays, which is slower or keeps more.
 
 Letters: T tokens, H heads, D per head, K the width, F the inner width.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.func import functional_call
 
+from worker.trainer.kernels.comparison import Function, difference, random_tensors, run_with_gradients
 from worker.trainer.kernels.modules import GatedMLP, Product, RMSNorm, swiglu
 from worker.trainer.model.patches import Patches
 
@@ -24,11 +25,10 @@ GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 ROTARY_FUNCTION = "apply_rotary_pos_emb"  # of the modeling modules of transformers
 COMPARED_TOKENS, COMPARED_WIDTH = 4, 128
 COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
-TOLERANCE = 1e-5  # of the largest value
-MAX_GRADIENT_DIFFERENCE = 2e-2  # of the norm: bfloat16 has steps of 4e-3, and a gradient several operations
+# Of the largest value. Two orders of the same operations differ by up to one epsilon of 16 bits, and 3e-7 in float32.
+MAX_EPSILONS, MIN_TOLERANCE = 2, 1e-5
 NARROW = 256  # up to this width a norm is one of queries or keys, with a row for every head
 
-Function = Callable[..., Any]  # returns a tensor, or several
 Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -39,7 +39,6 @@ class Candidates:
     norms: tuple[Callable[[torch.nn.Parameter, float], RMSNorm], ...]  # from weight and epsilon
     products: tuple[Product, ...]
     rotary: Callable[[Rotate], Rotate] | None = None  # from the replaced function
-    roundings: float = 0.0  # of the compute dtype, relative to the largest value, if these are more than TOLERANCE
     rows_of_narrow_norms: int = COMPARED_TOKENS  # with which they are compared, too
 
 
@@ -73,10 +72,10 @@ def _equal_modules(
                 yield name, "norms", norm
         elif layers := _gated_layers(module):
             gate, up, down = layers
-            gate_T_F, up_T_F = _random_inputs(2, (COMPARED_TOKENS, COMPARED_WIDTH), _device(model), dtype)
+            inputs = random_tensors([(COMPARED_TOKENS, COMPARED_WIDTH)] * 2, _device(model), dtype)
             original = _product_of(module)
             for product in candidates.products:
-                if _are_equal(product, original, (gate_T_F, up_T_F), _tolerance(dtype, candidates)):
+                if _are_equal(product, original, inputs):
                     yield name, "gated MLPs", GatedMLP(gate, up, down, product)
                     break
 
@@ -106,15 +105,8 @@ def _is_equal_norm(norm: RMSNorm, module: torch.nn.Module, dtype: torch.dtype, c
         lambda x_T_K, weight_K, each=each: functional_call(each, {"weight": weight_K}, (x_T_K,))
         for each in (norm, module)
     )
-    return all(
-        _are_equal(
-            of_norm,
-            of_module,
-            (*_random_inputs(1, (count, weight_K.numel()), weight_K.device, dtype), weight_K),
-            _tolerance(dtype, candidates),
-        )
-        for count in sorted(rows)
-    )
+    inputs = ([*random_tensors([(count, len(weight_K))], weight_K.device, dtype), weight_K] for count in sorted(rows))
+    return all(_are_equal(of_norm, of_module, each) for each in inputs)
 
 
 def _product_of(module: torch.nn.Module) -> Product:
@@ -146,8 +138,7 @@ def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Ite
     """Yield the model's modeling modules with an equal replacement of their rotary function."""
     if candidates.rotary is None:
         return
-    shape = (1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)
-    heads = _random_inputs(2, shape, _device(model), dtype)
+    heads = random_tensors([(1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)] * 2, _device(model), dtype)
     angle = torch.rand(1, COMPARED_TOKENS, COMPARED_HEAD_SIZE // 2, generator=torch.Generator().manual_seed(0))
     cos, sin = (each.repeat(1, 1, 2).to(heads[0]) for each in (angle.cos(), angle.sin()))
     for module in {sys.modules[type(module).__module__] for module in model.modules()}:
@@ -163,7 +154,7 @@ def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Ite
         of_rotate, of_original = (
             lambda query, key, each=each: each(query, key, cos, sin) for each in (rotate, original)
         )
-        if _are_equal(of_rotate, of_original, heads, _tolerance(dtype, candidates)):
+        if _are_equal(of_rotate, of_original, heads):
             yield module, rotate
 
 
@@ -172,37 +163,8 @@ def _device(model: Any) -> torch.device:
     return device
 
 
-def _tolerance(dtype: torch.dtype, candidates: Candidates) -> float:
-    return max(TOLERANCE, candidates.roundings * torch.finfo(dtype).eps)
-
-
-def _random_inputs(
-    count: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator).to(device, dtype) for _ in range(count))
-
-
-def _are_equal(candidate: Function, original: Function, inputs: tuple[torch.Tensor, ...], tolerance: float) -> bool:
-    """Return whether both have the same outputs and the same gradients of all inputs."""
-    expected, expected_gradients = run_with_gradients(original, inputs)
-    outputs, gradients = run_with_gradients(candidate, inputs)
-    pairs = zip(outputs, expected, strict=True)
-    if not all(bool((one - two).abs().max() <= tolerance * two.abs().max()) for one, two in pairs):
-        return False
-    pairs = zip(gradients, expected_gradients, strict=True)
-    return all(bool((one - two).norm() <= MAX_GRADIENT_DIFFERENCE * two.norm()) for one, two in pairs)
-
-
-def run_with_gradients(
-    function: Function, inputs: tuple[torch.Tensor, ...]
-) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
-    """Return the outputs, and the gradients of a fixed weighted sum of them, by each input."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    generator = torch.Generator().manual_seed(1)
-    with torch.enable_grad():
-        result = function(*leaves)
-        outputs = [result] if isinstance(result, torch.Tensor) else list(result)
-        weights = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
-        copies = [output.detach().clone() for output in outputs]  # a kernel may write into its output in the backward
-        return copies, torch.autograd.grad(outputs, leaves, weights)
+def _are_equal(candidate: Function, original: Function, inputs: Sequence[torch.Tensor]) -> bool:
+    """Return whether both have the same outputs and the same gradients of all inputs, within rounding."""
+    tolerance = max(MIN_TOLERANCE, MAX_EPSILONS * torch.finfo(inputs[0].dtype).eps)
+    found, expected = (run_with_gradients(function, inputs) for function in (candidate, original))
+    return difference(found, expected) <= tolerance

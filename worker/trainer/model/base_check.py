@@ -15,6 +15,7 @@ import torch
 from app.domain.datasets.documents import Document
 from app.domain.jobs.states import Reason
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.kernels.comparison import difference
 from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention.attention_check import check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
@@ -73,14 +74,14 @@ def _check_base(base: FrozenBase) -> None:
         packed_T_D = hidden_states(base, pair, float32=True)[tokens:]
     if not torch.isfinite(single_T_D).all():
         raise _unsupported(base, "computes values that are not finite")
-    if _difference(single_T_D, packed_T_D) > MAX_LEAK:
+    if difference([packed_T_D], [single_T_D]) > MAX_LEAK:
         _run_documents_alone(base)
     logits_T_V = _own_logits(base, single)
     if not torch.isfinite(logits_T_V).all():
         raise _dtype_overflow(base)
     if getattr(base.model.get_output_embeddings(), "bias", None) is not None:
         raise _unsupported(base, "adds a bias to its logits")
-    if _difference(logits_T_V, _logits(base, single)) > MAX_HEAD_DIFFERENCE:
+    if difference([_logits(base, single)], [logits_T_V]) > MAX_HEAD_DIFFERENCE:
         raise _unsupported(base, "computes its logits with more than one matrix product")
     _check_packed_training(base, first, second, single_T_D)
     check_kernels(base)
@@ -169,10 +170,6 @@ def _own_logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:
     )
     logits_1_T_V: torch.Tensor = output.logits
     return logits_1_T_V[0]
-
-
-def _difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    return float((expected.float() - actual.float()).abs().max() / expected.float().abs().max())
 
 
 def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:

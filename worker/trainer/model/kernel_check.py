@@ -9,15 +9,14 @@ Letters: T tokens, C experts of a token, K inputs and D outputs of a layer, N la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from app.domain.jobs.states import Reason
+from worker.trainer.kernels.comparison import difference, run_with_gradients
 from worker.trainer.kernels.cpu.quantize import BLOCK
-from worker.trainer.kernels.replacement import run_with_gradients
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
 from worker.trainer.model.frozen_linear import freeze
@@ -30,7 +29,7 @@ WEIGHT_SHAPE = (68, 1024)  # more numbers than one chunk of quantize.py
 MAX_ROUNDING = {4: 0.02, 8: 0.006}
 TOKENS, EXPERTS_OF_A_TOKEN = 6, 2
 LOSS_TOKENS, LOSS_CHUNK_TOKENS, LOSS_WORDS = 12, 5, 512
-MAX_DIFFERENCE = 3e-2  # of the norm: rounding in bfloat16 causes 1 %
+MAX_DIFFERENCE = 3e-2  # of the largest value: rounding in bfloat16 causes 1 %
 
 
 def check_kernels(base: FrozenBase) -> None:
@@ -40,10 +39,10 @@ def check_kernels(base: FrozenBase) -> None:
         "loss": _loss_difference(base) / MAX_DIFFERENCE,
         "product of experts": _experts_difference(base) / MAX_DIFFERENCE,
     }
-    for kernel, difference in differences.items():
-        if not difference <= 1:  # this form is also true for NaN
+    for kernel, found in differences.items():
+        if not found <= 1:  # this form is also true for NaN
             text = (
-                f"The {kernel} of this worker computes another result than its formula ({difference:.1f} times what "
+                f"The {kernel} of this worker computes another result than its formula ({found:.1f} times what "
                 f"rounding explains). Training {base.name} with it would give a wrong adapter. The operator can "
                 "install another version of torch or bitsandbytes."
             )
@@ -88,7 +87,7 @@ def _loss_difference(base: FrozenBase) -> float:
         return (F.cross_entropy(logits_N_V, targets_N, reduction="none") * weights_N).sum()
 
     inputs = (hidden_N_D, head_V_D)
-    return _difference(run_with_gradients(in_chunks, inputs), run_with_gradients(plain, inputs))
+    return difference(run_with_gradients(in_chunks, inputs), run_with_gradients(plain, inputs))
 
 
 def _experts_difference(base: FrozenBase) -> float:
@@ -125,13 +124,4 @@ def _experts_difference(base: FrozenBase) -> float:
         return out_T_K
 
     inputs = (hidden_T_K, weights_T_C)
-    return _difference(run_with_gradients(grouped, inputs), run_with_gradients(loop, inputs))
-
-
-def _difference(
-    found: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
-    expected: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
-) -> float:
-    """Return the largest difference of an output or a gradient, relative to its norm."""
-    pairs = zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True)
-    return max(float((one.float() - two.float()).norm() / two.float().norm()) for one, two in pairs)
+    return difference(run_with_gradients(grouped, inputs), run_with_gradients(loop, inputs))

@@ -1,7 +1,7 @@
 """Fused kernels of Liger Kernel (arXiv 2410.10989, an optional extra) on CUDA: norms, gated MLPs, rotary embeddings.
 
-Each takes the place of several element-wise passes over the hidden states. They change the order of roundings, so they
-may differ by two roundings of the compute dtype (replacement.py); what has no equal one stays as it is.
+Each takes the place of several element-wise passes over the hidden states (replacement.py); what has no equal one stays
+as it is.
 
 Two kernels write into their inputs: the gated products store the gradients of gate and up in place of them, and the
 rotary embedding rotates queries and keys in place. The gate and up are used by nothing after the backward of their
@@ -27,7 +27,6 @@ from worker.trainer.kernels.replacement import Candidates, Rotate, replace_funct
 from worker.trainer.model.patches import Patches
 from worker.trainer.runtime.failures import is_device_lost, is_out_of_memory
 
-ROUNDINGS = 2.0  # one each of two orders of the same operations
 MANY_ROWS = 32_768  # LigerRMSNormFunction has another kernel for so many rows of a small width
 # LigerRMSNormFunction: what is added to the weight, and where it casts to float32
 NORM_VARIANTS = ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))
@@ -89,6 +88,5 @@ def _candidates(ops: Any) -> Candidates:
         norms=tuple(partial(norm, offset=offset, casting=casting) for offset, casting in NORM_VARIANTS),
         products=(ops.LigerSiLUMulFunction.apply, ops.LigerGELUMulFunction.apply),
         rotary=partial(FusedRotary, apply=ops.LigerRopeFunction.apply),
-        roundings=ROUNDINGS,
         rows_of_narrow_norms=MANY_ROWS,
     )

@@ -13,8 +13,7 @@ Letters as in attention.py.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.memory import MAX_BLOCK_ATTENTION_TOKENS
+from worker.trainer.kernels.comparison import difference, random_tensors, run_with_gradients
 from worker.trainer.model.attention import attention
 from worker.trainer.model.patches import Patches
 from worker.trainer.runtime.device import dtype_name, float32_request
@@ -75,25 +75,6 @@ class AttentionCall:
         return attention.choose_kernel(heads)
 
 
-@dataclass(frozen=True)
-class AttentionOutput:
-    """The output and the gradients of one call, each with the tokens in the third dimension."""
-
-    out: torch.Tensor
-    dquery: torch.Tensor
-    dkey: torch.Tensor
-    dvalue: torch.Tensor
-
-    def slice(self, tokens: slice) -> AttentionOutput:
-        return AttentionOutput(*(tensor[:, :, tokens] for tensor in vars(self).values()))
-
-    def difference(self, other: AttentionOutput) -> float:
-        """Return the largest difference in any tensor, relative to its largest value; inf if one is not finite."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        parts = [float((one.float() - two.float()).abs().max() / one.float().abs().max()) for one, two in pairs]
-        return max(part if math.isfinite(part) else math.inf for part in parts)
-
-
 @contextmanager
 def recorded_attention() -> Iterator[list[AttentionCall]]:
     """Yield a list to which every attention call in the block is added, one of each kind."""
@@ -131,69 +112,78 @@ def check_attention(base_name: str, calls: list[AttentionCall], quantization: Qu
                 raise _wrong(base_name, call, call.kernel(lengths, width), problem, quantization)
 
 
-@torch.enable_grad()
 def _problem(call: AttentionCall, lengths: tuple[int, ...], window: int | None) -> str:
     """Return what is wrong with the kernel, as the end of a sentence; empty if nothing is."""
-    generator = torch.Generator().manual_seed(0)
-    inputs, others = (_random_inputs(call, sum(lengths), generator) for _ in range(2))
+    inputs, others = (_random_inputs(call, sum(lengths), seed) for seed in (0, 1))
     start = sum(lengths[:CHECKED_DOCUMENT])
     document = slice(start, start + lengths[CHECKED_DOCUMENT])
     replaced = [NEIGHBOUR_SCALE * tensor for tensor in others]
     for tensor, original in zip(replaced, inputs, strict=True):
         tensor[:, :, document] = original[:, :, document]
     packed = _run(call, inputs, lengths, window)
-    mine = packed.slice(document)
-    leak = mine.difference(_run(call, replaced, lengths, window).slice(document))
-    alone = _run(call, [tensor[:, :, document] for tensor in inputs], lengths[CHECKED_DOCUMENT:][:1], window)
+    mine = _part(packed, document)
+    leak = difference(_part(_run(call, replaced, lengths, window), document), mine)
+    alone = _run(call, _part(inputs, document), lengths[CHECKED_DOCUMENT:][:1], window)
     if leak > MAX_LEAKS[call.dtype]:
         return f"mixes the documents of a packed batch (other neighbours change a document's result by {leak:.1%})"
-    if (difference := alone.difference(mine)) > TOLERANCES[call.dtype]:
-        return f"computes another result for a packed document than for the document alone ({difference:.1%})"
-    if (difference := _reference(call, inputs, lengths, window).difference(packed)) > TOLERANCES[call.dtype]:
-        return f"computes another result than a softmax in float32 ({difference:.1%})"
+    if (wrong := difference(mine, alone)) > TOLERANCES[call.dtype]:
+        return f"computes another result for a packed document than for the document alone ({wrong:.1%})"
+    if (wrong := difference(packed, _reference(call, inputs, lengths, window))) > TOLERANCES[call.dtype]:
+        return f"computes another result than a softmax in float32 ({wrong:.1%})"
     return ""
 
 
-def _random_inputs(call: AttentionCall, tokens: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Return queries, keys, values and the gradient of the output in the compute dtype."""
+def _random_inputs(call: AttentionCall, tokens: int, seed: int) -> list[torch.Tensor]:
+    """Return queries, keys, values and the gradient of the output, 1 x heads x tokens x size in the compute dtype."""
     sizes = (
         (call.query_heads, call.query_size),
         (call.key_heads, call.query_size),
         (call.key_heads, call.value_size),
         (call.query_heads, call.value_size),
     )
-    tensors = [torch.randn(1, heads, tokens, size, generator=generator) for heads, size in sizes]
-    tensors[0] /= call.scale * call.query_size**0.5  # scores then have a variance of one
-    return [tensor.to(call.device, call.dtype) for tensor in tensors]
+    shapes = [(1, heads, tokens, size) for heads, size in sizes]
+    query, *others = random_tensors(shapes, call.device, torch.float32, seed)
+    query /= call.scale * call.query_size**0.5  # scores then have a variance of one
+    return [tensor.to(call.dtype) for tensor in (query, *others)]
+
+
+def _part(tensors: Sequence[torch.Tensor], tokens: slice) -> list[torch.Tensor]:
+    return [tensor[:, :, tokens] for tensor in tensors]
 
 
 def _run(
     call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None
-) -> AttentionOutput:
+) -> list[torch.Tensor]:
+    """Return the output and the gradients of queries, keys and values, with the shapes of the inputs."""
     options = {**call.options, "document_lengths": lengths, "sliding_window": window}
-    heads = [tensor.detach().requires_grad_() for tensor in inputs[:3]]
-    out_1_T_H_E, _ = call.function(call.module, *heads, None, **options)
-    out_1_H_T_E = out_1_T_H_E.transpose(1, 2)
-    return AttentionOutput(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3]))
+
+    def attend(*heads: torch.Tensor) -> torch.Tensor:
+        out_1_T_H_E: torch.Tensor = call.function(call.module, *heads, None, **options)[0]
+        return out_1_T_H_E.transpose(1, 2)
+
+    return run_with_gradients(attend, inputs[:3], inputs[3:])
 
 
 def _reference(
     call: AttentionCall, inputs: list[torch.Tensor], lengths: tuple[int, ...], window: int | None
-) -> AttentionOutput:
+) -> list[torch.Tensor]:
     """The same attention as a softmax over the whole batch in float32, with a mask of T x T."""
-    heads = [tensor.float().requires_grad_() for tensor in inputs[:3]]
-    copies = call.query_heads // call.key_heads
-    query, key, value = heads[0], *(tensor.repeat_interleave(copies, dim=1) for tensor in heads[1:])
-    scores_1_H_T_T = query @ key.transpose(2, 3) * call.scale
     cap, sinks_H = call.options.get("softcap"), call.options.get("s_aux")
-    if cap is not None:
-        scores_1_H_T_T = cap * (scores_1_H_T_T / cap).tanh()
-    scores_1_H_T_T = scores_1_H_T_T.masked_fill(~_is_visible(lengths, window, call.device), float("-inf"))
-    if sinks_H is not None:
-        sinks_1_H_T_1 = sinks_H.float()[None, :, None, None].expand(*scores_1_H_T_T.shape[:3], 1)
-        scores_1_H_T_T = torch.cat([scores_1_H_T_T, sinks_1_H_T_1], dim=3)
-    out_1_H_T_E = scores_1_H_T_T.softmax(-1)[..., : value.shape[2]] @ value
-    return AttentionOutput(out_1_H_T_E.detach(), *torch.autograd.grad(out_1_H_T_E, heads, inputs[3].float()))
+
+    def attend(query: torch.Tensor, *key_and_value: torch.Tensor) -> torch.Tensor:
+        copies = call.query_heads // call.key_heads
+        key, value = (tensor.repeat_interleave(copies, dim=1) for tensor in key_and_value)
+        scores_1_H_T_T = query @ key.transpose(2, 3) * call.scale
+        if cap is not None:
+            scores_1_H_T_T = cap * (scores_1_H_T_T / cap).tanh()
+        scores_1_H_T_T = scores_1_H_T_T.masked_fill(~_is_visible(lengths, window, call.device), float("-inf"))
+        if sinks_H is not None:
+            sinks_1_H_T_1 = sinks_H.float()[None, :, None, None].expand(*scores_1_H_T_T.shape[:3], 1)
+            scores_1_H_T_T = torch.cat([scores_1_H_T_T, sinks_1_H_T_1], dim=3)
+        return scores_1_H_T_T.softmax(-1)[..., : value.shape[2]] @ value
+
+    heads_and_gradient = [tensor.float() for tensor in inputs]
+    return run_with_gradients(attend, heads_and_gradient[:3], heads_and_gradient[3:])
 
 
 def _is_visible(lengths: tuple[int, ...], window: int | None, device: torch.device) -> torch.Tensor:
