@@ -15,7 +15,7 @@ from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
 from tests.trainer.helpers import CPU_KERNELS, FLOAT32, change_weights, dataset_of, load_tiny_base
 from worker.trainer.data.batch import PackedBatch, pack_batches
-from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, load_base, open_base, unwrapped
+from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, load_base, open_base, unwrapped
 from worker.trainer.model.checkpoint_tensors import CheckpointTensors
 from worker.trainer.runtime import records
 from worker.trainer.runtime.failures import Failure
@@ -129,8 +129,8 @@ class TestContexts:
     def test_float32_uses_the_same_weights_and_restores_them(self, tiny: Path) -> None:
         base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU_KERNELS)
         before = [parameter.data.clone() for parameter in base.model.parameters()]
-        with torch.no_grad(), in_float32(base):
-            exact = hidden_states(base, a_batch(), float32=True)
+        with torch.no_grad(), in_dtype(base, torch.float32):
+            exact = hidden_states(base, a_batch(), dtype=torch.float32)
         rough = hidden_states(base, a_batch())
         assert exact.dtype == torch.float32
         torch.testing.assert_close(exact, rough.float(), rtol=0.05, atol=0.05)

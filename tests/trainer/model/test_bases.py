@@ -121,8 +121,8 @@ def plain_model(base: FrozenBase) -> Any:
     with torch.no_grad():
         for layer_name, layer in base.layers.items():
             model.get_submodule(layer_name).weight.copy_(layer.base.weight_in(torch.float32))
-        for parameter_name, weights in base.experts.items():
-            stacked = weights.stack.weights_in(torch.float32)
+        for parameter_name, stack in base.experts.items():
+            stacked = stack.weights_in(torch.float32)
             parameter = model.get_parameter(parameter_name)
             parameter.copy_(stacked if parameter.shape == stacked.shape else stacked.transpose(1, 2))
     return model.eval()

@@ -143,7 +143,7 @@ def _layers(case: Case) -> tuple[Any, Any, LoraAdapter | None]:
         lora = LoraSpec(r=case.rank, alpha=SCALE * case.rank, target_modules=(), experts=True)
         adapter = switch.active = make_adapter(lora, 0, {}, CPU_KERNELS, stacks)
     for name, weights in stacks.items():
-        stacked = weights.stack.weights_in(torch.float32)
+        stacked = weights.weights_in(torch.float32)
         if adapter is not None:
             torch.nn.init.normal_(adapter.layers[name].B_D_R, 0, 0.1)
             stacked = stacked + SCALE * _product_of_factors(adapter.layers[name], weights.count)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,6 +24,7 @@ from app.domain.jobs.layer_patterns import rank_of, scale_of
 from app.domain.jobs.spec import LoraSpec
 from app.domain.jobs.states import Reason
 from worker.trainer.kernels.kernels import Kernels
+from worker.trainer.model.frozen_experts import ExpertStack
 from worker.trainer.model.frozen_linear import FrozenLinear
 from worker.trainer.runtime.failures import Failure
 
@@ -216,25 +217,12 @@ def _apply_mask(x_T_K: torch.Tensor, keep_T_K: torch.Tensor, rate: float) -> tor
     return x_T_K * keep_T_K / (1 - rate) if rate else x_T_K
 
 
-class ExpertsShape(Protocol):
-    """The stacked weights of the experts of one layer."""
-
-    @property
-    def in_features(self) -> int: ...
-
-    @property
-    def out_features(self) -> int: ...
-
-    @property
-    def count(self) -> int: ...
-
-
 def make_adapter(
     lora: LoraSpec,
     seed: int,
     layers: dict[str, AdaptedLinear],
     kernels: Kernels,
-    experts: Mapping[str, ExpertsShape] | None = None,
+    experts: Mapping[str, ExpertStack] | None = None,
     dropout_seed: int | None = None,
 ) -> LoraAdapter:
     """Return a new adapter, initialized as in PEFT: A Kaiming-uniform with a = sqrt(5) (within 1 / sqrt(K)), B zero.
@@ -258,7 +246,7 @@ def frozen_copy(adapter: LoraAdapter) -> LoraAdapter:
 
 
 def _new_weights(
-    base: FrozenLinear | ExpertsShape,
+    base: FrozenLinear | ExpertStack,
     lora: LoraSpec,
     name: str,
     generator: torch.Generator,
@@ -272,7 +260,7 @@ def _new_weights(
 
 
 def _expert_weights(
-    lora: LoraSpec, experts: Mapping[str, ExpertsShape], generator: torch.Generator, device: torch.device
+    lora: LoraSpec, experts: Mapping[str, ExpertStack], generator: torch.Generator, device: torch.device
 ) -> dict[str, LoraWeights]:
     """Return the weights of the targeted experts. Raises Failure(INVALID_SPEC).
 

@@ -22,7 +22,7 @@ from app.domain.planning.memory import VERIFY_HEAD_ROWS, VERIFY_LOGITS, VERIFY_T
 from worker.trainer.adapter.lora import PEFT_PREFIX, LoraAdapter
 from worker.trainer.checkpoint.checkpoint import adapter_tensors
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
-from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, unwrapped
+from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, unwrapped
 from worker.trainer.model.frozen_linear import Frozen4, Frozen8
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.training.state import Run
@@ -37,7 +37,7 @@ def verify_adapter(base: FrozenBase, run: Run, directory: Path) -> float:
     Returns the largest difference of the logits, relative to the largest logit. Raises Failure(ADAPTER_MISMATCH).
     """
     batch = _short_batch(run).to(base.device)
-    with in_float32(base):
+    with in_dtype(base, torch.float32):
         trained_N_V = _logits(base, batch, run.adapter)
         with unwrapped(base) as model:
             peft_model = _load_with_peft(model, directory, base.device)
@@ -76,7 +76,7 @@ def _load_with_peft(model: Any, directory: Path, device: torch.device) -> PeftMo
 
 def _logits(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
     """Return the logits (N x V, float32) of the last positions. The whole head in float32 would take 2.5 GB."""
-    hidden_N_D = hidden_states(base, batch, adapter, float32=True)[batch.logit_positions_N[-VERIFY_LOGITS:]]
+    hidden_N_D = hidden_states(base, batch, adapter, dtype=torch.float32)[batch.logit_positions_N[-VERIFY_LOGITS:]]
     head_V_D = base.head_with(adapter).to(base.compute_dtype)
     return torch.cat([hidden_N_D @ chunk.float().t() for chunk in torch.split(head_V_D, VERIFY_HEAD_ROWS)], dim=1)
 

@@ -18,7 +18,7 @@ from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batche
 from worker.trainer.kernels.comparison import difference
 from worker.trainer.model.architecture import carries_state
 from worker.trainer.model.attention.attention_check import check_attention, recorded_attention
-from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
+from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype
 from worker.trainer.model.kernel_check import check_kernels
 from worker.trainer.model.recurrent_layers import fused_rules
 from worker.trainer.runtime.device import dtype_name, float32_request
@@ -69,9 +69,9 @@ def _check_base(base: FrozenBase) -> None:
     tokens = CHUNKED_DOCUMENT_TOKENS if fused_rules(base.model) else DOCUMENT_TOKENS
     first, second = (_document(start, vocabulary, tokens) for start in (1, 1 + vocabulary // 2))
     single, pair = _pack(second).to(base.device), _pack(first, second).to(base.device)
-    with in_float32(base):
-        single_T_D = hidden_states(base, single, float32=True)
-        packed_T_D = hidden_states(base, pair, float32=True)[tokens:]
+    with in_dtype(base, torch.float32):
+        single_T_D = hidden_states(base, single, dtype=torch.float32)
+        packed_T_D = hidden_states(base, pair, dtype=torch.float32)[tokens:]
     if not torch.isfinite(single_T_D).all():
         raise _unsupported(base, "computes values that are not finite")
     if difference([packed_T_D], [single_T_D]) > MAX_LEAK:

@@ -9,7 +9,7 @@ Letters: T tokens of a batch, D the hidden size, V the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from worker.trainer.model.architecture import (
     remove_other_modalities,
 )
 from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors, WeightLoader, check_complete
-from worker.trainer.model.experts import ExpertWeights
+from worker.trainer.model.frozen_experts import ExpertStack
 from worker.trainer.model.frozen_linear import (
     Frozen4,
     Frozen8,
@@ -66,7 +66,7 @@ class FrozenBase:
     patches: Patches  # of the model and of functions that it calls; without them it is transformers' own
     modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)
     quantization: QuantizationSpec | None = None
-    experts: dict[str, ExpertWeights] = field(default_factory=dict)  # by the full name of the stacked parameter
+    experts: dict[str, ExpertStack] = field(default_factory=dict)  # by the full name of the stacked parameter
     adaptable: frozenset[str] = frozenset()  # full names of the layers that an adapter in PEFT's format can name
     logit_scaling: LogitScaling = UNSCALED
     fused_modules: dict[str, int] = field(default_factory=dict)  # replaced modules by kind
@@ -127,7 +127,7 @@ class FrozenBase:
     @property
     def stored_bytes(self) -> int:
         layers: int = sum(stored_bytes(layer.base) for layer in self.layers.values())
-        layers += sum(weights.stack.stored_bytes for weights in self.experts.values())
+        layers += sum(stack.stored_bytes for stack in self.experts.values())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
     def cache_weights(self, are_cached: bool) -> None:
@@ -216,18 +216,17 @@ def hidden_states(
     batch: PackedBatch,
     adapter: LoraAdapter | None = None,
     *,
-    float32: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return the last hidden state of every token (T x D), of the base model or of the model with `adapter`.
 
-    With `float32` or a `dtype` the hidden states have that dtype throughout, with the same weights; see `in_dtype`.
+    With a `dtype` the hidden states have that dtype throughout, with the same weights; see `in_dtype`.
     """
     lengths = [batch.document_lengths] if base.packs_documents else [(length,) for length in batch.document_lengths]
     sizes = [sum(part) for part in lengths]
     parts = zip(torch.split(batch.tokens_T, sizes), torch.split(batch.positions_T, sizes), lengths, strict=True)
     with base.switch.on(adapter):
-        hidden = [_decode(base, *part, torch.float32 if float32 else dtype) for part in parts]
+        hidden = [_decode(base, *part, dtype) for part in parts]
     return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
 
@@ -253,10 +252,6 @@ def _decode(
         **options,
     ).last_hidden_state
     return hidden_1_T_D[0]
-
-
-def in_float32(base: FrozenBase) -> AbstractContextManager[None]:
-    return in_dtype(base, torch.float32)
 
 
 @contextmanager

@@ -87,9 +87,7 @@ def _clause(message: str, name: str) -> str:
 
 def _report(base: FrozenBase, directory: Path) -> TrainerReport:
     layers = {name: (layer.base.out_features, layer.base.in_features) for name, layer in base.layers.items()}
-    experts = {
-        name: (weights.count, weights.out_features, weights.in_features) for name, weights in base.experts.items()
-    }
+    experts = {name: (stack.count, stack.out_features, stack.in_features) for name, stack in base.experts.items()}
     modules = (name for name, _ in trainable_modules(base.model))
     return TrainerReport(
         notes=tuple(_notes(base, directory)),

@@ -23,7 +23,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from app.domain.jobs.spec import QuantizationSpec
 from worker.trainer.adapter.lora import AdapterSwitch
 from worker.trainer.model.architecture import UnsupportedBase, linear_names
-from worker.trainer.model.experts import ExpertWeights, freeze_experts, is_experts_parameter
+from worker.trainer.model.experts import freeze_experts, is_experts_parameter
+from worker.trainer.model.frozen_experts import ExpertStack
 from worker.trainer.model.frozen_linear import freeze
 from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import is_out_of_memory
@@ -152,7 +153,7 @@ class WeightLoader:
     def __init__(self, model: Any, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> None:
         self.linears = linear_names(model)
         self.switch = AdapterSwitch()
-        self.experts: dict[str, ExpertWeights] = {}
+        self.experts: dict[str, ExpertStack] = {}
         self._model = model
         self._format = quantization, compute_dtype
         self._is_linear = set(self.linears)

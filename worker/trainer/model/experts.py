@@ -30,27 +30,6 @@ NAME = "tunery_experts"
 ALIGNMENT_BYTES = 16  # of the rows of every matrix in torch's grouped product
 
 
-@dataclass(frozen=True)
-class ExpertWeights:
-    """The frozen weights of one parameter of an experts module, such as `model.layers.0.mlp.experts.down_proj`."""
-
-    name: str
-    stack: ExpertStack
-    switch: AdapterSwitch
-
-    @property
-    def count(self) -> int:
-        return self.stack.count
-
-    @property
-    def in_features(self) -> int:
-        return self.stack.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.stack.out_features
-
-
 def is_experts_parameter(module: torch.nn.Module, parameter: str) -> bool:
     """Return whether the parameter is the stacked weight of all experts of a layer."""
     weight = module._parameters.get(parameter)
@@ -67,18 +46,27 @@ def freeze_experts(
     switch: AdapterSwitch,
     quantization: QuantizationSpec | None,
     compute_dtype: torch.dtype,
-) -> ExpertWeights:
-    """Put the frozen experts into `module`, in place of the stacked parameter.
+) -> ExpertStack:
+    """Put the frozen experts into `module`, in place of the stacked parameter; return them.
 
     A parameter of the same shape that needs no memory takes its place: PEFT finds names and shapes by it, and adds its
     own update to it when it loads an adapter (checkpoint/verify.py).
     """
     stacked = weights.transpose(1, 2) if module.is_transposed else weights  # E x D x K
-    frozen = ExpertWeights(name, freeze_stack(stacked, quantization, compute_dtype), switch)
+    stack = freeze_stack(stacked, quantization, compute_dtype)
     placeholder = torch.zeros(1, 1, 1, device=weights.device).expand(weights.shape)
     module._parameters[parameter] = torch.nn.Parameter(placeholder, requires_grad=False)
-    vars(module).setdefault("frozen_experts", {})[parameter] = frozen
-    return frozen
+    vars(module).setdefault("frozen_experts", {})[parameter] = _Frozen(name, stack, switch)
+    return stack
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """The frozen weights of one parameter of an experts module, such as `model.layers.0.mlp.experts.down_proj`."""
+
+    name: str
+    stack: ExpertStack
+    switch: AdapterSwitch
 
 
 def experts_forward(
@@ -89,7 +77,7 @@ def experts_forward(
     up, down = (_Projection(module, name) for name in (first, "down_proj"))
     tokens, chosen = experts_T_C.shape
     expert_S, order_S = torch.sort(experts_T_C.flatten(), stable=True)
-    groups = _groups(expert_S, up.frozen.stack, down.frozen.stack)
+    groups = _groups(expert_S, up.stack, down.stack)
     # Copies and a permutation: the gradient is summed in a fixed order, as that of an index is not on a GPU.
     x_S_K = hidden_T_K.unsqueeze(1).expand(-1, chosen, -1).flatten(0, 1).index_select(0, order_S)
     outs = []
@@ -137,14 +125,15 @@ class _Projection:
     """One linear layer of every expert, with the active adapter's factors by expert."""
 
     def __init__(self, module: Any, parameter: str) -> None:
-        self.frozen: ExpertWeights = module.frozen_experts[parameter]
+        frozen: _Frozen = module.frozen_experts[parameter]
+        self.stack = frozen.stack
         self.bias_E_D = getattr(module, f"{parameter}_bias") if module.has_bias else None
-        adapter = self.frozen.switch.active
-        self.weights = adapter.layers.get(self.frozen.name) if adapter else None
+        adapter = frozen.switch.active
+        self.weights = adapter.layers.get(frozen.name) if adapter else None
         self.peft_update = _peft_update(module, parameter)
 
     def __call__(self, x_S_K: torch.Tensor, expert_S: torch.Tensor, group: Group) -> torch.Tensor:
-        stack, weights = self.frozen.stack, self.weights
+        stack, weights = self.stack, self.weights
         if weights is None:
             y_S_D: torch.Tensor = _GroupedLinear.apply(x_S_K, stack, group, 1.0, None, None)  # type: ignore[no-untyped-call]
         else:

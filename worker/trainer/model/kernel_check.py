@@ -96,7 +96,7 @@ def _experts_difference(base: FrozenBase) -> float:
     if module is None:
         return 0.0
     first = "gate_up_proj" if module.has_gate else "up_proj"
-    count, width = module.frozen_experts[first].count, module.frozen_experts[first].in_features
+    count, width = module.frozen_experts[first].stack.count, module.frozen_experts[first].stack.in_features
     generator, chosen = torch.Generator().manual_seed(0), min(EXPERTS_OF_A_TOKEN, count)
     hidden_T_K = torch.randn(TOKENS, width, generator=generator).to(base.device, base.compute_dtype)
     weights_T_C = torch.rand(TOKENS, chosen, generator=generator).to(base.device, base.compute_dtype)
