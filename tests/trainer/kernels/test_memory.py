@@ -51,6 +51,15 @@ def test_a_budget_without_space_beside_the_context_is_refused(fractions: list[fl
     assert fractions == [1.0]
 
 
+def test_the_heap_of_the_host_is_limited_with_a_gpu_too(
+    fractions: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited: list[int | None] = []
+    monkeypatch.setattr(CpuMemory, "set_limits", lambda _, budget_bytes: limited.append(budget_bytes))
+    GPU.set_limits(12 * GB)
+    assert limited == [None]
+
+
 def test_a_cpu_has_no_budget() -> None:
     before = CpuMemory().measure().capacity_bytes
     CpuMemory().set_limits(1)

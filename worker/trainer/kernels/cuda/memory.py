@@ -9,7 +9,7 @@ import torch
 
 from app.domain.jobs.states import Reason
 from app.domain.planning.memory import PROCESS_BYTES
-from worker.trainer.kernels.cpu.memory import DeviceMemory
+from worker.trainer.kernels.cpu.memory import CpuMemory, DeviceMemory
 from worker.trainer.runtime.failures import Failure
 
 CONTEXT_BYTES = PROCESS_BYTES["cuda"]
@@ -20,11 +20,12 @@ class CudaMemory:
     device: torch.device
 
     def set_limits(self, budget_bytes: int | None) -> None:
-        """Limit this process to a budget, of which its CUDA context is a part. None: no limit.
+        """Limit this process to a budget, of which its CUDA context is a part. None: no limit but those of the host.
 
         An allocation above it is an out-of-memory error here, and other processes on the GPU keep their memory. Raises
         Failure(OUT_OF_MEMORY) for a budget without space for anything but the context.
         """
+        CpuMemory().set_limits(None)
         if budget_bytes is None:
             return
         allocator_bytes = budget_bytes - CONTEXT_BYTES
