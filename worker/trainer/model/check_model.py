@@ -1,9 +1,9 @@
 """Can a model directory be trained? `python -m worker.trainer.model.check_model DIRECTORY` prints a TrainerReport.
 
 The report is one line of JSON; the exit code is 0 also for a model that cannot be trained, and 71 where the memory of
-this machine is too small to tell. Names, shapes and numbers of
-all tensors are checked first, so that every problem is reported at once. Then the base is loaded in 4 bits on the CPU
-and passes the check that a job makes before its first step.
+this machine is too small to tell. Names, shapes and numbers of all tensors are checked first, so that every problem is
+reported at once. Then the base is loaded in 4 bits on the CPU and passes the check that a job makes before its first
+step.
 """
 
 from __future__ import annotations

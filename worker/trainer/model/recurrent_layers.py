@@ -18,11 +18,11 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import torch
 
+from worker.trainer.model.attention.attention import document_starts
 from worker.trainer.model.patches import DOCUMENTS
 
 PACKAGE = "fla"  # flash-linear-attention
@@ -71,7 +71,7 @@ class PackedDeltaRule:
         result: tuple[torch.Tensor, torch.Tensor | None]
         if self.is_fused and supports_fused(query):
             if document_lengths:
-                options["cu_seqlens"] = _boundaries(document_lengths, query.device)
+                options["cu_seqlens"] = document_starts(document_lengths, query.device)
             result = self._original(query, *others, **options)
             return result
         if len(document_lengths) < 2:
@@ -115,9 +115,3 @@ def _places_between_gaps(lengths: tuple[int, ...], gap: int, device: torch.devic
     """Return the place of each token (T) if `gap` places are left between the documents."""
     document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return (torch.arange(sum(lengths)) + gap * document_T).to(device)
-
-
-@lru_cache(maxsize=8)
-def _boundaries(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return where each document begins, and the end of the last one."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)

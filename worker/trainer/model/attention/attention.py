@@ -72,6 +72,10 @@ class Heads:
         return self.query_1_H_T_D.device
 
     @property
+    def scale(self) -> float:
+        return self.query_1_H_T_D.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+
+    @property
     def has_equal_sizes(self) -> bool:
         """Return whether the heads of values have the size of those of queries."""
         return self.query_1_H_T_D.shape[-1] == self.value_1_G_T_E.shape[-1]
@@ -131,6 +135,12 @@ def _lengths_of(position_ids_1_T: torch.Tensor) -> tuple[int, ...]:
     return tuple(end - start for start, end in pairwise([*starts, position_ids_1_T.shape[1]]))
 
 
+@lru_cache(maxsize=8)
+def document_starts(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return the start of each document and the end. Cached: every layer needs it, but it is copied only once."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
 def choose_kernel(heads: Heads) -> Kernel:
     """Return the fastest kernel that supports this input."""
     is_banded = heads.window is not None and heads.window < max(heads.lengths)
@@ -165,9 +175,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _block_kernel(heads: Heads) -> torch.Tensor:
-    scale = heads.query_1_H_T_D.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
     query_T_H_D, key_T_G_D, value_T_G_D = (tensor[0].transpose(0, 1) for tensor in heads.tensors)
-    return block_attention(query_T_H_D, key_T_G_D, value_T_G_D, heads.lengths, scale)
+    return block_attention(query_T_H_D, key_T_G_D, value_T_G_D, heads.lengths, heads.scale)
 
 
 def _expanded_by_document(heads: Heads) -> torch.Tensor:
@@ -176,8 +185,7 @@ def _expanded_by_document(heads: Heads) -> torch.Tensor:
 
 def _explicit(heads: Heads) -> torch.Tensor:
     """One document at a time, some queries at a time (explicit_attention.py)."""
-    scale = heads.query_1_H_T_D.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
-    options = ScoreOptions(scale, heads.window, heads.score_cap, heads.sinks_H)
+    options = ScoreOptions(heads.scale, heads.window, heads.score_cap, heads.sinks_H)
     documents = zip(*(torch.split(tensor[0], list(heads.lengths), dim=1) for tensor in heads.tensors), strict=True)
     outs_H_S_D = [explicit_attention(query, key, value, options) for query, key, value in documents]
     return torch.cat([out.transpose(0, 1) for out in outs_H_S_D])
@@ -222,7 +230,7 @@ def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
 def _variable_length(heads: Heads) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # needs a CUDA build of torch
 
-    starts, longest = _starts(heads.lengths, heads.device), max(heads.lengths)
+    starts, longest = document_starts(heads.lengths, heads.device), max(heads.lengths)
     query_T_H_D, key_T_G_D, value_T_G_D = (tensor[0].transpose(0, 1).contiguous() for tensor in heads.tensors)
     out_T_H_D = varlen_attn(
         query_T_H_D,
@@ -242,15 +250,11 @@ def _variable_length(heads: Heads) -> torch.Tensor:
 
 def _variable_length_with_sinks(heads: Heads) -> torch.Tensor:
     assert heads.sinks_H is not None
-    kernel = FlashAttention(_starts(heads.lengths, heads.device), max(heads.lengths), heads.scaling, heads.window)
+    kernel = FlashAttention(
+        document_starts(heads.lengths, heads.device), max(heads.lengths), heads.scaling, heads.window
+    )
     query_T_H_D, key_T_G_D, value_T_G_D = (tensor[0].transpose(0, 1).contiguous() for tensor in heads.tensors)
     return attention_with_sinks(query_T_H_D, key_T_G_D, value_T_G_D, heads.sinks_H, kernel)
-
-
-@lru_cache(maxsize=8)
-def _starts(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return the start of each document and the end. Cached: every layer needs it, but it is copied only once."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 DOCUMENTS.put(f"attention: {NAME}", ALL_ATTENTION_FUNCTIONS, NAME, document_attention)
