@@ -97,7 +97,7 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
     documents = (first, second, third, second)
     with recorded_attention() as calls:
         hidden, gradients = _hidden_and_gradients(base, _pack(*documents).to(base.device))
-    check_attention(base.name, calls, base.quantization)
+    check_attention(base.name, calls.values(), base.quantization)
     if gradients[0].any() or gradients[2].any():
         raise _unsupported(base, "gives one document of a packed batch a gradient of another's loss")
     if _norm_difference(gradients[1], gradients[3]) > MAX_DTYPE_DIFFERENCE:

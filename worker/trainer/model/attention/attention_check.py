@@ -13,9 +13,9 @@ Letters as in attention.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,22 +62,24 @@ class AttentionCall:
         scaling: float | None = self.options.get("scaling")
         return self.query_size**-0.5 if scaling is None else scaling
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The heads and the size of each, of queries, keys, values and the output."""
+        of_query, of_key = (self.query_heads, self.query_size), (self.key_heads, self.query_size)
+        return of_query, of_key, (self.key_heads, self.value_size), (self.query_heads, self.value_size)
+
     def kernel(self, lengths: tuple[int, ...], window: int | None) -> attention.Kernel:
         """Return the kernel that the call chooses for documents of these lengths."""
-
-        def empty(heads: int, size: int) -> torch.Tensor:
-            return torch.empty(1, heads, 1, size, dtype=self.dtype, device=self.device)
-
-        query, key = empty(self.query_heads, self.query_size), empty(self.key_heads, self.query_size)
-        value = empty(self.key_heads, self.value_size)
-        heads = attention.Heads(query, key, value, lengths, self.options.get("scaling"), window)
-        heads = replace(heads, score_cap=self.options.get("softcap"), sinks_H=self.options.get("s_aux"))
-        return attention.choose_kernel(heads)
+        query, key, value = (
+            torch.empty(1, heads, 1, size, dtype=self.dtype, device=self.device) for heads, size in self.sizes[:3]
+        )
+        scaling, cap, sinks_H = (self.options.get(name) for name in ("scaling", "softcap", "s_aux"))
+        return attention.choose_kernel(attention.Heads(query, key, value, lengths, scaling, window, cap, sinks_H))
 
 
 @contextmanager
-def recorded_attention() -> Iterator[list[AttentionCall]]:
-    """Yield a list to which every attention call in the block is added, one of each kind."""
+def recorded_attention() -> Iterator[dict[Any, AttentionCall]]:
+    """Yield a dictionary to which every attention call in the block is added, one of each kind."""
     registered = ALL_ATTENTION_FUNCTIONS[attention.NAME]
     calls: dict[Any, AttentionCall] = {}
 
@@ -86,16 +88,16 @@ def recorded_attention() -> Iterator[list[AttentionCall]]:
         kind = (*sizes, query.dtype, *(options.get(name) for name in OPTIONS))
         if kind not in calls:
             calls[kind] = AttentionCall(registered, module, options, *sizes, query.device, query.dtype)
-            found.append(calls[kind])
         return registered(module, query, key, value, mask, **options)
 
-    found: list[AttentionCall] = []
     with Patches() as patches:
         patches.put("recorded attention", ALL_ATTENTION_FUNCTIONS, attention.NAME, record)
-        yield found
+        yield calls
 
 
-def check_attention(base_name: str, calls: list[AttentionCall], quantization: QuantizationSpec | None = None) -> None:
+def check_attention(
+    base_name: str, calls: Iterable[AttentionCall], quantization: QuantizationSpec | None = None
+) -> None:
     """Check every kernel that these calls may choose.
 
     Raises Failure(MODEL_UNAVAILABLE), which names the kernel, if one mixes documents or computes another result.
@@ -135,13 +137,7 @@ def _problem(call: AttentionCall, lengths: tuple[int, ...], window: int | None) 
 
 def _random_inputs(call: AttentionCall, tokens: int, seed: int) -> list[torch.Tensor]:
     """Return queries, keys, values and the gradient of the output, 1 x heads x tokens x size in the compute dtype."""
-    sizes = (
-        (call.query_heads, call.query_size),
-        (call.key_heads, call.query_size),
-        (call.key_heads, call.value_size),
-        (call.query_heads, call.value_size),
-    )
-    shapes = [(1, heads, tokens, size) for heads, size in sizes]
+    shapes = [(1, heads, tokens, size) for heads, size in call.sizes]
     query, *others = random_tensors(shapes, call.device, torch.float32, seed)
     query /= call.scale * call.query_size**0.5  # scores then have a variance of one
     return [tensor.to(call.dtype) for tensor in (query, *others)]
