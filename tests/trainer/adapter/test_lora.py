@@ -162,6 +162,7 @@ class TestMakeAdapter:
             ({"target_parameters": ["wn_proj"]}, "experts.down_proj"),
             ({"target_parameters": ["down_proj"], "dropout": 0.1}, "without DoRA"),
             ({"target_parameters": ["down_proj"], "use_dora": True}, "without DoRA"),
+            ({"experts": True, "dropout": 0.1}, "without DoRA"),
             ({"rank_pattern": {"v_proj": 2}}, "'v_proj'"),
             ({"rank_pattern": {".*": 2}}, "'.*'"),
             ({"rank_pattern": {"q_proj": 13}}, "q_proj is 12"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from worker.trainer.kernels import modules
 from worker.trainer.kernels.cpu import block_attention, quantize
 from worker.trainer.model import experts, frozen_linear
 from worker.trainer.model.attention import attention
+from worker.trainer.model.attention.explicit_attention import ScoreOptions
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.objective import losses
@@ -102,10 +104,16 @@ def rows_shifted(result: torch.Tensor) -> torch.Tensor:
     return result.roll(1, dims=0)
 
 
+def without_sinks(options: ScoreOptions) -> ScoreOptions:
+    return replace(options, sinks_H=None)
+
+
 # kernel -> base, quantization, what has the defect, and the defect
 REFUSED: dict[str, tuple[str, QuantizationSpec | None, Any, str, Change]] = {
     "attention": ("tiny", NF4, attention, "_block_kernel", scaled()),
     "attention, gradient": ("tiny", NF4, block_attention._BlockAttention, "backward", scaled(1)),
+    "attention with sinks": ("gpt-oss", None, attention, "_explicit", scaled()),
+    "attention with sinks, no sinks": ("gpt-oss", None, attention, "ScoreOptions", without_sinks),
     "quantize, a code": ("tiny", NF4, quantize, "_ranks", last_code_lost),
     "quantize, order": ("tiny", NF4, quantize, "_codes_and_scales", halves_swapped),
     "dequantize": ("tiny", NF4, frozen_linear, "dequantize_4bit", scaled()),

@@ -120,6 +120,7 @@ CASES = (
          "training_file", "generation prompt", edit=change_generation_prompt),
     Case("experts of a dense base", Reason.INVALID_SPEC, "lora.target_parameters", "it has no experts",
          {"target_parameters": ["mlp.experts.down_proj"]}),
+    Case("all experts of a dense base", Reason.INVALID_SPEC, "lora.experts", "has no experts", {"experts": True}),
 )  # fmt: skip
 
 
