@@ -4,6 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.helpers import CPU
+from worker.trainer.kernels.comparison import random_tensors, run_with_gradients
 from worker.trainer.kernels.cpu.block_attention import (
     MAX_CELLS,
     MIN_FILL,
@@ -14,14 +16,6 @@ from worker.trainer.kernels.cpu.block_attention import (
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 LENGTHS = st.lists(st.integers(1, 150), min_size=1, max_size=12).map(tuple)
-
-
-def heads(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    dice = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(tokens, count, WIDTH, generator=dice).to(dtype).requires_grad_()
-        for count in (HEADS, GROUPS, GROUPS)
-    )
 
 
 def one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
@@ -38,16 +32,11 @@ class TestBlockAttention:
     @settings(deadline=None, max_examples=25)
     @given(LENGTHS)
     def test_equals_causal_attention_of_each_document_with_its_gradients(self, lengths: tuple[int, ...]) -> None:
-        tokens = sum(lengths)
-        dout = torch.randn(tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(1))
-        results = []
-        for attend in (lambda *qkv: block_attention(*qkv, lengths, 0.3), lambda *qkv: one_by_one(*qkv, lengths)):
-            tensors = heads(tokens)
-            out = attend(*tensors)
-            out.backward(dout)
-            results.append([out, *(tensor.grad for tensor in tensors)])
-        for ours, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        shapes = [(sum(lengths), count, WIDTH) for count in (HEADS, GROUPS, GROUPS)]
+        heads = random_tensors(shapes, CPU, torch.float32)
+        ours = run_with_gradients(lambda *qkv: block_attention(*qkv, lengths, 0.3), heads)
+        theirs = run_with_gradients(lambda *qkv: one_by_one(*qkv, lengths), heads)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 class TestMakeBlocks:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.jobs.states import Reason
+from worker.trainer.kernels.comparison import run_with_gradients
 from worker.trainer.model.attention import attention, explicit_attention
 from worker.trainer.model.attention.attention import Heads, document_attention
 from worker.trainer.runtime.failures import Failure
@@ -51,16 +52,8 @@ class TestDocumentAttention:
         self, monkeypatch: pytest.MonkeyPatch, window: int | None
     ) -> None:
         monkeypatch.setattr(explicit_attention, "QUERIES", 3)
-        results = []
-        for compute in (
-            lambda *tensors: attention._explicit(Heads(*tensors, (4, 3), None, window)),
-            lambda *tensors: by_hand(*tensors, [4, 3], window)[0],
-        ):
-            tensors = [tensor.requires_grad_() for tensor in heads(7)]
-            out = compute(*tensors)
-            out.square().sum().backward()
-            results.append([out.detach(), *(tensor.grad for tensor in tensors)])
-        torch.testing.assert_close(*results)
+        found = run_with_gradients(lambda *each: attention._explicit(Heads(*each, (4, 3), None, window)), heads(7))
+        torch.testing.assert_close(found, run_with_gradients(lambda *each: by_hand(*each, [4, 3], window)[0], heads(7)))
 
     @pytest.mark.parametrize("lengths", [(4, 3), (1, 1, 5), (7,)])
     def test_a_layer_that_passes_only_the_positions_gives_the_same(self, lengths: tuple[int, ...]) -> None:
@@ -149,13 +142,10 @@ class TestChooseKernel:
             return plain(query, key, value, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
-        results = []
-        for compute in (attention._document_by_document, attention._expanded_by_document):
-            tensors = [tensor.requires_grad_() for tensor in heads(7)]
-            out = compute(Heads(*tensors, (4, 3), None, window))
-            out.square().sum().backward()
-            results.append([out, *(tensor.grad for tensor in tensors)])
-        for one, other in zip(*results, strict=True):
-            torch.testing.assert_close(one, other)
+        shared, expanded = (
+            run_with_gradients(lambda *each, compute=compute: compute(Heads(*each, (4, 3), None, window)), heads(7))
+            for compute in (attention._document_by_document, attention._expanded_by_document)
+        )
+        torch.testing.assert_close(shared, expanded)
         assert calls[:2] == [(HEADS, GROUPS, GROUPS, True)] * 2
         assert calls[2:] == [(HEADS, HEADS, HEADS, False)] * 2
