@@ -76,11 +76,23 @@ class AdapterSwitch:
     @contextmanager
     def on(self, adapter: LoraAdapter | None) -> Iterator[None]:
         """Apply `adapter` in the block; None stands for the base model."""
-        self.active = adapter
+        outer, self.active = self.active, adapter
         try:
             yield
         finally:
-            self.active = None
+            self.active = outer
+
+
+@contextmanager
+def kept_state(generator: torch.Generator, state: torch.Tensor | None = None) -> Iterator[None]:
+    """Restore the generator's own state after the block, which begins with `state` if there is one."""
+    own = generator.get_state()
+    if state is not None:
+        generator.set_state(state)
+    try:
+        yield
+    finally:
+        generator.set_state(own)
 
 
 class AdaptedLinear(torch.nn.Module):
@@ -194,11 +206,8 @@ class _Dropout:
 
     def mask_of(self, state: torch.Tensor, x_T_K: torch.Tensor) -> torch.Tensor:
         """Draw the mask again that `drop` drew in this state. The generator's own state stays."""
-        current = self.generator.get_state()
-        self.generator.set_state(state)
-        keep_T_K = _draw_mask(x_T_K, self.rate, self.generator)
-        self.generator.set_state(current)
-        return keep_T_K
+        with kept_state(self.generator, state):
+            return _draw_mask(x_T_K, self.rate, self.generator)
 
 
 def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

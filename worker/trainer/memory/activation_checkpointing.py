@@ -13,8 +13,8 @@ restores them. Element-wise recomputation uses neither.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from app.domain.planning.execution_plan import Recompute
-from worker.trainer.adapter.lora import AdapterSwitch, LoraAdapter
+from worker.trainer.adapter.lora import AdapterSwitch, kept_state
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.kernels.modules import GatedMLP, RMSNorm
 from worker.trainer.model.base_model import FrozenBase
@@ -78,8 +78,8 @@ class Recomputation:
             hidden_states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
             return hidden_states
 
-        context = _ForwardContext(self._switch)
-        output: torch.Tensor = _RecomputedLayer.apply(hidden, self._gradient_anchor, layer, context, self.offload)  # type: ignore[no-untyped-call]
+        as_now = _as_now(self._switch)
+        output: torch.Tensor = _RecomputedLayer.apply(hidden, self._gradient_anchor, layer, as_now, self.offload)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -112,10 +112,10 @@ class _RecomputedLayer(torch.autograd.Function):
         hidden: torch.Tensor,
         _gradient_anchor: torch.Tensor,
         layer: Compute,
-        forward_context: AbstractContextManager[None],
+        as_in_forward: Callable[[], AbstractContextManager[None]],
         offload: bool,
     ) -> torch.Tensor:
-        ctx.layer, ctx.forward_context, ctx.device = layer, forward_context, hidden.device
+        ctx.layer, ctx.as_in_forward, ctx.device = layer, as_in_forward, hidden.device
         ctx.save_for_backward(_host_copy(hidden) if offload else hidden)
         with torch.enable_grad():  # adapted layers apply dropout only if gradients are enabled
             return layer(hidden.detach()).detach()
@@ -124,7 +124,7 @@ class _RecomputedLayer(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
         hidden = ctx.saved_tensors[0].detach().to(ctx.device, non_blocking=True)
         hidden.requires_grad_(ctx.needs_input_grad[0])
-        with ctx.forward_context, torch.enable_grad():
+        with ctx.as_in_forward(), torch.enable_grad():
             output = ctx.layer(hidden)
         torch.autograd.backward(output, gradient)  # accumulates into the adapter's weights and into `hidden`
         return hidden.grad, None, None, None, None
@@ -139,29 +139,18 @@ def _host_copy(hidden: torch.Tensor) -> torch.Tensor:
     return copy.copy_(hidden.detach(), non_blocking=copy.is_pinned())
 
 
-class _ForwardContext(AbstractContextManager[None]):
-    """Saves the active adapter and its dropout generator's state; restores them while a layer runs again."""
+def _as_now(switch: AdapterSwitch) -> Callable[[], AbstractContextManager[None]]:
+    """Save the active adapter and its dropout generator's state; return a context that has both for a second run."""
+    adapter = switch.active
+    generator = adapter.generator if adapter and adapter.dropout else None
+    state = generator.get_state() if generator else None
 
-    def __init__(self, switch: AdapterSwitch) -> None:
-        self._switch = switch
-        self._adapter = switch.active
-        self._generator = self._adapter.generator if self._adapter and self._adapter.dropout else None
-        self._state = self._generator.get_state() if self._generator else None
-        self._current: tuple[LoraAdapter | None, torch.Tensor | None] = (None, None)
+    @contextmanager
+    def restored() -> Iterator[None]:
+        with switch.on(adapter), kept_state(generator, state) if generator else nullcontext():
+            yield
 
-    def __enter__(self) -> None:
-        self._current = self._switch.active, self._generator.get_state() if self._generator else None
-        self._restore(self._adapter, self._state)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore(*self._current)
-
-    def _restore(self, adapter: LoraAdapter | None, state: torch.Tensor | None) -> None:
-        self._switch.active = adapter
-        if self._generator is not None and state is not None:
-            self._generator.set_state(state)
+    return restored
 
 
 # --- element-wise recomputation ---------------------------------------------------------------------------------------

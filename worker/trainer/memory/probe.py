@@ -9,6 +9,7 @@ import time
 
 from app.domain.jobs.events import Probed
 from app.domain.planning.packing import largest_batch
+from worker.trainer.adapter.lora import kept_state
 from worker.trainer.data.batch import PackedBatch
 from worker.trainer.memory.placement import unallocated_bytes, unallocated_moment_bytes
 from worker.trainer.objective.objective import Objective
@@ -20,16 +21,16 @@ def probe(objective: Objective, run: Run, row_tokens: int) -> Probed | None:
     batch, kernels = largest_planned_batch(run, row_tokens), objective.base.kernels
     if batch is None:
         return None
-    batch, state = batch.to(kernels.device), run.adapter.generator.get_state()
+    batch = batch.to(kernels.device)
     kernels.memory.reset_peak()
     loaded, started = kernels.memory.used_bytes(), time.monotonic()
     try:
-        objective.forward_backward(batch)
+        with kept_state(run.adapter.generator):
+            objective.forward_backward(batch)
         kernels.synchronize()
         seconds, peak = time.monotonic() - started, kernels.memory.peak_bytes()
     finally:
         run.clear_gradients()
-        run.adapter.generator.set_state(state)
     return Probed(
         run_id=run.id,
         row_tokens=len(batch.tokens_T),
