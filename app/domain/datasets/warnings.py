@@ -140,6 +140,7 @@ class RowIndex:
 
 def row_digest(example: Example) -> int:
     conversations = (example.messages, example.preferred, example.non_preferred)
+    arguments = example.chat_template_kwargs and example.chat_template_kwargs.model_dump()
     content = (
         [[_without_nulls(message) for message in messages] for messages in conversations],
         example.tools,
@@ -147,7 +148,7 @@ def row_digest(example: Example) -> int:
         example.completion,
         example.text,
         *([] if example.label is None else [example.label]),
-        *([example.chat_template_kwargs.model_dump()] if example.chat_template_kwargs else []),
+        *([arguments] if arguments else []),
     )
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
