@@ -9,7 +9,7 @@ from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, WrapSerializer, create_model
 
 from app.api.schemas.common import Body, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
@@ -71,6 +71,10 @@ class NoHyperparameters(Body):
 
 class HyperparametersBody(Body):
     hyperparameters: Hyperparameters
+
+
+# With `experts` also when it is false, and so is not stored
+LoraBody = Annotated[LoraSpec, WrapSerializer(lambda lora, handler: {"experts": lora.experts} | handler(lora))]
 
 
 def _method_body(method: Method) -> type[Body]:
@@ -187,7 +191,7 @@ class JobBody(QueuedFields):
     metadata: dict[str, str] | None
     user_provided_suffix: str | None = Field(validation_alias="suffix")
     """The `suffix` of the request."""
-    lora: LoraSpec
+    lora: LoraBody
     quantization: QuantizationSpec | None
     chat_template_kwargs: ChatTemplateArguments | None
     """Arguments of the base model's chat template; null: none. Requests to an engine that serves the adapter need the

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasPath, Field, WrapSerializer
+from pydantic import AfterValidator, AliasPath, Field
 
 from app.api.schemas.common import Body, WarningBody
-from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
+from app.api.schemas.jobs import LoraBody
+from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.planning.execution_plan import Recompute
 
 
 def at(first: str, *path: str) -> Any:
     """A field that is read from the attribute at this path."""
     return Field(validation_alias=AliasPath(first, *path))
-
-
-def _with_experts(lora: LoraSpec, handler: Any) -> Any:
-    """The body of a job's lora, which has `experts` also when it is false, and so is not stored."""
-    return {"experts": lora.experts} | handler(lora)
 
 
 class LinesBody(Body):
@@ -105,7 +101,7 @@ class PlanBody(Body):
     method: str = at("inputs", "spec", "method")
     """The method, such as `supervised`."""
     hyperparameters: Hyperparameters = at("inputs", "spec", "hyperparameters")
-    lora: Annotated[LoraSpec, WrapSerializer(_with_experts)] = at("inputs", "spec", "lora")
+    lora: LoraBody = at("inputs", "spec", "lora")
     quantization: QuantizationSpec | None = at("inputs", "spec", "quantization")
     seed: int = at("inputs", "spec", "seed")
     examples: int = at("report", "examples")
