@@ -64,8 +64,9 @@ class _WithArguments(BaseModel):
 
 
 def given_arguments(values: Mapping[str, Any]) -> ChatTemplateArguments | None:
-    """Those of a row without `row_argument_problems`, or of an adapter's manifest."""
-    return _WithArguments.model_validate(values).chat_template_kwargs
+    """Those of a create body, a row without `row_argument_problems`, or a manifest; None if no argument is set."""
+    arguments = _WithArguments.model_validate(values).chat_template_kwargs
+    return arguments if arguments and arguments.model_dump() else None
 
 
 def row_argument_problems(row: Mapping[str, Any]) -> Iterator[Problem]:

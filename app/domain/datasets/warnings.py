@@ -140,7 +140,6 @@ class RowIndex:
 
 def row_digest(example: Example) -> int:
     conversations = (example.messages, example.preferred, example.non_preferred)
-    arguments = example.chat_template_kwargs and example.chat_template_kwargs.model_dump()
     content = (
         [[_without_nulls(message) for message in messages] for messages in conversations],
         example.tools,
@@ -148,7 +147,7 @@ def row_digest(example: Example) -> int:
         example.completion,
         example.text,
         *([] if example.label is None else [example.label]),
-        *([arguments] if arguments else []),
+        *([example.chat_template_kwargs.model_dump()] if example.chat_template_kwargs else []),
     )
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
