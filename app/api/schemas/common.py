@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, create_model
 
 from app.domain.error_text.validation_text import Parsed, check_shape
+from app.domain.jobs.spec import LoraSpec
 from app.errors import combine_errors
 
 # A time in a query. The maximum is one second less than the last datetime, as the code adds one second.
@@ -75,6 +76,10 @@ class JobPart(Body):
     id: str
     created_at: UnixTime
     fine_tuning_job_id: str = Field(validation_alias="job_id")
+
+
+# With `experts` also where it is false, so not stored. A lambda, as OpenAPI would show the return type of a function.
+LoraBody = Annotated[LoraSpec, WrapSerializer(lambda lora, handler: {"experts": lora.experts} | handler(lora))]
 
 
 class WarningBody(Body):

@@ -9,9 +9,9 @@ from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, WrapSerializer, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from app.api.schemas.common import Body, Strict, WarningBody, unix_seconds
+from app.api.schemas.common import Body, LoraBody, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
 from app.api.schemas.evaluations import EvaluationError
 from app.api.schemas.queue import QueuedFields
@@ -20,7 +20,7 @@ from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
-from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
+from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.domain.methods import METHODS, Method
 
@@ -71,10 +71,6 @@ class NoHyperparameters(Body):
 
 class HyperparametersBody(Body):
     hyperparameters: Hyperparameters
-
-
-# With `experts` also when it is false, and so is not stored
-LoraBody = Annotated[LoraSpec, WrapSerializer(lambda lora, handler: {"experts": lora.experts} | handler(lora))]
 
 
 def _method_body(method: Method) -> type[Body]:

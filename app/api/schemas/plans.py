@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasPath, Field
 
-from app.api.schemas.common import Body, WarningBody
-from app.api.schemas.jobs import LoraBody
+from app.api.schemas.common import Body, LoraBody, WarningBody
 from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.planning.execution_plan import Recompute
 

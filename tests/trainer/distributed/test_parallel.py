@@ -239,7 +239,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, calls: list[object], reduce: Call
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
-    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.empty(1))
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
     monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, **_: calls.append(backend))
     monkeypatch.setattr(parallel.dist, "all_reduce", reduce)
     monkeypatch.setenv("LOCAL_RANK", "0")
