@@ -74,7 +74,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedAnswer:
     spec: AnswerSpec
     adapter: AdapterOfAnswer | None
 
@@ -89,7 +89,7 @@ class Prepared:
         return f"{self.spec.base.manifest_sha256} {self.spec.quantization} {own}"
 
 
-def prepare(resources: Resources, question: TrialQuestion, directory: Path) -> Prepared:
+def prepare(resources: Resources, question: TrialQuestion, directory: Path) -> PreparedAnswer:
     """Fetch the adapter into `directory`, once. Raises AttemptFailed, OSError, and what PostgreSQL raises."""
     with transaction(resources.sessions) as session:
         base, job, checkpoint, rows = _load(session, question)
@@ -104,8 +104,8 @@ def prepare(resources: Resources, question: TrialQuestion, directory: Path) -> P
         threads=settings.threads,
     )
     if checkpoint is None:
-        return Prepared(spec, None)
-    return Prepared(spec, _adapter(resources, base, rows, directory / checkpoint.id))
+        return PreparedAnswer(spec, None)
+    return PreparedAnswer(spec, _adapter(resources, base, rows, directory / checkpoint.id))
 
 
 def _load(session: Session, question: TrialQuestion) -> tuple[BaseModelRow, Job | None, Checkpoint | None, list[File]]:
@@ -308,7 +308,7 @@ class TrialAnswers:
             if record.is_last or self._resources.stop.is_set():
                 return
 
-    def _loaded(self, prepared: Prepared) -> AnswerProcess | None:
+    def _loaded(self, prepared: PreparedAnswer) -> AnswerProcess | None:
         """The program with the base model; None if the slot has claimed a job meanwhile. Raises AttemptFailed."""
         process = self._process
         if process is not None and process.program == prepared.program and process.is_running:

@@ -101,7 +101,8 @@ class TestPassedOn:
             ({}, {"enable_thinking": False, "reasoning_effort": "low"}),
             ({"enable_thinking": True, "reasoning_effort": None, "other": 1},
              {"enable_thinking": True, "reasoning_effort": "low", "other": 1}),
-            ("text", "text"),
+            (None, {"enable_thinking": False, "reasoning_effort": "low"}),
+            ([], []),
         ],
     )  # fmt: skip
     def test_the_chat_template_gets_the_arguments_of_the_training_below_those_of_the_request(

@@ -154,6 +154,18 @@ class TestOverrides:
         other = cloned(entry, spec, {"hyperparameters": {"loss_type": "ipo"}}, None).hyperparameters
         assert (other.beta, other.simpo_gamma) == (0.1, None)
 
+    @pytest.mark.parametrize("loss_type", [None, "auto", "sigmoid"])
+    def test_the_default_loss_keeps_the_beta_of_the_original(
+        self, entry: catalog.CatalogEntry, loss_type: str | None
+    ) -> None:
+        spec = spec_of(entry, BODY | {"method": {"type": "dpo"}, "hyperparameters": {"beta": 0.3}})
+        assert cloned(entry, spec, {"hyperparameters": {"loss_type": loss_type}}, None).hyperparameters.beta == 0.3
+
+    def test_without_an_argument_of_the_template_none_is_stored(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY | {"chat_template_kwargs": {"enable_thinking": False}})
+        again = cloned(entry, spec, {"chat_template_kwargs": {"enable_thinking": None}}, None)
+        assert again.chat_template_kwargs is None
+
 
 def test_a_clone_must_change_a_number_that_is_refused_today(entry: catalog.CatalogEntry, reviewed: Reviewed) -> None:
     stored = spec_of(entry, BODY).model_dump(mode="json")

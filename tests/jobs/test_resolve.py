@@ -280,7 +280,7 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("method", "given", "stored"),
         [
-            ("supervised", {}, {}),
+            ("supervised", {"beta": None}, {}),
             ("dpo", {}, {"beta": 0.1}),
             ("dpo", {"beta": "auto", "loss_type": "auto"}, {"beta": 0.1}),
             ("dpo", {"loss_type": "ipo"}, {"beta": 0.1, "loss_type": "ipo"}),

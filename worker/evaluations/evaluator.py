@@ -34,7 +34,7 @@ from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from worker.evaluations import prepare
 from worker.evaluations.endpoints import ask_endpoints
-from worker.evaluations.prepare import EvaluationInputs, Loaded
+from worker.evaluations.prepare import EvaluationInputs, LoadedEvaluation
 from worker.evaluations.report import summary_sentence
 from worker.jobs import workdir
 from worker.jobs.base_and_adapter import AttemptFailed
@@ -97,7 +97,7 @@ class Evaluator(ProgramRunner[Evaluation]):
     def fail(self, session: Session, row: Evaluation, error: AttemptFailed, retries: Retries | None) -> object:
         return evaluations.end_attempt(session, row, error.code, error.message, retries)
 
-    def _plan(self, attempt: ProgramAttempt[Evaluation], loaded: Loaded, inputs: EvaluationInputs) -> None:
+    def _plan(self, attempt: ProgramAttempt[Evaluation], loaded: LoadedEvaluation, inputs: EvaluationInputs) -> None:
         """Replace the plan by the one with the counted rows and tokens."""
         measured = attempt.transact(lambda session: evaluations.seconds_per_answer(session, loaded.base.name))
         plan = make_plan(loaded.settings, len(inputs.rows), inputs.prompt_tokens, measured, loaded.job.progress)

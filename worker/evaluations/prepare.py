@@ -217,7 +217,7 @@ def _raise_if(findings: list[Finding], problems: int | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedEvaluation:
     """The rows of an evaluation, read in one transaction, and the base model's files, verified."""
 
     evaluation: Evaluation
@@ -241,7 +241,7 @@ class Loaded:
         return precision_text(quantization, started.compute_dtype)
 
 
-def load(keeper: LeaseKeeper[Evaluation], evaluation: Evaluation) -> Loaded:
+def load(keeper: LeaseKeeper[Evaluation], evaluation: Evaluation) -> LoadedEvaluation:
     """Load the rows, and verify the base model's files. Raises AttemptFailed, FencedError."""
 
     def read(session: Session) -> tuple[Job, File, BaseModelRow, list[File]]:
@@ -249,10 +249,10 @@ def load(keeper: LeaseKeeper[Evaluation], evaluation: Evaluation) -> Loaded:
         return job, file, *load_base_and_adapter(session, evaluation)
 
     job, file, base, adapter_files = keeper.transact(read)
-    return Loaded(evaluation, job, base, verify_base(base), file, adapter_files)
+    return LoadedEvaluation(evaluation, job, base, verify_base(base), file, adapter_files)
 
 
-def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -> EvaluationInputs:
+def read_file(resources: Resources, loaded: LoadedEvaluation, check: Callable[[], None]) -> EvaluationInputs:
     """Read and check the evaluation file. Raises AttemptFailed, OSError, and what `check` raises."""
     try:
         return read_checked_inputs(
@@ -273,7 +273,7 @@ def read_file(resources: Resources, loaded: Loaded, check: Callable[[], None]) -
         raise AttemptFailed(EvaluationErrorCode.SERVER_ERROR, text) from error
 
 
-def write_spec(resources: Resources, loaded: Loaded, inputs: EvaluationInputs, directory: Path) -> None:
+def write_spec(resources: Resources, loaded: LoadedEvaluation, inputs: EvaluationInputs, directory: Path) -> None:
     """Fetch the adapter into `directory` and write the files of the generation. Raises AttemptFailed, OSError."""
     adapter = fetch_adapter(resources.storage, loaded.adapter_files, loaded.base, directory)
     spec = _spec(resources.settings, loaded, adapter)
@@ -284,7 +284,7 @@ def write_spec(resources: Resources, loaded: Loaded, inputs: EvaluationInputs, d
 
 
 def write_grading(
-    loaded: Loaded,
+    loaded: LoadedEvaluation,
     inputs: EvaluationInputs,
     started: GenerationStarted,
     seconds: float,
@@ -320,7 +320,7 @@ def write_grading(
             file.write(json.dumps(graded) + "\n")
 
 
-def _spec(settings: Settings, loaded: Loaded, adapter: FetchedAdapter) -> GenerationSpec:
+def _spec(settings: Settings, loaded: LoadedEvaluation, adapter: FetchedAdapter) -> GenerationSpec:
     spec, budget = JobSpec.model_validate(loaded.job.spec), loaded.evaluation.budget_bytes
     return GenerationSpec(
         base=loaded.base_spec,

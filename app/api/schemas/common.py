@@ -78,11 +78,8 @@ class JobPart(Body):
     fine_tuning_job_id: str = Field(validation_alias="job_id")
 
 
-def _with_experts(lora: LoraSpec, handler: Any) -> Any:
-    return {"experts": lora.experts} | handler(lora)
-
-
-LoraBody = Annotated[LoraSpec, WrapSerializer(_with_experts)]  # with `experts` also where it is false, so not stored
+# With `experts` also where it is false, so not stored. A lambda, as OpenAPI would show the return type of a function.
+LoraBody = Annotated[LoraSpec, WrapSerializer(lambda lora, handler: {"experts": lora.experts} | handler(lora))]
 
 
 class WarningBody(Body):

@@ -155,8 +155,8 @@ def _mixed_formats(line: Line, line_format: Format, first_line: int, first: Form
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 
-def _chat_problems(value: Json) -> Iterator[Problem]:
-    yield from _extra_keys(value, CHAT_KEYS)
+def _chat_problems(value: Json, allowed: frozenset[str] = CHAT_KEYS) -> Iterator[Problem]:
+    yield from _extra_keys(value, allowed)
     yield from row_argument_problems(value)
     yield from tool_list_problems(value, ("tools", "functions"))
     messages = value["messages"]
@@ -184,8 +184,8 @@ def _chat_example(line: Line) -> Example:
 # --- prompt and completion, plain text --------------------------------------------------------------------------------
 
 
-def _completion_problems(value: Json) -> Iterator[Problem]:
-    yield from _extra_keys(value, COMPLETION_KEYS)
+def _completion_problems(value: Json, allowed: frozenset[str] = COMPLETION_KEYS) -> Iterator[Problem]:
+    yield from _extra_keys(value, allowed)
     for key in sorted(COMPLETION_KEYS, reverse=True):
         yield from string_problems(value, key, "invalid_completion")
 
@@ -279,12 +279,12 @@ def _labelled_problems(value: Json) -> Iterator[Problem]:
         yield text, "invalid_label"
     content = _unlabelled(value)
     if "messages" not in content:
-        yield from _completion_problems(content)
+        yield from _completion_problems(content, COMPLETION_KEYS | {LABEL})
         return
     if "messages" not in value and len(value["completion"]) != 1:
         text = f'"completion" has {len(value["completion"])} messages, but it must have one, which is from "assistant"'
         yield text, "invalid_completion"
-    found = list(_chat_problems(content))
+    found = list(_chat_problems(content, CHAT_KEYS | {LABEL}))
     yield from found or _weight_problems(content["messages"], "", OF_LABELS)
 
 

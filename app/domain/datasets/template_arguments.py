@@ -29,7 +29,9 @@ def _check_bytes(documents: list[dict[str, str]]) -> list[dict[str, str]]:
 TextName = Annotated[str, Field(min_length=1, max_length=64)]
 Texts = Annotated[dict[TextName, str], Field(min_length=1, max_length=MAX_TEXTS), BeforeValidator(check_key_count)]
 Documents = Annotated[list[Texts], Field(max_length=MAX_DOCUMENTS, fail_fast=True), AfterValidator(_check_bytes)]
-STORED_IF_SET = Field(exclude_if=lambda value: value is None)  # a template may ask whether an argument is defined
+# Stored only when set: a template may ask whether an argument is defined, and workers of a release without the key
+# refuse it.
+StoredIfSet = Field(exclude_if=lambda value: value is None)
 
 
 class ChatTemplateArguments(StrictModel):
@@ -37,19 +39,18 @@ class ChatTemplateArguments(StrictModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    enable_thinking: Annotated[bool | None, STORED_IF_SET] = None
+    enable_thinking: Annotated[bool | None, StoredIfSet] = None
     """Whether the answer begins with reasoning, as in Qwen 3."""
-    reasoning_effort: Annotated[str | None, Field(pattern="^[a-z][a-z0-9_]{0,31}$"), STORED_IF_SET] = None
+    reasoning_effort: Annotated[str | None, Field(pattern="^[a-z][a-z0-9_]{0,31}$"), StoredIfSet] = None
     """How long the model reasons; low, medium or high for gpt-oss."""
-    documents: Annotated[Documents | None, STORED_IF_SET] = None
+    documents: Annotated[Documents | None, StoredIfSet] = None
     """Up to 64 documents to answer from, objects of texts such as `title` and `text`; 64,000 bytes together."""
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
 
-# A field of a stored object: processes of an earlier release refuse unknown keys.
-StoredArguments = Annotated[ChatTemplateArguments | None, STORED_IF_SET]
+StoredArguments = Annotated[ChatTemplateArguments | None, StoredIfSet]
 
 
 def merge_arguments(
@@ -64,8 +65,9 @@ class _WithArguments(BaseModel):
 
 
 def given_arguments(values: Mapping[str, Any]) -> ChatTemplateArguments | None:
-    """Those of a row without `row_argument_problems`, or of an adapter's manifest."""
-    return _WithArguments.model_validate(values).chat_template_kwargs
+    """Those of a create body, a row without `row_argument_problems`, or a manifest; None if no argument is set."""
+    arguments = _WithArguments.model_validate(values).chat_template_kwargs
+    return arguments if arguments and arguments.model_dump() else None
 
 
 def row_argument_problems(row: Mapping[str, Any]) -> Iterator[Problem]:

@@ -328,7 +328,8 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
     if new is not None and new != old:
         settings["method"] = new
         dropped = [*OWNERS, "learning_rate", "learning_rate_multiplier"]  # the rate is resolved again
-    for name, given in collect(overrides).given.items():  # its problems are found again in the whole request
+    request = collect(overrides)  # its problems are found again in the whole request
+    for name, given in request.given.items():
         dropped.append(name)
         if name == "learning_rate_multiplier":
             dropped.append("learning_rate")
@@ -336,7 +337,7 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
             settings = without(settings, name)
         elif name == "quantization.bits" and given.value != settings.get(name):
             dropped += ["quantization.type", "quantization.double_quant"]  # both belong to the previous bits
-        elif name == "loss_type" and given.value != settings.get(name, "sigmoid"):
+        elif name == "loss_type" and (request.value(name) or "sigmoid") != settings.get(name, "sigmoid"):
             dropped += ["beta", "simpo_gamma"]  # both belong to the previous loss
     return _merged(create_body({name: value for name, value in settings.items() if name not in dropped}), overrides)
 

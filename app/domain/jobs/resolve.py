@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.datasets.template_arguments import given_arguments
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.definitions import ParentAdapter, ResolutionContext
@@ -69,7 +70,7 @@ def resolve(
         quantization=quantization,
         dtype_is_free=quantization is not None and request.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,
-        chat_template_kwargs=body.get("chat_template_kwargs") or None,
+        chat_template_kwargs=given_arguments(body),
         sample_prompts=tuple(body.get("sample_prompts") or ()),
         evaluation=EvaluationRequest.model_validate(body["evaluation"]) if body.get("evaluation") else None,
         seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
-from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments
+from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments, StoredIfSet
 from app.domain.error_text.json_text import plain_number
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.files import JobFileOrigins
@@ -51,14 +51,6 @@ class Frozen(BaseModel):
     """Immutable; an unknown key is an error, so that a typo does not become a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _is_unset(value: Any) -> bool:
-    return value is None
-
-
-# Stored only when set: workers of a release without the key refuse it.
-StoredIfSet = Field(exclude_if=_is_unset)
 
 
 class LoraSpec(Frozen):

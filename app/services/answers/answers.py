@@ -75,11 +75,11 @@ async def find_model(connections: AsyncConnections, project_id: str, model: str)
 
 def with_arguments(question: Question, served: ServedModel) -> Question:
     """The question with the arguments of the chat template with which the model was trained, below its own ones."""
-    own = question.body.get(KEY) or {}
+    own = {} if (given := question.body.get(KEY)) is None else given
     if not served.chat_template_kwargs or not isinstance(own, dict):  # the engine refuses another type
         return question
-    given = {name: value for name, value in own.items() if value is not None}
-    return replace(question, body={**question.body, KEY: {**served.chat_template_kwargs, **given}})
+    of_request = {name: value for name, value in own.items() if value is not None}
+    return replace(question, body={**question.body, KEY: {**served.chat_template_kwargs, **of_request}})
 
 
 def servers_of(served: ServedModel, encryption_keys: Sequence[str]) -> list[EngineServer]:

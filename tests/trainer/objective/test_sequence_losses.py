@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.domain import methods
 from app.domain.jobs.spec import Hyperparameters
 from tests.trainer.helpers import HYPERPARAMETERS
 from worker.trainer.objective.sequence_losses import SEQUENCE_LOSSES, SequenceSums, losses_and_weights
@@ -55,6 +56,18 @@ class TestAgainstTrl:
         if name == "orpo":
             expected = [each for i in (0, 2, 4) for each in (of_answers[i], of_answers[i + 1], of_prompts[i])]
         assert (-weights / len(losses)).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+class TestRegistry:
+    def test_every_method_but_the_supervised_one_has_a_loss(self) -> None:
+        assert {method for method, _ in SEQUENCE_LOSSES} == methods.METHODS.keys() - {"supervised"}
+
+    @pytest.mark.parametrize(("method", "loss_type"), SEQUENCE_LOSSES)
+    def test_a_loss_has_the_metrics_and_forwards_of_its_method(self, method: str, loss_type: str | None) -> None:
+        loss, values = SEQUENCE_LOSSES[method, loss_type], hyperparameters(loss_type=loss_type)
+        declared = methods.METHODS[method]
+        assert losses_and_weights(loss, sums(method), values)[1].keys() == set(declared.metrics)
+        assert declared.extra_forwards(values) == loss.needs_reference + 2 * loss.has_reference_point
 
 
 class TestEdges:
