@@ -43,10 +43,10 @@ class TestChooseComputeDtype:
         [
             (QuantizationSpec(), True, torch.float32),
             (QuantizationSpec(), False, torch.bfloat16),
-            (None, True, torch.bfloat16),  # the base is in this dtype: 16-bit LoRA
+            (None, False, torch.float32),
         ],
     )
-    def test_a_cpu_without_instructions_for_bfloat16_computes_a_quantized_base_in_float32_by_default(
+    def test_a_cpu_without_instructions_for_bfloat16_computes_in_float32_by_default(
         self, monkeypatch: pytest.MonkeyPatch, quantization: QuantizationSpec | None, is_free: bool, dtype: torch.dtype
     ) -> None:
         monkeypatch.setattr(device, "multiplies_fast", lambda dtype: dtype != "bfloat16")
