@@ -111,6 +111,16 @@ class TestConstantCost:
         assert per_token[0] == pytest.approx(per_token[1], rel=1e-3)
         assert self.constant(self.EXPERTS) > self.constant(LLAMA_8B) + 8 * 250
 
+    @pytest.mark.parametrize("adapted", [{"experts": True}, {"target_parameters": ["mlp.experts.down_proj"]}])
+    def test_a_token_trains_the_adapters_of_its_experts_only(self, adapted: dict[str, Any]) -> None:
+        job, update = spec(), {"experts": {"model.layers.0.mlp.experts.down_proj": (64, 4096, 1024)}}
+        job = job.model_copy(update={"lora": job.lora.model_copy(update=adapted)})
+        half, whole = (
+            step_flop(LLAMA_8B.model_copy(update=update | {"active_experts": share}), job, work(job), MODE, "cpu", 1e12)
+            for share in (0.5, 1.0)
+        )
+        assert whole - half == pytest.approx(0.5 * 6 * job.lora.r * 64 * (4096 + 1024), rel=1e-3)
+
     def test_fused_kernels_take_less_of_everything(self) -> None:
         eager, fused = (MODE.model_copy(update={"cuda_kernels": fused}) for fused in (False, True))
         costs = [step_flop(LLAMA_8B, spec(), work(spec()), plan, "cuda", 4096) for plan in (fused, eager)]

@@ -194,7 +194,7 @@ def _passes(entry: CatalogEntry, spec: JobSpec, work: Workload, kind: DeviceKind
     """FLOP per training token of products and attention, forward and backward."""
     lora = spec.layer_lora
     trained: float = adapter_parameters(entry, lora)
-    if lora.target_parameters:  # a token uses a part of the experts' adapters, too
+    if lora.adapts_experts:  # a token uses a part of the experts' adapters, too
         dense = adapter_parameters(entry.model_copy(update={"experts": {}}), lora)
         trained = dense + entry.active_experts * (trained - dense)
     passes = 4 * _active_parameters(entry) + 6 * trained + 3 * _attention(entry, work, kind)
