@@ -8,6 +8,7 @@ that the layer calls: on a GPU each is a kernel or a few, and a grouped product 
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -86,6 +87,7 @@ def operations(run: Callable[[], None]) -> int:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.experts", description=__doc__).parse_args()
     torch.set_num_threads(1)
     plain = step(layer())
     for name, quantization in FORMATS.items():

@@ -108,9 +108,13 @@ class TestWorkers:
         path = "/v1/organization/workers/{}/resume"
         error_of(client.post(path.format(quote(seen[name]))), 403)
         error_of(client.post(path.format("gpu7@host7"), headers=admin_headers), 404)
-        resumed = client.post(path.format(quote(seen[name])), headers=admin_headers).json()
-        assert (resumed["id"], resumed["status"]) == (seen["id"], "busy")
+        for _ in range(2):  # the second time nothing changes
+            resumed = client.post(path.format(quote(seen[name])), headers=admin_headers).json()
+            assert (resumed["id"], resumed["status"]) == (seen["id"], "busy")
         assert (gpu()["status"], gpu()["is_problem"]) == ("busy", False)
+        (entry,) = client.get("/v1/organization/audit_logs", headers=admin_headers).json()["data"]
+        assert entry["type"] == "organization.workers.resume"
+        assert set(entry["object_ids"]) == {seen[name], seen["slot"]}
 
 
 class TestCreate:

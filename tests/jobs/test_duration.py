@@ -111,15 +111,15 @@ class TestConstantCost:
         assert per_token[0] == pytest.approx(per_token[1], rel=1e-3)
         assert self.constant(self.EXPERTS) > self.constant(LLAMA_8B) + 8 * 250
 
-    def test_a_token_passes_the_adapters_of_its_experts_alone(self) -> None:
-        """However they were chosen."""
-        mixture = self.EXPERTS.model_copy(update={"experts": {"model.layers.0.mlp.experts.down_proj": (64, 4096, 512)}})
-        lora = {"r": 16, "alpha": 16, "target_modules": ["q_proj"]}
-        jobs = [spec(lora=lora | each) for each in ({}, {"experts": True}, {"target_parameters": ["down_proj"]})]
-        frozen, *adapted = (step_flop(mixture, job, work(job), MODE, "cuda", 1e12) for job in jobs)
-        assert adapted[0] == adapted[1]
-        optimizer = 4000 / (64 * 200)  # of all, once a step
-        assert adapted[0] - frozen == pytest.approx((6 * 0.125 + optimizer) * 64 * 16 * (4096 + 512), rel=1e-3)
+    @pytest.mark.parametrize("adapted", [{"experts": True}, {"target_parameters": ["mlp.experts.down_proj"]}])
+    def test_a_token_trains_the_adapters_of_its_experts_only(self, adapted: dict[str, Any]) -> None:
+        job, update = spec(), {"experts": {"model.layers.0.mlp.experts.down_proj": (64, 4096, 1024)}}
+        job = job.model_copy(update={"lora": job.lora.model_copy(update=adapted)})
+        half, whole = (
+            step_flop(LLAMA_8B.model_copy(update=update | {"active_experts": share}), job, work(job), MODE, "cpu", 1e12)
+            for share in (0.5, 1.0)
+        )
+        assert whole - half == pytest.approx(0.5 * 6 * job.lora.r * 64 * (4096 + 1024), rel=1e-3)
 
     def test_fused_kernels_take_less_of_everything(self) -> None:
         eager, fused = (MODE.model_copy(update={"cuda_kernels": fused}) for fused in (False, True))

@@ -100,12 +100,32 @@ class TestMemory:
         """QLoRA's 4.127 bits a weight; r (in + out) numbers a layer, 16 bytes each."""
         job = spec()
         rest = 2 * (LLAMA_8B.parameters - LLAMA_8B.linear_parameters)
-        assert base_bytes(LLAMA_8B, job.quantization) - rest == pytest.approx(
+        assert base_bytes(LLAMA_8B, job.quantization, 2) - rest == pytest.approx(
             LLAMA_8B.linear_parameters * 4.127 / 8, rel=1e-4
         )
         assert adapter_parameters(LLAMA_8B, job.lora) == 41_943_040
-        assert cache_bytes(LLAMA_8B, job.quantization) == 2 * LLAMA_8B.linear_parameters
-        assert cache_bytes(LLAMA_8B, None) == 0
+        assert cache_bytes(LLAMA_8B, job.quantization, 2) == 2 * LLAMA_8B.linear_parameters
+        assert cache_bytes(LLAMA_8B, None, 2) == 0
+
+    def test_the_compute_dtype_of_the_plan_decides_on_the_width_of_what_is_not_stored_in_16_bits(self) -> None:
+        """Float32 on a CPU without instructions for bfloat16, whose files have 16 or 32 bits."""
+        bfloat16, float32 = (ExecutionPlan(row_tokens=64, compute_dtype=each) for each in ("bfloat16", "float32"))
+        job = spec(quantization=None)
+        embeddings = LLAMA_8B.parameters - LLAMA_8B.linear_parameters
+        narrow, wide = (estimate_memory(LLAMA_8B, job, each, "cpu", 64) for each in (bfloat16, float32))
+        assert narrow.base == 2 * LLAMA_8B.parameters
+        assert wide.base == 2 * LLAMA_8B.linear_parameters + 4 * embeddings
+        assert wide.live_layer == pytest.approx(2 * narrow.live_layer)
+        files = LLAMA_8B.model_copy(update={"size_bytes": 4 * LLAMA_8B.parameters})
+        assert [estimate_memory(files, job, each, "cpu", 64).base for each in (bfloat16, float32)] == [
+            2 * LLAMA_8B.parameters, 4 * LLAMA_8B.parameters
+        ]  # fmt: skip
+        mixture = LLAMA_8B.model_copy(update={"experts": {"experts.gate_up_proj": (128, 1536, 2048)}})
+        converted = estimate_memory(mixture, job, float32, "cpu", 64).live_layer - wide.live_layer
+        numbers = (1 << 26) - LLAMA_8B.hidden_size * LLAMA_8B.intermediate_size
+        assert converted == pytest.approx(ALLOCATOR_OVERHEAD["cpu"] * 4 * numbers, rel=1e-6)
+        quantized, cached = spec(), float32.model_copy(update={"cache_weights": True})
+        assert estimate_memory(LLAMA_8B, quantized, cached, "cpu", 64).cache == 4 * LLAMA_8B.linear_parameters
 
     def test_a_pattern_gives_the_layers_that_it_fits_a_rank_of_their_own(self) -> None:
         layers = {f"model.layers.{n}.self_attn.q_proj": (64, 64) for n in range(3)}

@@ -42,8 +42,13 @@ def is_out_of_service(session: Session, worker_id: str) -> bool:
 
 
 def resume(session: Session, worker_id: str) -> None:
-    """Put a worker back into service, and forget the attempts that it lost."""
-    session.execute(delete(DeviceLosses).where(DeviceLosses.slot == slot_of(worker_id)))
+    """Put a worker back into service, and forget the attempts that it lost.
+
+    The audit log has the deleted row by its slot, and no entry if nothing was lost.
+    """
+    if (losses := session.get(DeviceLosses, slot_of(worker_id), with_for_update=True)) is not None:
+        session.delete(losses)
+        session.flush()
 
 
 def slot_of(worker_id: str) -> str:

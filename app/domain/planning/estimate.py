@@ -179,21 +179,22 @@ def estimate_placement(
     max_row_tokens: int | None = None,
     counts_mapped_memory: bool = False,
     cuda_kernels: bool = False,
+    compute_dtype: str = "",
 ) -> Placement:
     """The fastest plan that fits into the memory of `device`; if none fits, the one with the least memory.
 
     The trainer, which has loaded the base, passes the measured `loaded_bytes` instead of estimating them. It also
     passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`), and
-    whether it uses what waits for a measurement on CUDA (`cuda_kernels`).
+    whether it uses what waits for a measurement on CUDA (`cuda_kernels`), and the `compute_dtype` of the device.
     """
     flops = device.estimated_flops / device.gpus
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     packed = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements, lacking_host_bytes = [], 0
-    for plan in _candidates(entry, spec, candidate_row_tokens, cuda_kernels):
+    for plan in _candidates(entry, spec, candidate_row_tokens, cuda_kernels, compute_dtype):
         largest_tokens, mean_tokens, max_attended_tokens = packed[plan.row_tokens]
         if plan.offload and device.host_bytes is not None:
-            width = compute_dtype_bytes(spec.quantization)
+            width = compute_dtype_bytes(spec.quantization, plan)
             needed = offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, largest_tokens)
             if needed > USABLE_MEMORY_SHARE * device.host_bytes:
                 lacking_host_bytes = min(needed, lacking_host_bytes or needed)
@@ -299,13 +300,18 @@ def _packed_batches(spec: JobSpec, work: Workload, row_tokens: int) -> tuple[int
 
 
 def _candidates(
-    entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequence[int], cuda_kernels: bool
+    entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequence[int], cuda_kernels: bool, compute_dtype: str
 ) -> Iterator[ExecutionPlan]:
     """Every combination of batch length, cached weights and recomputation."""
     is_quantized = spec.quantization is not None
     for row_tokens in candidate_row_tokens:
         for is_cached in (True, False) if is_quantized else (False,):
-            plan = ExecutionPlan(row_tokens=row_tokens, cache_weights=is_cached, cuda_kernels=cuda_kernels)
+            plan = ExecutionPlan(
+                row_tokens=row_tokens,
+                cache_weights=is_cached,
+                cuda_kernels=cuda_kernels,
+                compute_dtype=compute_dtype,
+            )
             yield plan
             if not entry.can_recompute:
                 continue

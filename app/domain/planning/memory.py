@@ -116,7 +116,7 @@ def estimate_memory(
     `mean_attended_tokens` is the length of a token's document, averaged over all tokens, `max_attended_tokens` the same
     averaged over the batch in which it is largest.
     """
-    width = compute_dtype_bytes(spec.quantization)
+    width = compute_dtype_bytes(spec.quantization, plan)
     trained = trained_parameters(entry, spec.layer_lora)
     overhead = ALLOCATOR_OVERHEAD[kind]
     batch = _LargestBatch(
@@ -128,15 +128,15 @@ def estimate_memory(
         width,
         mean_attended_tokens,
         max_attended_tokens,
-        weight_bytes(spec),
-        live_expert_bytes(entry, spec.quantization, kind),
-        _has_flash(entry, spec.quantization),
+        8 if spec.lora.use_dora else width,  # the norms of DoRA need two float32 copies
+        live_expert_bytes(entry, spec.quantization, kind, width),
+        _has_flash(entry, compute_dtype(spec.quantization, plan)),
     )
     return MemoryEstimate(
         process=PROCESS_BYTES[kind],
-        base=int(base_bytes(entry, spec.quantization)),
+        base=int(base_bytes(entry, spec.quantization, width)),
         adapter=trained * OPTIMIZER_BYTES,
-        cache=cache_bytes(entry, spec.quantization) if plan.cache_weights else 0,
+        cache=cache_bytes(entry, spec.quantization, width) if plan.cache_weights else 0,
         activations=int(overhead * _activations(batch)),
         live_layer=int(overhead * _live_layer(batch)) + _embedding(batch),
         loss=int(overhead * _loss(batch)) + _head(batch),
@@ -150,27 +150,35 @@ def loss_chunk_tokens(vocabulary: int, min_tokens: int) -> int:
     return max(min_tokens, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary))
 
 
-def compute_dtype_bytes(quantization: QuantizationSpec | None) -> int:
+def compute_dtype(quantization: QuantizationSpec | None, plan: ExecutionPlan) -> str:
+    """That of the plan, which the trainer chooses by its device; before that, the one of the spec."""
+    return plan.compute_dtype or (quantization.compute_dtype if quantization is not None else "bfloat16")
+
+
+def compute_dtype_bytes(quantization: QuantizationSpec | None, plan: ExecutionPlan) -> int:
     """Bytes of a number in the compute dtype."""
-    return 4 if quantization is not None and quantization.compute_dtype == "float32" else 2
+    return 4 if compute_dtype(quantization, plan) == "float32" else 2
 
 
-def base_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> float:
-    """NF4 has a float32 scale per block of 64; double quantization has a byte per block and a scale per 256 blocks."""
-    width = compute_dtype_bytes(quantization)
+def base_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, width: int) -> float:
+    """NF4 has a float32 scale per block of 64; double quantization has a byte per block and a scale per 256 blocks.
+
+    Without quantization the weights have 16 bits in each compute dtype (`width` bytes), unless their files have more.
+    """
     quantized = entry.linear_parameters + entry.expert_parameters
     other_bytes = (entry.parameters - quantized) * width
     if quantization is None:
-        return quantized * width + other_bytes
+        has_16_bits = entry.size_bytes < 4 * entry.parameters
+        return quantized * (2 if has_16_bits else width) + other_bytes
     if quantization.bits == 8:
         return quantized * 1.0 + other_bytes
     scales = 1 / 64 + 4 / (64 * 256) if quantization.double_quant else 4 / 64
     return quantized * (0.5 + scales) + other_bytes
 
 
-def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> int:
+def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, width: int) -> int:
     """Bytes of the dequantized weights; 0 for a base that is not quantized."""
-    return entry.linear_parameters * compute_dtype_bytes(quantization) if quantization is not None else 0
+    return entry.linear_parameters * width if quantization is not None else 0
 
 
 def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
@@ -192,13 +200,14 @@ def _adapted_experts(entry: CatalogEntry, lora: LoraSpec) -> list[tuple[int, int
     ]
 
 
-def live_expert_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, kind: DeviceKind) -> int:
-    """Bytes of the weights of experts that are dequantized at once; int8 is dequantized to float32 first."""
-    if quantization is None:
+def live_expert_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, kind: DeviceKind, width: int) -> int:
+    """Bytes of the weights of experts that are dequantized, or converted from 16 bits, at once; int8 is dequantized to
+    float32 first."""
+    if quantization is None and width == 2:
         return 0
     in_a_layer = entry.expert_parameters // max(1, entry.decoder_layers)
     largest = max((count * out * width for count, out, width in entry.experts.values()), default=in_a_layer)
-    number_bytes = compute_dtype_bytes(quantization) + (4 if quantization.bits == 8 else 0)
+    number_bytes = width + (4 if quantization is not None and quantization.bits == 8 else 0)
     return number_bytes * min(largest, EXPERT_WEIGHTS[kind])
 
 
@@ -220,11 +229,6 @@ def fully_trained_modules(entry: CatalogEntry, lora: LoraSpec) -> list[str]:
     """The last names of the fully trained modules; "norm" matches every norm, as in PEFT."""
     suffixes = tuple(name.rpartition(".")[2] for name in lora.modules_to_save)
     return [name for name in entry.whole_modules if name.endswith(suffixes)] if suffixes else []
-
-
-def weight_bytes(spec: JobSpec) -> int:
-    """Bytes per weight while its layer computes: two float32 copies with DoRA, whose norms need them."""
-    return 8 if spec.lora.use_dora else compute_dtype_bytes(spec.quantization)
 
 
 def _targets(entry: CatalogEntry, lora: LoraSpec) -> dict[str, tuple[int, int]]:
@@ -278,9 +282,8 @@ def _outputs(entry: CatalogEntry, lora: LoraSpec) -> int:
     return sum(entry.target_modules[name][0] for name in lora.target_modules)
 
 
-def _has_flash(entry: CatalogEntry, quantization: QuantizationSpec | None) -> bool:
+def _has_flash(entry: CatalogEntry, dtype: str) -> bool:
     """Whether a GPU attends by flash attention. In float16, which GPUs before sm80 compute in, it may have none."""
-    dtype = quantization.compute_dtype if quantization is not None else "bfloat16"
     head_size = entry.query_size // max(1, entry.attention_heads)
     fits = head_size <= MAX_FLASH_HEAD_SIZE and head_size % FLASH_HEAD_SIZE_STEP == 0
     return dtype == "bfloat16" and fits and entry.architecture not in ARCHITECTURES_WITHOUT_FLASH

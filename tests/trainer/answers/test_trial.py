@@ -17,15 +17,19 @@ from app.domain.answers.trial import (
     TrialQuestion,
     TrialRecord,
 )
-from app.domain.jobs.spec import BaseSpec, LoraSpec
+from app.domain.jobs.spec import BaseSpec, LoraSpec, QuantizationSpec
 from app.system.artifact_directory import MANIFEST, sha256_file
 from app.system.model_files import hash_directory
 from tests.tiny import make_tiny_base, panic_at_many_a
+from tests.trainer.helpers import CPU_KERNELS
 from tests.worker.evaluations.plain_answers import plain_answers
 from tests.worker.exports.test_exporter import write_real_adapter
 from worker.trainer.answers import trial
+from worker.trainer.answers.evaluation import cache_weights_if_they_fit
 from worker.trainer.answers.response_format import PenaltiesAndBiases
 from worker.trainer.answers.trial import Questions, TrialProgram
+from worker.trainer.kernels.cpu.memory import CpuMemory, DeviceMemory
+from worker.trainer.model.base_model import load_base
 
 SAY = [{"role": "user", "content": "say 3"}]
 CONTEXT_LENGTH = 400
@@ -61,6 +65,17 @@ def question(**changes: Any) -> TrialQuestion:
 
 def adapter_of(directory: Path) -> AdapterOfAnswer:
     return AdapterOfAnswer(directory=directory, manifest_sha256=sha256_file(directory / MANIFEST), lora=LORA)
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_weights_are_cached_if_they_take_half_of_the_free_memory(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, fits: bool
+) -> None:
+    base = load_base("tiny", tiny, QuantizationSpec(), dtype, CPU_KERNELS)
+    weights = sum(layer.base.in_features * layer.base.out_features for layer in base.layers.values())
+    monkeypatch.setattr(CpuMemory, "measure", lambda _: DeviceMemory(capacity_bytes=2 * 2 * weights, used_bytes=0))
+    cache_weights_if_they_fit(base)
+    assert {layer.base.cached is not None for layer in base.layers.values()} == {fits}
 
 
 @pytest.mark.parametrize("max_adapters", [4, 1], ids=["both in memory", "one in memory"])

@@ -7,6 +7,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant, quantize_4bit
 
 from app.domain.jobs.spec import QuantizationSpec
+from worker.trainer.model.frozen_experts import freeze_stack
 from worker.trainer.model.frozen_linear import Frozen4, Frozen8, freeze, stored_bytes
 
 WIDTH, INNER = 576, 1536  # the bundled model's
@@ -45,8 +46,24 @@ def test_a_weight_in_8_bits_equals_bitsandbytes_to_the_last_digit_of_float32() -
     assert torch.equal(layer.weight_in(torch.bfloat16), layer.weight_in(torch.float32).to(torch.bfloat16))
 
 
-def test_a_weight_in_16_bits_is_that_of_the_file() -> None:
-    assert torch.equal(freeze(matrix(), None, torch.bfloat16).weight_in(torch.bfloat16), matrix())
+@pytest.mark.parametrize(
+    ("of_file", "compute_dtype", "stored"),
+    [
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32, torch.float32),
+        (torch.float16, torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32, torch.float16),  # a CPU without instructions for bfloat16
+    ],
+)
+def test_a_weight_that_is_not_quantized_keeps_the_16_bits_of_its_file(
+    of_file: torch.dtype, compute_dtype: torch.dtype, stored: torch.dtype
+) -> None:
+    weight = matrix().to(of_file)
+    layer, stack = freeze(weight, None, compute_dtype), freeze_stack(weight.unsqueeze(0), None, compute_dtype)
+    assert {layer.weight.dtype, stack.tensors_E[0].dtype} == {stored}
+    for used in (layer.weight_in(compute_dtype), stack.weights_in(compute_dtype)[0]):
+        assert torch.equal(used, weight.to(compute_dtype))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -25,31 +25,26 @@ def test_never_more_threads_than_this_process_may_use(monkeypatch: pytest.Monkey
 
 class TestChooseComputeDtype:
     @pytest.mark.parametrize(
-        ("quantization", "is_free", "dtype"),
+        ("quantization", "is_free", "multiplies_bfloat16", "dtype"),
         [
-            (QuantizationSpec(compute_dtype="float16"), False, torch.float16),
-            (QuantizationSpec(compute_dtype="float32"), False, torch.float32),
-            (QuantizationSpec(), True, torch.bfloat16),
-            (None, False, torch.bfloat16),
+            (QuantizationSpec(compute_dtype="float16"), False, True, torch.float16),
+            (QuantizationSpec(compute_dtype="float32"), False, True, torch.float32),
+            (QuantizationSpec(), False, False, torch.bfloat16),
+            (QuantizationSpec(), True, True, torch.bfloat16),
+            (QuantizationSpec(), True, False, torch.float32),
+            (None, False, True, torch.bfloat16),
+            (None, False, False, torch.float32),
         ],
     )
-    def test_a_requested_dtype_or_bfloat16_is_chosen_on_a_cpu(
-        self, quantization: QuantizationSpec | None, is_free: bool, dtype: torch.dtype
+    def test_a_cpu_computes_as_requested_or_in_what_it_has_instructions_for(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        quantization: QuantizationSpec | None,
+        is_free: bool,
+        multiplies_bfloat16: bool,
+        dtype: torch.dtype,
     ) -> None:
-        assert choose_compute_dtype(quantization, CPU, is_free) is dtype
-
-    @pytest.mark.parametrize(
-        ("quantization", "is_free", "dtype"),
-        [
-            (QuantizationSpec(), True, torch.float32),
-            (QuantizationSpec(), False, torch.bfloat16),
-            (None, True, torch.bfloat16),  # the base is in this dtype: 16-bit LoRA
-        ],
-    )
-    def test_a_cpu_without_instructions_for_bfloat16_computes_a_quantized_base_in_float32_by_default(
-        self, monkeypatch: pytest.MonkeyPatch, quantization: QuantizationSpec | None, is_free: bool, dtype: torch.dtype
-    ) -> None:
-        monkeypatch.setattr(device, "multiplies_fast", lambda dtype: dtype != "bfloat16")
+        monkeypatch.setattr(device, "multiplies_fast", lambda dtype: multiplies_bfloat16 or dtype != "bfloat16")
         assert choose_compute_dtype(quantization, CPU, is_free) is dtype
 
     @pytest.mark.parametrize("quantization", [QuantizationSpec(), None])

@@ -109,6 +109,20 @@ class TestRun:
         caches = [log.of(Planned)[0].components["cache"] for log in (asked, free)]
         assert caches[1] == 2 * caches[0] > 0  # the memory plan uses the chosen dtype
 
+    def test_without_quantization_the_layers_stay_in_16_bits_where_products_are_in_float32(
+        self, train: Trainings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fast = train(quantization=None, max_steps=1)
+        for module in (device, provenance):
+            monkeypatch.setattr(module, "multiplies_fast", lambda dtype: dtype == "float32")
+        slow = train(quantization=None, max_steps=1)
+        assert (slow.code, slow.warnings) == (ExitCode.DONE, [])
+        before, after = (log.of(Started)[0] for log in (fast, slow))
+        assert (before.compute_dtype, after.compute_dtype) == ("bfloat16", "float32")
+        assert before.base_bytes < after.base_bytes < 2 * before.base_bytes  # the embeddings have the compute dtype
+        live = [log.of(Planned)[0].components["live_layer"] for log in (fast, slow)]
+        assert live[1] > 1.9 * live[0]
+
 
 class TestStopping:
     def test_cancel_saves_nothing(self, train: Trainings) -> None:

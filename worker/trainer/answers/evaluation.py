@@ -127,7 +127,8 @@ def _generate_all(
 
 def cache_weights_if_they_fit(base: FrozenBase) -> None:
     """Keep dequantized weights: without them each generated token dequantizes the whole model again."""
-    cached_bytes = 2 * sum(layer.base.in_features * layer.base.out_features for layer in base.layers.values())
+    weights = sum(layer.base.in_features * layer.base.out_features for layer in base.layers.values())
+    cached_bytes = base.compute_dtype.itemsize * weights
     if cached_bytes <= CACHE_SHARE * base.kernels.memory.measure().free_bytes:
         with torch.no_grad():
             base.cache_weights(True)

@@ -14,7 +14,7 @@ from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
 from app.system.host import multiplies_fast
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import device_name, dtype_name, float32_request, with_compute_dtype
+from worker.trainer.runtime.device import device_name, dtype_name, float32_request
 from worker.trainer.runtime.records import RecordWriter
 from worker.trainer.snapshot import LoadedSnapshot
 from worker.trainer.training.state import Run
@@ -24,7 +24,7 @@ PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetens
 
 def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
     """Return the provenance for the manifests: base, data, configuration, device, versions."""
-    run_spec, quantization = spec.run, with_compute_dtype(spec, dtype_name(base.compute_dtype)).quantization
+    run_spec, quantization = spec.run, spec.quantization
     parent = {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
     architectures = base.model.config.architectures or []
     of_base = class_features(type(base.model).__name__, architectures, run_spec.lora.target_modules)
@@ -39,7 +39,9 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
         "continued_from": parent if run_spec.start_adapter else None,
         "lora": run_spec.lora.model_dump(mode="json"),
         "compatibility": compatibility(run_spec.lora, run_spec.run_id, of_base).model_dump(mode="json"),
-        "quantization": quantization.model_dump(mode="json") if quantization else None,
+        "quantization": quantization.model_dump(mode="json") | {"compute_dtype": dtype_name(base.compute_dtype)}
+        if quantization
+        else None,
         "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
         "seed": run_spec.seed,
         "device": device_name(base.device),

@@ -26,7 +26,7 @@ from worker.trainer.kernels.cpu.memory import CpuMemory
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_activations, count_without_adapter
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import device_name
+from worker.trainer.runtime.device import device_name, dtype_name
 from worker.trainer.training.state import Run
 
 MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
@@ -69,6 +69,7 @@ def place(
         max_row_tokens,
         memory.counts_mapped_memory,
         kernels.is_fused,
+        dtype_name(base.compute_dtype),
     )
 
 

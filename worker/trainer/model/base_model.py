@@ -131,7 +131,7 @@ class FrozenBase:
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
     def cache_weights(self, are_cached: bool) -> None:
-        """Cache the dequantized weights of quantized layers (2 bytes per weight), or free them. Results stay equal.
+        """Cache the dequantized weights of quantized layers, in the compute dtype, or free them. Results stay equal.
 
         Experts are not cached: they are most of a model's weights.
         """

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  the usual name
 from app.domain.jobs.spec import QuantizationSpec
 from worker.trainer.kernels.cpu.quantize import BLOCK, SCALE_BLOCK
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
-from worker.trainer.model.frozen_linear import freeze
+from worker.trainer.model.frozen_linear import freeze, unquantized_dtype
 
 INT8_STEP = 1 / 127  # of a row's largest weight
 Selection = slice | torch.Tensor  # of experts; a tensor has their numbers
@@ -90,7 +90,8 @@ def freeze_stack(
 ) -> ExpertStack:
     """Return the frozen experts, on the device of the weights."""
     if quantization is None:
-        copied = weights_E_D_K.to(compute_dtype, copy=True, memory_format=torch.contiguous_format)
+        dtype = unquantized_dtype(weights_E_D_K.dtype, compute_dtype)
+        copied = weights_E_D_K.to(dtype, copy=True, memory_format=torch.contiguous_format)
         return ExpertStack(weights_E_D_K.shape, [copied])
     layers: list[Any] = [freeze(weight_D_K.contiguous(), quantization, compute_dtype) for weight_D_K in weights_E_D_K]
     if quantization.bits == 8:

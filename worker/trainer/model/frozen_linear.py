@@ -73,7 +73,7 @@ class _Quantized(_Frozen):
 
 
 class Frozen16(_Frozen, torch.nn.Linear):
-    """Not quantized: the weight has the compute dtype (16 bits, or float32)."""
+    """Not quantized; `unquantized_dtype` is the dtype of the weight."""
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         return self.weight.to(dtype)
@@ -135,9 +135,17 @@ def stored_bytes(layer: FrozenLinear) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def unquantized_dtype(of_file: torch.dtype, compute_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a weight that is not quantized is stored: the compute dtype, but the 16 bits of its
+    file for products in float32, which convert it at each use (exactly): a copy in float32 would take twice the memory.
+    """
+    return of_file if compute_dtype == torch.float32 and of_file.itemsize == 2 else compute_dtype
+
+
 def _freeze_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen16:
+    dtype = unquantized_dtype(weight_D_K.dtype, compute_dtype)
     layer = Frozen16(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta")
-    layer.weight = torch.nn.Parameter(weight_D_K.to(compute_dtype, copy=True), requires_grad=False)
+    layer.weight = torch.nn.Parameter(weight_D_K.to(dtype, copy=True), requires_grad=False)
     return layer
 
 

@@ -7,7 +7,7 @@ import os
 import psutil
 import torch
 
-from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
+from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.system.host import cpu_name, multiplies_fast, usable_cores
 from worker.trainer.runtime.failures import Failure
@@ -48,21 +48,13 @@ def choose_compute_dtype(
     quantization: QuantizationSpec | None, device: torch.device, is_free: bool = False
 ) -> torch.dtype:
     """Return the requested dtype; by default bfloat16, or what is faster where the device has no instructions for it:
-    float16 on a GPU, float32 on a CPU. Without quantization the base is held in this dtype, always in 16 bits.
+    float16 on a GPU, float32 on a CPU. A base that is not quantized is stored in 16 bits in each case.
     """
     if quantization is not None and not is_free:
         return torch_dtype(quantization.compute_dtype)
     if device.type == "cpu":
-        return torch.bfloat16 if quantization is None or multiplies_fast("bfloat16") else torch.float32
+        return torch.bfloat16 if multiplies_fast("bfloat16") else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def with_compute_dtype(spec: TrainerSpec, dtype: str) -> TrainerSpec:
-    """Return the spec with `dtype` as the quantization's compute dtype; unchanged without quantization."""
-    if spec.quantization is None:
-        return spec
-    quantization = spec.quantization.model_copy(update={"compute_dtype": dtype})
-    return spec.model_copy(update={"quantization": quantization})
 
 
 def float32_request(quantization: QuantizationSpec | None) -> str:

@@ -47,7 +47,6 @@ from worker.trainer.runtime.device import (
     dtype_name,
     make_repeatable,
     torch_dtype,
-    with_compute_dtype,
 )
 from worker.trainer.runtime.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.runtime.process import StopRequests
@@ -209,9 +208,8 @@ def _plan_layout(
     spec: TrainerSpec, loaded: Loaded, run: Run, recomputation: Recomputation, emit: RecordWriter
 ) -> ExecutionPlan:
     """Return the plan with the fastest layout that fits. Raises Failure(OUT_OF_MEMORY) if even the smallest fails."""
-    spec, base = with_compute_dtype(spec, loaded.plan.compute_dtype), loaded.base
-    counted = count_missing(spec, base, run, recomputation)
-    placement = place(spec, base, run, loaded.plan.row_tokens, counted)
+    counted = count_missing(spec, loaded.base, run, recomputation)
+    placement = place(spec, loaded.base, run, loaded.plan.row_tokens, counted)
     emit(planned(run, placement, counted))
     if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
