@@ -18,7 +18,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.services.access import keys
 from tests.clients.environments import HERE, python_generations
-from tests.factories import make_base_model, make_key, make_project
+from tests.factories import make_base_model, make_key
 from tests.serving import LiveServer
 
 SUBJECTS = ("01_connect", "03_files", "07_uploads", "08_create", "24_once", "27_query")
@@ -35,7 +35,6 @@ def test_the_newest_client_connects_uploads_creates_and_repeats(
             make_base_model(session, tmp_path / name, name)
         secrets = {
             "key": make_key(session, project),
-            "stranger_key": make_key(session, make_project(session, "stranger")),
             "admin_key": keys.issue(session, project, "admin", ("all", "admin")).secret,
         }
     context = tmp_path / "context.json"

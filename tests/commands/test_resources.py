@@ -21,8 +21,6 @@ from app.settings import Settings
 from tests.commands.conftest import Tunery
 from tests.serving import LiveServer
 
-MACHINE_COMMANDS = {"up", "doctor", "demo"}  # they start or look at the service of the host that they run on
-DATABASE_COMMANDS = {"backup", "restore", "fsck", "storage copy"}
 WITHOUT_JSON = {"up", "demo"}
 JOB = "{job}"  # a job that has succeeded
 
@@ -180,9 +178,3 @@ ALL = commands(get_group(command_line))
 def test_every_command_prints_json() -> None:
     without = {name for name, command in ALL.items() if not any("--json" in each.opts for each in command.params)}
     assert without == WITHOUT_JSON
-
-
-def test_commands_that_need_the_host_say_so_in_their_help() -> None:
-    texts = {name: command.help or "" for name, command in ALL.items()}
-    assert {name for name, text in texts.items() if "(on the server)" in text} == DATABASE_COMMANDS
-    assert [name for name in MACHINE_COMMANDS if "this machine" not in texts[name]] == []

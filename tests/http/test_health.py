@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from app.db.engine import Sessions, transaction
 from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage
@@ -33,11 +31,6 @@ class TestReadyz:
 
     def test_waits_for_the_first_base_model(self, client: TestClient) -> None:
         assert self.failed(client) == {"base_model"}
-
-    def test_waits_for_the_migrations(self, client: TestClient, base_model: str, sessions: Sessions) -> None:
-        with transaction(sessions) as session:
-            session.execute(text("UPDATE alembic_version SET version_num = '0031_secrets'"))
-        assert self.failed(client) == {"migrations", "base_model"}
 
     def test_needs_a_storage_that_can_be_written(
         self, client: TestClient, base_model: str, storage: LocalStorage

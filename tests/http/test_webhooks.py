@@ -65,12 +65,6 @@ class TestCreate:
     def test_an_invalid_field_is_refused(self, create: Create, changes: dict[str, Any], param: str) -> None:
         assert error_of(create(**changes))["param"] == param
 
-    def test_a_url_is_stored_with_its_scheme_and_host_in_lower_case(self, create: Create, client: TestClient) -> None:
-        made = create(url="HTTPS://Hooks.Example.COM/Path?A").json()
-        assert made["url"] == "https://hooks.example.com/Path?A"
-        changed = client.post(f"{PATH}/{made['id']}", json={"url": "HTTPS://EXAMPLE.COM/"}).json()
-        assert changed["url"] == "https://example.com/"
-
 
 class TestUpdate:
     def test_a_change_keeps_absent_fields(self, endpoint: dict[str, Any], client: TestClient) -> None:

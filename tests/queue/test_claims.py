@@ -189,13 +189,6 @@ class TestEnds:
             claims.finish_held_attempt(session, lease_of(claimed), reason, "because")
         assert read(sessions, job).state == state
 
-    def test_a_pause_that_is_taken_back_while_the_trainer_stops_leaves_the_job_queued(
-        self, sessions: Sessions, queued: MakeJob
-    ) -> None:
-        job = queued()
-        self.end(sessions, Reason.PAUSED)
-        assert (read(sessions, job).desired, read(sessions, job).state) == ("run", "queued")
-
     def test_a_validated_job_starts_with_a_clean_slate(self, sessions: Sessions, created: MakeJob) -> None:
         job = created(crash_streak=2)
         with transaction(sessions) as session:

@@ -35,12 +35,6 @@ def test_a_job_has_a_slots_budget_or_the_whole_gpu(needed_bytes: int | None, bud
     assert (HALF.budget_bytes(needed_bytes), HALF.gpu_share(needed_bytes)) == (budget_bytes, share)
 
 
-def test_jobs_on_several_gpus_have_them_whole() -> None:
-    pair = replace(HALF, gpus=2, gpu_uuids=("GPU-1", "GPU-2"))
-    assert pair.needs_whole_gpu(0)
-    assert not pair.has_room_for_slot(1)
-
-
 @pytest.mark.parametrize(
     "capacity",
     [WHOLE, replace(HALF, slots_per_gpu=1), replace(HALF, gpu_uuids=()), replace(HALF, kind="cpu")],

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,14 +18,6 @@ def members(storage: Storage) -> list[ArchiveMember]:
     for name, content in CONTENTS.items():
         put_bytes(storage, f"jobs/1/{name}", content)
     return [ArchiveMember(name, f"jobs/1/{name}", len(content)) for name, content in sorted(CONTENTS.items())]
-
-
-def test_an_archive_has_the_bytes_that_tarfile_writes(storage: Storage, members: list[ArchiveMember]) -> None:
-    with open_archive(storage, members) as archive:
-        data = archive.read()
-    assert data == tar_bytes(CONTENTS)
-    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
-        assert opened.getnames() == [f"adapter/{name}" for name in sorted(CONTENTS)]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)

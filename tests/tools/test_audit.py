@@ -118,9 +118,3 @@ def test_a_registry_without_data_has_an_exit_code_of_its_own(
 ) -> None:
     assert run(pins, pip_audit=registry(tmp_path, program)) == exit_code
     assert reason in capsys.readouterr().err
-
-
-def test_a_missing_file_is_a_wrong_usage(pins: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run(pins, "--advisories", str(tmp_path / "none.json"))
-    assert ended.value.code == 2

@@ -102,15 +102,6 @@ def test_sigterm_drains_and_exits_with_zero(harness: WorkerHarness, start: Start
     assert alive(harness) == []
 
 
-@pytest.mark.extended("another start of the real worker")
-def test_an_idle_worker_exits_at_once_and_deletes_its_row(harness: WorkerHarness, start: Start) -> None:
-    worker = start(poll_seconds=60.0)
-    until(lambda: alive(harness), "the worker's row")
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 0
-    assert alive(harness) == []
-
-
 def test_a_suspended_worker_that_resumes_fenced_changes_nothing(
     harness: WorkerHarness, start: Start, step_log: StepLog
 ) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import openai
 import pytest
-from material import Created, chats, lines
+from material import chats, lines
 from world import BASE_URL, CONTEXT, KEY, MAJOR, MODEL, connect, counting
 
 
@@ -50,30 +49,6 @@ def test_a_bad_key_is_an_authentication_error_in_one_request(key: str) -> None:
 def test_an_empty_key_is_an_authentication_error() -> None:
     with connect(api_key="") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
-
-
-def test_what_is_not_there_is_a_not_found_error_with_a_message(client: openai.OpenAI, jobs: Created) -> None:
-    asks: tuple[Callable[[], object], ...] = (
-        lambda: client.files.retrieve("file-nothere"),
-        lambda: client.files.content("file-nothere"),
-        lambda: client.files.delete("file-nothere"),
-        lambda: client.fine_tuning.jobs.retrieve("ftjob-nothere"),
-        lambda: client.fine_tuning.jobs.cancel("ftjob-nothere"),
-        lambda: client.fine_tuning.jobs.pause("ftjob-nothere"),
-        lambda: client.fine_tuning.jobs.resume("ftjob-nothere"),
-        lambda: list(client.fine_tuning.jobs.list_events("ftjob-nothere")),
-        lambda: list(client.fine_tuning.jobs.checkpoints.list("ftjob-nothere")),
-        lambda: client.models.retrieve("gpt-4o"),
-        lambda: client.models.retrieve("org/not/there"),
-        lambda: client.models.delete("ft:gone:org::1"),
-        lambda: client.get("/nowhere", cast_to=object),
-    )
-    for ask in asks:
-        with pytest.raises(openai.NotFoundError) as caught:
-            ask()
-        assert caught.value.message
-        assert caught.value.type == "invalid_request_error"
-        assert caught.value.request_id
 
 
 def test_an_id_with_a_slash_is_a_model_in_either_encoding(client: openai.OpenAI) -> None:

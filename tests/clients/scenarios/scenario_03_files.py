@@ -34,23 +34,6 @@ def test_a_file_is_uploaded_in_every_shape_and_comes_back(client: openai.OpenAI,
             assert client.files.content(file.id).read() == DATA
 
 
-def test_content_that_is_not_jsonl_is_refused_with_its_line(client: openai.OpenAI) -> None:
-    bad = {
-        b'{"a": 1}\nnot json\n': "Line 2",
-        b'{"a": 1}\n[1, 2]\n': "Line 2",
-        b'{"a": NaN}\n': "Line 1",
-        b'{"a": 1, "a": 2}\n': "Line 1",
-        b"\xff\xfe\n": "Line 1",
-        b"%PDF-1.7": "Line 1",
-    }
-    for content, message in bad.items():
-        with pytest.raises(openai.BadRequestError, match=message) as caught:
-            client.files.create(file=content, purpose="fine-tune")
-        assert caught.value.param == "file"
-    with pytest.raises(openai.BadRequestError):
-        client.files.create(file=b"", purpose="fine-tune")
-
-
 @pytest.mark.parametrize("seconds", [3600, 2_592_000])
 def test_a_file_expires_at_the_requested_time(client: openai.OpenAI, seconds: int) -> None:
     file = client.files.create(

@@ -89,22 +89,10 @@ def test_parts_go_up_in_parallel_and_the_list_of_ids_decides_their_order(client:
     assert client.files.content(done.file.id).read() == DATA
 
 
-def test_a_wrong_sum_and_a_wrong_total_are_refused(client: openai.OpenAI) -> None:
-    upload = begin(client, len(DATA))
-    part = send(client, upload.id, DATA)
-    assert refused(lambda: client.uploads.complete(upload.id, part_ids=[part], md5="0" * 32)).param == "md5"
+def test_a_wrong_total_is_refused(client: openai.OpenAI) -> None:
     short = begin(client, len(DATA) + 1)
     part = send(client, short.id, DATA)
     refused(lambda: client.uploads.complete(short.id, part_ids=[part]))
-
-
-def test_parts_that_are_not_of_this_upload_are_refused(client: openai.OpenAI) -> None:
-    other, upload = begin(client, 1), begin(client, 1)
-    foreign = send(client, other.id, b"x")
-    for ids in ([foreign], ["part_nothere"], []):
-        refused(lambda ids=ids: client.uploads.complete(upload.id, part_ids=ids))  # type: ignore[misc]
-    for upload_id in (other.id, upload.id):
-        client.uploads.cancel(upload_id)
 
 
 def test_nothing_goes_on_after_a_cancel_in_one_request_each(client: openai.OpenAI) -> None:
@@ -125,16 +113,3 @@ def test_a_file_without_a_byte_is_taken_or_refused_but_never_hangs(client: opena
     assert done.status == "completed"
     assert done.file
     assert client.files.content(done.file.id).read() == b""
-
-
-@pytest.mark.parametrize(
-    ("wrong", "param"),
-    [
-        ({"bytes": -1}, "bytes"),
-        ({"bytes": 1 << 60}, "bytes"),
-        ({"purpose": "x"}, "purpose"),
-        ({"filename": 1}, "filename"),
-    ],
-)
-def test_an_upload_of_wrong_values_is_refused(client: openai.OpenAI, wrong: dict[str, Any], param: str) -> None:
-    assert refused(lambda: begin(client, 1, **wrong)).param == param

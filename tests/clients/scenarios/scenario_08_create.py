@@ -82,61 +82,22 @@ def test_auto_is_resolved_at_once(create: Any) -> None:
     ("asked", "code", "param"),
     [
         ({"extra_body": {"lora": {"r": 4}}, "method": supervised(lora_r=8)}, "conflicting_parameters", "lora.r"),
-        (
-            {"hyperparameters": {"n_epochs": 1}, "method": supervised(n_epochs=2)},
-            "conflicting_parameters",
-            "hyperparameters.n_epochs",
-        ),
         ({"method": supervised(lora_rnk=8)}, "unknown_parameter", "method.supervised.hyperparameters.lora_rnk"),
         ({"hyperparameters": {"lora_rnk": 8}}, "unknown_parameter", "hyperparameters.lora_rnk"),
-        ({"extra_body": {"lora": {"rnk": 8}}}, "unknown_parameter", "lora.rnk"),
         ({"extra_body": {"loar": {"r": 8}}}, "unknown_parameter", "loar"),
-        ({"method": supervised(lora=False)}, "unsupported_value", "method.supervised.hyperparameters.lora"),
-        ({"method": {"type": "reinforcement"}}, "unsupported_value", "method.type"),
-        ({"metadata": {f"k{n}": "v" for n in range(17)}}, "invalid_value", "metadata"),
-        ({"metadata": {"k" * 65: "v"}}, "invalid_value", None),
-        ({"metadata": {"k": "v" * 513}}, "invalid_value", "metadata.k"),
-        ({"metadata": {"k": 1}}, "invalid_type", "metadata.k"),
-        ({"suffix": "s" * 65}, "invalid_value", "suffix"),
-        ({"suffix": ""}, "invalid_value", "suffix"),
-        ({"seed": -1}, "invalid_value", "seed"),
-        ({"seed": 2_147_483_648}, "invalid_value", "seed"),
-        ({"seed": True}, "invalid_type", "seed"),
-        ({"method": supervised(n_epochs=0)}, "invalid_value", "method.supervised.hyperparameters.n_epochs"),
-        ({"method": supervised(n_epochs=51)}, "invalid_value", "method.supervised.hyperparameters.n_epochs"),
-        ({"method": supervised(batch_size=257)}, "invalid_value", "method.supervised.hyperparameters.batch_size"),
-        (
-            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 2.1}}}},
-            "invalid_value",
-            "method.dpo.hyperparameters.beta",
-        ),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "unsupported_value", "integrations"),
-        ({"extra_body": {"model": 7}}, "invalid_type", "model"),
-        ({"extra_body": {"quantization": {"bits": 3}}}, "unsupported_value", "quantization.bits"),
     ],
     ids=lambda value: str(value)[:50],
 )
 def test_what_is_refused_is_named_in_one_request(
-    training_file: str, asked: dict[str, Any], code: str, param: str | None
+    training_file: str, asked: dict[str, Any], code: str, param: str
 ) -> None:
     seen: list[str] = []
     with counting(seen) as counted, pytest.raises(openai.BadRequestError) as caught:
         counted.fine_tuning.jobs.create(**{"model": MODEL, "training_file": training_file, **asked})
-    assert caught.value.code == code
-    assert caught.value.param == param or param is None
+    assert (caught.value.code, caught.value.param) == (code, param)
     assert caught.value.message
     assert len(seen) == 1
-
-
-def test_a_model_or_file_that_is_not_there_is_a_not_found_error(client: openai.OpenAI, training_file: str) -> None:
-    create = client.fine_tuning.jobs.create
-    with pytest.raises(openai.NotFoundError) as caught:
-        create(model="gpt-4o", training_file=training_file)
-    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
-    assert MODEL in caught.value.message
-    with pytest.raises(openai.NotFoundError) as caught:
-        create(model=MODEL, training_file="file-nothere")
-    assert caught.value.param == "training_file"
 
 
 def test_a_file_of_another_purpose_is_refused(client: openai.OpenAI) -> None:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import openai
 import pytest
-from material import Created, assistant, chats, lines, silent, user
+from material import Created, chats, lines, silent, user
 from world import MODEL, finished, succeeded
 
 GOOD = chats(9)
 NO_ROLE = {"messages": [user("a"), {"content": "b"}]}
-WEIGHT_2 = {"messages": [user("a"), assistant("b", weight=2)]}
-SAYS_NOTHING = {"messages": [user("a"), {"role": "assistant"}]}
-ENDS_WITH_USER = {"messages": [assistant("a"), user("b")]}
-EXTRA_KEY = {"messages": [user("a"), assistant("b")], "weight": 1}
-NEITHER = {"question": "a", "answer": "b"}
 BAD: dict[str, tuple[list[Any], str, tuple[str, ...]]] = {
     "nine examples": (GOOD, "invalid_n_examples", ("9 example", "at least 10")),
     "a message without a role": ([*GOOD, NO_ROLE], "invalid_training_file", ("10", "message 2", "role")),
-    "a weight of 2": ([*GOOD, WEIGHT_2], "invalid_training_file", ("10", "message 2", "weight")),
-    "an assistant that says nothing": ([*GOOD, SAYS_NOTHING], "invalid_training_file", ("10", "message 2", "content")),
-    "a last message of the user": ([*GOOD, ENDS_WITH_USER], "invalid_training_file", ("10", "assistant")),
-    "an unknown key": ([*GOOD, EXTRA_KEY], "invalid_training_file", ("10", "weight")),
-    "an unknown format": ([NEITHER] * 10, "invalid_training_file", ("messages",)),
     "nothing to learn": ([silent(n) for n in range(10)], "invalid_training_file", ()),
 }
 
@@ -53,35 +42,9 @@ def test_what_is_wrong_with_the_data_fails_the_job(client: openai.OpenAI, failed
     assert (events[0].level, job.error.message in events[0].message) == ("error", True)
 
 
-def test_chats_for_dpo_fail_the_job(client: openai.OpenAI, training_file: str) -> None:
-    job = client.fine_tuning.jobs.create(model=MODEL, training_file=training_file, method={"type": "dpo"})
-    done = finished(client, job.id)
-    assert done.status == "failed"
-    assert done.error
-    assert done.error.code == "invalid_training_file"
-    assert "dpo" in done.error.message
-
-
-def test_bytes_that_are_not_utf_8_are_refused_and_a_byte_order_mark_is_not(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="Line 2"):
-        client.files.create(file=lines(chats(1)) + b'{"a": "\xff"}\n', purpose="fine-tune")
-    file = client.files.create(file=b"\xef\xbb\xbf" + lines(chats(10)), purpose="fine-tune")
-    assert client.files.content(file.id).read().startswith(b"\xef\xbb\xbf")
-
-
 def test_tools_are_learned_and_what_has_weight_0_is_not(client: openai.OpenAI, jobs: Created) -> None:
     job = succeeded(client, jobs.masked)
     warnings = [event for event in client.fine_tuning.jobs.list_events(job.id, limit=100) if event.level == "warn"]
     assert len(warnings) == 1
     assert "12" in warnings[0].message, warnings[0].message
     assert job.trained_tokens
-
-
-def test_a_wrong_validation_file_is_distinguished_from_a_wrong_training_file(
-    client: openai.OpenAI, training_file: str
-) -> None:
-    bad = client.files.create(file=json.dumps(NO_ROLE).encode(), purpose="fine-tune")
-    job = client.fine_tuning.jobs.create(model=MODEL, training_file=training_file, validation_file=bad.id)
-    done = finished(client, job.id)
-    assert done.error
-    assert (done.error.code, done.error.param) == ("invalid_validation_file", "validation_file")

@@ -10,8 +10,8 @@ from typing import Any
 
 import openai
 import pytest
-from material import Created, chats, lines
-from world import CONTEXT, ENDED, MODEL, connect, counting, extra, shown_once, step_of, succeeded, until
+from material import chats, lines
+from world import CONTEXT, ENDED, MODEL, connect, extra, shown_once, step_of, succeeded, until
 
 LONG: Any = {"n_epochs": 50, "batch_size": 1}  # 600 steps, some seconds
 
@@ -49,18 +49,6 @@ def test_cancelling_a_job_that_trains_is_immediate_and_nothing_overwrites_it(
     succeeded(client, after.id)
     seen = client.fine_tuning.jobs.retrieve(job.id)
     assert (seen.status, seen.fine_tuned_model, seen.result_files) == ("cancelled", None, [])
-
-
-def test_a_wrong_state_is_one_request_and_a_bad_request_error(default: openai.OpenAI, jobs: Created) -> None:
-    done = succeeded(default, jobs.plain)
-    seen: list[str] = []
-    with counting(seen) as client:
-        for verb in ("cancel", "pause", "resume"):
-            with pytest.raises(openai.BadRequestError) as caught:
-                getattr(client.fine_tuning.jobs, verb)(done.id)
-            assert caught.value.code == "invalid_job_state"
-            assert "succeeded" in caught.value.message
-    assert seen == [f"POST /v1/fine_tuning/jobs/{done.id}/{verb}" for verb in ("cancel", "pause", "resume")]
 
 
 def test_a_paused_job_goes_on(default: openai.OpenAI, long_file: str) -> None:

@@ -1,14 +1,13 @@
-"""25: going on from an adapter, its model's end, and that nobody else sees any of it."""
+"""25: going on from an adapter, and its model's end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
 from material import Created
-from world import CONTEXT, MAJOR, MODEL, connect, extra, need_route, succeeded
+from world import CONTEXT, MAJOR, MODEL, extra, need_route, succeeded
 
 
 @pytest.fixture(scope="session")
@@ -33,33 +32,6 @@ def test_training_goes_on_from_an_earlier_model(client: openai.OpenAI, jobs: Cre
     assert isinstance(model.created, int)
     assert model.owned_by
     assert job.fine_tuned_model in {listed.id for listed in client.models.list()}
-
-
-def test_a_key_of_another_project_finds_none_of_it(default: openai.OpenAI, jobs: Created) -> None:
-    job = succeeded(default, jobs.main)
-    with connect(api_key=CONTEXT["stranger_key"]) as stranger:
-        asks: tuple[Callable[[], object], ...] = (
-            lambda: stranger.fine_tuning.jobs.retrieve(job.id),
-            lambda: stranger.fine_tuning.jobs.cancel(job.id),
-            lambda: stranger.fine_tuning.jobs.pause(job.id),
-            lambda: stranger.fine_tuning.jobs.resume(job.id),
-            lambda: stranger.fine_tuning.jobs.list_events(job.id),
-            lambda: stranger.fine_tuning.jobs.checkpoints.list(job.id),
-            lambda: stranger.get(f"/fine_tuning/jobs/{job.id}/adapter", cast_to=object),
-            lambda: stranger.files.retrieve(job.training_file),
-            lambda: stranger.files.content(job.result_files[0]),
-            lambda: stranger.files.content(extra(job)["adapter"]["archive_file_id"]),
-            lambda: stranger.files.delete(job.training_file),
-            lambda: stranger.models.retrieve(job.fine_tuned_model),
-            lambda: stranger.models.delete(job.fine_tuned_model),
-            lambda: stranger.fine_tuning.jobs.create(model=MODEL, training_file=job.training_file),
-            lambda: stranger.fine_tuning.jobs.create(model=job.fine_tuned_model, training_file=job.training_file),
-        )
-        for ask in asks:
-            with pytest.raises(openai.NotFoundError):
-                ask()
-        assert job.id not in {seen.id for seen in stranger.fine_tuning.jobs.list()}
-        assert job.fine_tuned_model not in {model.id for model in stranger.models.list()}
 
 
 def test_a_model_is_deleted_and_its_job_stays(default: openai.OpenAI, continued: Any) -> None:

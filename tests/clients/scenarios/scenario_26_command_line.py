@@ -73,13 +73,6 @@ def test_a_job_accepts_every_hyperparameter_through_one_option(default: openai.O
     assert job["lora"] == extra(same)["lora"]
 
 
-def test_a_typo_is_reported(data_set: str) -> None:
-    file = ask("files.create", "-f", data_set, "-p", "fine-tune")
-    done = run("fine_tuning.jobs.create", "-m", MODEL, "-F", file["id"], "-H", '{"lora_rnk": 8}')
-    assert done.returncode != 0
-    assert "hyperparameters.lora_rnk" in done.stderr + done.stdout
-
-
 def test_models_are_listed_and_shown(data_set: str) -> None:
     assert MODEL in {model["id"] for model in ask_for_all("models.list")}
     assert ask("models.retrieve", "-i", MODEL)["id"] == MODEL

@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-import openai
 import pytest
 from signatures import Sent, known_requests
 from world import CONTEXT, ROOT_URL, document
@@ -37,10 +36,3 @@ def test_a_parameter_of_the_client_is_known(sent: Sent) -> None:
     error = error_of(sent)
     assert error.get("code") not in ("unknown_parameter", "insufficient_permissions", "invalid_api_key"), error
     assert "unknown query parameter" not in error.get("message", "")
-
-
-def test_one_that_no_client_has_is_refused_by_its_name(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.fine_tuning.jobs.list(extra_query={"statu": "failed"})
-    assert (refused.value.param, refused.value.code) == ("statu", "unknown_parameter")
-    assert 'did you mean "status"' in refused.value.message

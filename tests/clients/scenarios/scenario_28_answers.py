@@ -108,18 +108,6 @@ def test_tools_are_in_the_prompt(client: openai.OpenAI, model: str) -> None:
     assert raised.value.param == "tool_choice"
 
 
-def test_a_name_that_does_not_exist(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as raised:
-        client.chat.completions.create(model="ft:nothing:tunery::00000000", messages=QUESTION)
-    assert raised.value.code == "model_not_found"
-
-
-def test_what_a_trial_would_have_to_ignore(client: openai.OpenAI, model: str) -> None:
-    with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model=model, messages=QUESTION, extra_body={"top_k": 5})
-    assert (raised.value.param, raised.value.code) == ("top_k", "unsupported_parameter")
-
-
 class Ticket(pydantic.BaseModel):
     label: Literal["refund", "card"]
     is_open: bool

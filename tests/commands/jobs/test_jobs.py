@@ -11,7 +11,6 @@ import pytest
 
 from app.cli.client.http import Client
 from app.cli.client.transfers import MIN_RESUMABLE_BYTES
-from app.cli.commands.jobs.jobs import item_text
 from app.cli.errors import AccessDenied, ServiceUnreachable
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
@@ -179,12 +178,6 @@ class TestRead:
         assert rows["status"] == "validating files"
         assert rows["lora"].split(", ")[:3] == ["r 16", "alpha 32", "dropout 0"]
         assert rows["quantization"].split(", ")[:2] == ["bits 4", "type nf4"]
-
-    @pytest.mark.parametrize(
-        ("value", "text"), [(True, "true"), (False, "false"), (2e-4, "0.0002"), (["q_proj", "v_proj"], "q_proj+v_proj")]
-    )
-    def test_values_are_written_as_the_options_take_them(self, value: Any, text: str) -> None:
-        assert item_text(value) == text
 
     def test_events_are_listed_oldest_first_up_to_a_limit(
         self, tunery: Tunery, sessions: Sessions, trained_job: Job, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,6 @@ from app.cli.local_stack.machine import CannotStart
 from app.db.base_models import models
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Project
-from app.services.access import keys
 from tests.factories import find_key
 from tests.tiny import make_tiny_base
 
@@ -50,22 +49,6 @@ class TestAdminKey:
     ) -> None:
         layout.admin_key.write_text("tnry_abc_0123456789012345678901234567890\n")
         assert first_run.ensure_admin_key(sessions, layout) == "tnry_abc_0123456789012345678901234567890"
-
-    @pytest.mark.parametrize("is_rotated", [False, True])
-    def test_a_key_that_was_revoked_or_replaced_twice_stays_invalid(
-        self, sessions: Sessions, layout: Layout, is_rotated: bool
-    ) -> None:
-        created = str(first_run.ensure_admin_key(sessions, layout))
-        for _ in range(2):
-            with transaction(sessions) as session:
-                key_id = session.scalars(select(ApiKey.id)).one()
-                if is_rotated:
-                    keys.rotate(session, None, key_id, overlap_seconds=60)
-                else:
-                    keys.revoke(session, None, key_id)
-        assert first_run.ensure_admin_key(sessions, layout) is None
-        with transaction(sessions) as session:
-            assert find_key(session, created) is None
 
     def test_a_removed_key_file_is_not_replaced_by_another_key(self, sessions: Sessions, layout: Layout) -> None:
         first_run.ensure_admin_key(sessions, layout)

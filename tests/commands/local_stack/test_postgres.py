@@ -19,7 +19,6 @@ from tests.commands.local_stack.support import (
     give_away,
     look_of,
     plain_user,
-    processes_naming,
     service_account,
     start_python,
     started,
@@ -148,16 +147,6 @@ class TestRefuse:
 
 
 class TestStop:
-    def test_stop_leaves_no_process_and_the_next_start_finds_the_data(self, place: Path) -> None:
-        server = LocalPostgres(place / "pg", **THROWAWAY)
-        try:
-            remember(started(server))
-            server.stop()
-            assert processes_naming(place) == {}
-            assert query(started(server), "TABLE kept") == [42]
-        finally:
-            server.stop()
-
     def test_a_server_whose_parent_was_killed_is_replaced_and_keeps_its_data(self, place: Path) -> None:
         """At once, so that the new start meets the old server in the middle of its shutdown."""
         parent = start_python(HOLD, place / "pg")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from app.cli.output.console import duration_text, print_note, size_text
+from app.cli.output.console import print_note
 from app.cli.output.progress import JobBar, JobLines, Losses, bytes_bar, numbers_text, status_text
 
 RUNNING: dict[str, Any] = {
@@ -60,16 +60,6 @@ class TestText:
     )
     def test_a_status_is_in_words(self, job: dict[str, Any], text: str) -> None:
         assert status_text(job) == text
-
-    @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (80.2, "1:20"), (3725, "1:02:05"), (None, "")])
-    def test_durations_read_as_a_clock(self, seconds: float | None, text: str) -> None:
-        assert duration_text(seconds) == text
-
-    @pytest.mark.parametrize(
-        ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (20e6, "20.0 MB"), (5e12, "5000.0 GB")]
-    )
-    def test_sizes_have_a_unit(self, size: float, text: str) -> None:
-        assert size_text(size) == text
 
 
 class TestLosses:

@@ -1,29 +1,17 @@
 from __future__ import annotations
 
-import os
-import pty
-import re
-import struct
-import subprocess
 import sys
-import termios
 from collections.abc import Sequence
-from fcntl import ioctl
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.text import Text
 
-from app.cli.output.console import fit_fields, fit_table, shortened
-from app.db.engine import Sessions, transaction
-from app.db.tables import Project
-from app.storage import LocalStorage
-from tests.commands.conftest import Tunery
-from tests.factories import make_file, make_job
+from app.cli.output.console import fit_fields, fit_table, print_table, shortened
 
 WIDTHS = (40, 80, 120)
-ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 JOB, FILE = "ftjob-0123456789abcdef01234567", "file-0123456789abcdef01234567"
 TUNED = "ft:SmolLM2-135M-Instruct:tunery:support:1f2e3d4c"
 TITLES = ("id", "status", "step", "created", "model", "fine-tuned model")
@@ -98,45 +86,12 @@ def test_no_width_breaks_an_id_or_makes_a_line_too_long(rows: list[tuple[str, st
     assert all(cell_len(line) <= width for line in lines)
 
 
-@pytest.mark.extended("tables in a real terminal")
-class TestTerminal:
-    """The command itself on a terminal of each width."""
-
-    @pytest.mark.parametrize("width", WIDTHS)
-    def test_ids_of_the_list_can_be_copied(
-        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, width: int
-    ) -> None:
-        with transaction(sessions) as session:
-            file = make_file(session, storage, project)
-            made = [make_job(session, project, file) for _ in range(2)]
-        lines = on_a_terminal(width, "jobs", "list").splitlines()
-        assert [sum(job.id in line for line in lines) for job in made] == [1, 1]
-        assert any("validating" in line for line in lines)
-        lines = on_a_terminal(width, "files", "list").splitlines()
-        assert sum(file.id in line for line in lines) == 1
-        lines = on_a_terminal(width, "jobs", "get", made[0].id).splitlines()
-        assert sum(file.id in line for line in lines) == 1
-
-
-def on_a_terminal(width: int, *arguments: str) -> str:
-    """What the command prints on a terminal of `width` columns, without colours."""
-    ours, theirs = pty.openpty()
-    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    command = [sys.executable, "-m", "app.cli", *arguments]
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm"}
-    ) as process:
-        os.close(theirs)
-        said = b""
-        while True:
-            try:
-                chunk = os.read(ours, 1 << 16)
-            except OSError:  # Linux says EIO when the other side has gone
-                break
-            if not chunk:
-                break
-            said += chunk
-    os.close(ours)
-    assert process.returncode == 0, said.decode()
-    return ESCAPE.sub("", said.decode().replace("\r\n", "\n"))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_table_is_fitted_to_its_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(TITLES, [ROW], "")
+    assert Text.from_ansi(capsys.readouterr().out).plain.splitlines() == shown(TITLES, [ROW], width)

@@ -30,22 +30,9 @@ def line_of(name: str, **look: Any) -> Json:
     return line | {"points": json.loads(points)}
 
 
-def test_losses_share_their_axes_and_the_best_validation_is_marked() -> None:
-    train, valid = line_of("Train loss"), line_of("Validation loss")
-    assert train["yAxisIndex"] == valid["yAxisIndex"] == 0
-    assert (train["points"], valid["points"]) == ([[1.0, 2.0], [3.0, 1.0]], [[2.0, 1.8], [3.0, 1.9]])
-    assert valid["markPoint"]["data"][0]["type"] == "min"
-
-
 def test_a_smoothed_curve_has_the_raw_one_beside_it() -> None:
     assert line_of("Train loss (raw)", smoothing=0.6)["points"] == [[1.0, 2.0], [3.0, 1.0]]
     assert line_of("Train loss", smoothing=0.6)["points"] == [[1.0, 2.0], [3.0, 1.375]]
-
-
-def test_only_measured_metrics_have_a_grid() -> None:
-    made = options([ChartedJob("job", ROWS)])
-    assert [title["text"] for title in made["title"]] == ["Loss", "Gradient norm", "Tokens/s"]
-    assert len(made["grid"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -68,16 +68,3 @@ def test_the_remedy_of_an_error_names_what_the_page_has(reviewed: Reviewed) -> N
     remedy = "Change the parameter in `param`; `POST /v1/fine_tuning/jobs/plan` predicts it."
     reviewed(str(wording.remedy({"remedy": remedy, "param": "lora.r"})))
     assert wording.remedy({"remedy": None, "param": None}) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(32.0, "32"), (2e-05, "2e-05"), (3, "3"), (["q_proj", "v_proj"], "q_proj, v_proj"), ([], "none"), (True, "yes")],
-)
-def test_the_value_of_a_setting_is_one_line(value: Any, text: str) -> None:
-    assert wording.setting_text(value) == text
-
-
-def test_a_failed_job_has_its_code_in_words() -> None:
-    assert wording.failure(NEW_JOB | {"error": {"code": "invalid_training_file"}}) == "invalid training file"
-    assert wording.failure(NEW_JOB) is None

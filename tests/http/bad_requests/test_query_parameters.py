@@ -79,9 +79,6 @@ class TestAnUnknownParameter:
         for name in ("limit: ", "order: "):
             assert name in error["message"]
 
-    def test_a_route_without_parameters_refuses_one(self, client: TestClient, reviewed: Reviewed) -> None:
-        reviewed(error_of(client.get("/v1/models?limit=1"))["message"])
-
     @pytest.mark.parametrize(
         ("url", "meant"),
         [

@@ -39,13 +39,6 @@ def upload(client: TestClient, content: bytes = CONTENT, purpose: str = "user_da
 
 
 class TestFiles:
-    def test_a_file_is_uploaded_and_downloaded_by_range(self, client: TestClient) -> None:
-        file = upload(client).raise_for_status().json()
-        path = f"/v1/files/{file['id']}/content"
-        assert client.get(path).content == CONTENT
-        ranged = client.get(path, headers={"Range": "bytes=5000000-5000999"})
-        assert (ranged.status_code, ranged.content) == (206, CONTENT[5_000_000:5_001_000])
-
     def test_a_data_set_is_checked_in_a_child_process(self, client: TestClient) -> None:
         content = chat_lines() * 300
         path = begin_upload(client, len(content), "fine-tune") + "/content"

@@ -20,14 +20,6 @@ class TestManifest:
             content = client.get(f"/v1/files/{file['id']}/content").content
             assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
 
-    def test_an_adapter_agrees_with_its_job(self, client: TestClient, succeeded: Job) -> None:
-        adapter, job = client.get(f"{JOBS}/{succeeded.id}/adapter").json(), client.get(f"{JOBS}/{succeeded.id}").json()
-        assert [file["id"] for file in adapter["files"]] == job["adapter"]["files"]
-        assert adapter["archive"]["id"] == job["adapter"]["archive_file_id"]
-        assert adapter["archive"]["sha256"] == job["adapter"]["sha256"]
-        assert adapter["archive"]["bytes"] == job["adapter"]["bytes"]
-        assert adapter["fine_tuned_model"] == job["fine_tuned_model"]
-
     def test_a_job_without_an_adapter_has_none(self, client: TestClient, job: Job) -> None:
         for path in (f"{JOBS}/{job.id}/adapter", f"{JOBS}/{job.id}/adapter/archive"):
             assert error_of(client.get(path), 404)["code"] == "adapter_not_found"

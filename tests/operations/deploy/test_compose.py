@@ -163,12 +163,6 @@ def test_the_broker_refuses_new_keys_rather_than_evict_old_ones() -> None:
     assert (settings["--appendonly"], settings["--maxmemory-policy"]) == ("yes", "noeviction")
 
 
-@each
-def test_every_named_volume_is_declared(name: str) -> None:
-    sources = {source for source, _ in mounts(ALL[name]).values() if not source.startswith((".", "/"))}
-    assert sources <= DOCUMENT["volumes"].keys()
-
-
 @each_user
 def test_the_programs_share_one_data_directory_and_read_base_models_at_one_path_without_a_network(name: str) -> None:
     environment = ALL[name]["environment"]

@@ -17,13 +17,12 @@ from app.system import artifact_directory
 from app.system.artifact_directory import (
     MANIFEST,
     ManifestMismatch,
-    describe_archive,
     newest_valid,
     snapshot_directories,
     step_directories,
     tar_frames,
 )
-from tests.archives import tar_bytes, tar_of
+from tests.archives import tar_bytes
 
 NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_characters="/"), min_size=1, max_size=150)
 
@@ -141,15 +140,6 @@ def test_frames_and_contents_are_the_bytes_of_tarfile(contents: dict[str, bytes]
     frames = tar_frames([(name, len(content)) for name, content in members])
     parts = [part for frame, (_, content) in zip(frames, members, strict=False) for part in (frame, content)]
     assert b"".join([*parts, frames[-1]]) == tar_bytes(contents)
-
-
-def test_an_archive_is_described_without_being_written(tmp_path: Path) -> None:
-    directory = tmp_path / "step-000004"
-    directory.mkdir()
-    for name, content in {"b.bin": b"x" * 5000, "MANIFEST.json": b"{}", "empty": b""}.items():
-        (directory / name).write_bytes(content)
-    archive = tar_of(directory)
-    assert describe_archive(directory) == (len(archive), hashlib.sha256(archive).hexdigest())
 
 
 def test_the_format_never_changes() -> None:

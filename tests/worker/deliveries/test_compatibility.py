@@ -80,12 +80,6 @@ def test_the_compatibility_agrees_with_the_rules_of_the_model_card_and_has_a_req
             assert (entry.instead.path, entry.flags) == ("/v1/fine_tuning/jobs/ftjob-1/exports", [])
 
 
-@pytest.mark.parametrize(("r", "maximum"), [(1, 1), (2, 8), (12, 16), (24, 32), (48, 64), (96, 128), (200, 256)])
-def test_the_flags_of_vllm_admit_the_rank(r: int, maximum: int) -> None:
-    flags = compatibility(spec(r=r), "ftjob-1").vllm.flags
-    assert flags == ["--enable-lora", "--max-lora-rank", str(maximum)]
-
-
 def test_patterns_are_right_in_this_vllm_and_wrong_in_the_earlier_one_of_a_note() -> None:
     lora = spec(rank_pattern={"q_proj": 4}, alpha_pattern={"q_proj": 4})
     vllm = compatibility(lora, "ftjob-1").vllm

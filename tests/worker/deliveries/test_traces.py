@@ -90,11 +90,3 @@ def test_every_attempt_of_a_job_belongs_to_the_trace_of_its_request(
     assert {attributes_of(span)["request_id"] for span in found.values()} == {"nightly-7"}
     assert attributes_of(found["deliver attempt"])["delivery"] == delivery.delivery(job).id
     assert attributes_of(found["train attempt"])["job"] == job.id
-
-
-def test_a_refused_delivery_is_an_error(delivery: DeliveryHarness, spans: InMemorySpanExporter) -> None:
-    delivery.target({"kind": "directory", "path": "/elsewhere"})
-    traced_job(delivery)
-    delivery.attempt_due()
-    span = next(span for span in spans.get_finished_spans() if span.name == "deliver attempt")
-    assert (attributes_of(span)["attempt.reason"], span.status.is_ok) == ("refused", False)

@@ -19,7 +19,7 @@ from tests.deadline import until
 from tests.factories import chat_lines
 from tests.full_disk import SmallDisk, small_disk
 from tests.worker.fake_trainer import TrainerPlan
-from tests.worker.jobs.test_real_trainer import BODY, allow_slow_training, train, weights_of
+from tests.worker.jobs.test_real_trainer import allow_slow_training, train, weights_of
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
 from worker.jobs.supervisor import JobSupervisor
 from worker.node import disk_space
@@ -35,12 +35,6 @@ def disk(request: pytest.FixtureRequest, settings: Settings) -> Iterator[SmallDi
     """Request it before `harness`, which opens the storage there."""
     path = settings.data_dir if request.param == "one file system" else settings.storage_dir
     with small_disk(path, 40 * MB) as disk:
-        yield disk
-
-
-@pytest.fixture
-def one_disk(settings: Settings) -> Iterator[SmallDisk]:
-    with small_disk(settings.data_dir, 40 * MB) as disk:
         yield disk
 
 
@@ -164,28 +158,10 @@ class TestRealTrainer:
         self, disk: SmallDisk, harness: WorkerHarness
     ) -> None:
         """With r = 4 the result would fit into the reserved space, next to the snapshot."""
-        lines, one_epoch = chat_lines(120), {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}
-        self.train_two(disk, harness, lines, None, one_epoch, kept_step=120)
-
-    @pytest.mark.slow
-    def test_a_real_trainer_resumes_after_a_disk_full_in_the_middle(
-        self, one_disk: SmallDisk, harness: WorkerHarness
-    ) -> None:
-        """At the end of the first epoch, where a checkpoint is due."""
-        self.train_two(one_disk, harness, None, chat_lines(4), BODY, kept_step=12)
-
-    def train_two(
-        self,
-        disk: SmallDisk,
-        harness: WorkerHarness,
-        lines: bytes | None,
-        validation: bytes | None,
-        body: dict[str, Any],
-        kept_step: int,
-    ) -> None:
+        body = {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}
         allow_slow_training(harness)
         harness.resources.settings.snapshot_interval_seconds = 3600
-        uninterrupted, filled = (harness.create_job(lines, validation, body=body) for _ in range(2))
+        uninterrupted, filled = (harness.create_job(chat_lines(120), body=body) for _ in range(2))
         while Validator(harness.resources, "cpu0@test#1").run_next():
             pass
         train(harness)
@@ -198,7 +174,7 @@ class TestRealTrainer:
         thread.join(150)
         waiting = harness.job(filled)
         assert (waiting.state, waiting.phase) == ("queued", "waiting_for_storage"), harness.messages(filled)
-        assert harness.snapshots(filled)[0].step == kept_step
+        assert harness.snapshots(filled)[0].step == 120
 
         disk.empty()
         end_the_pause(harness, filled)
