@@ -194,7 +194,7 @@ class TestRefusals:
                 [{"quantization": {"bits": 8, "double_quant": True}}, {"quantization": {"double_quant": 1}}],
             ),
             ("method.type", [{"method": {"type": "reinforcement"}}]),
-            ("method.dpo.hyperparameters.beta", [dpo(beta=value) for value in (0, 10.1, "high")]),
+            ("method.dpo.hyperparameters.beta", [dpo(beta=value) for value in (0, 2.1, "high")]),
             ("method.dpo.hyperparameters.n_epochs", [dpo(n_epochs=0)]),
             ("method.supervised.hyperparameters.beta", [hyper(beta=0.1), hyper(beta="auto")]),
             ("hyperparameters.beta", [{"hyperparameters": {"beta": 0.1}}]),

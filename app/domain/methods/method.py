@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticKnownError
 
-from app.domain.jobs.definitions import Parameters
+from app.domain.jobs.definitions import Info, Parameters
 
 if TYPE_CHECKING:  # the specs, which these modules read, name the methods
     from app.domain.datasets.documents import Document
@@ -21,15 +22,25 @@ if TYPE_CHECKING:  # the specs, which these modules read, name the methods
 
 PREFERRED, REJECTED = 1, -1  # roles of a document: preferred or desirable, rejected or undesirable; 0 is neither
 
+MAX_BETA = 2  # OpenAI's; 0.01 to 0.5 are in use
+
+
+def _is_in_bounds(value: float, info: Info) -> float:
+    if value > MAX_BETA and info.data.get("loss_type") != "simpo":
+        raise PydanticKnownError("less_than_equal", {"le": MAX_BETA})
+    return value
+
+
 Beta = Annotated[
     float,
     Field(
         ge=1e-4,
-        le=10,  # 0.01 to 0.5 are in use, with SimPO 2 to 10
+        le=10,  # SimPO's: 2 to 10 are in use
         examples=[0.1],
         description="Of methods with preferences alone: the strength of the preference, and of the penalty for moving "
-        "away from the base model; 0.1 by default, 2 for the loss simpo.",
+        "away from the base model, at most 2 unless the loss is simpo; 0.1 by default, 2 for the loss simpo.",
     ),
+    AfterValidator(_is_in_bounds),
 ]
 
 
