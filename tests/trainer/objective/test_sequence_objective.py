@@ -97,6 +97,23 @@ class TestOptimizerStep:
         validation = evaluate(make_objective(base, run), run.dataset, 300, no_keepalive)
         assert validation.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
 
+    @pytest.mark.parametrize("name", CHANGES)
+    def test_a_few_steps_on_the_same_rows_fit_them(self, tiny: Path, files: dict[str, Path], name: str) -> None:
+        """Desirable answers gain and undesirable ones lose, with the dropout of the adapter."""
+        base, steps = load_tiny_base(tiny, None), 6
+        changes = CHANGES[name] | {"batch_size": 12, "max_steps": steps, "dropout": 0.05}
+        if name == "kto":  # 8 desirable answers and 4 undesirable ones
+            changes |= {"desirable_weight": 1.0, "undesirable_weight": 2.0}
+        run = prepare(make_spec(tiny, files[name], **changes), base, Path("unused"))
+        objective = make_objective(base, run)
+        before, *_, after = (optimizer_step(run, objective, 2048, no_keepalive) for _ in range(steps))
+        assert after.loss < 0.9 * before.loss
+        if name == "kto":
+            assert after.mean("reward_desirable") > 0.5
+            assert after.mean("reward_undesirable") < -0.5
+        else:
+            assert after.mean("reward_accuracy") > 0.9
+
     def test_the_loss_is_divided_by_examples(self, tiny: Path, pairs: Path) -> None:
         steps, run = trained(tiny, pairs, steps=3, batch_size=5, **DPO)
         assert [step.denominator for step in steps] == [5, 5, 2]
