@@ -22,13 +22,8 @@ from worker.trainer.data.mismatched import mismatched
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase, hidden_states
 from worker.trainer.objective.losses import linear_cross_entropy
-from worker.trainer.objective.metrics import BatchSums
-from worker.trainer.objective.sequence_losses import (
-    SEQUENCE_LOSSES,
-    Metrics,
-    SequenceSums,
-    losses_and_weights,
-)
+from worker.trainer.objective.metrics import BatchLosses
+from worker.trainer.objective.sequence_losses import SEQUENCE_LOSSES, SequenceSums, losses_and_weights
 from worker.trainer.runtime.records import Keepalive
 
 
@@ -53,10 +48,10 @@ class Objective(Protocol):
         All processes call it for a step, each measures its own examples; with `alone` this one measures all.
         """
 
-    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
         """Run forward and backward of one batch, and add its gradients times `loss_scale` to those of the adapter."""
 
-    def evaluate(self, batch: PackedBatch) -> BatchSums:
+    def evaluate(self, batch: PackedBatch) -> BatchLosses:
         """Run the forward of one batch without dropout and gradients."""
 
 
@@ -72,17 +67,16 @@ class SupervisedObjective:
     def begin(self, *_: object, **__: object) -> None:
         """The loss of a token needs nothing of others."""
 
-    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
-        head_V_D = self.base.head_with(self._adapter)
-        loss_sum, losses_N, is_correct_N = _cross_entropy(self.base, hidden_N_D, head_V_D, batch)
+        loss_sum, losses_N, is_correct_N = _cross_entropy(self.base, batch, self._adapter, hidden_N_D)
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
-        return BatchSums.of_tokens(batch, losses_N, is_correct_N)
+        return BatchLosses(batch, losses_N, {"mean_token_accuracy": is_correct_N.double()})
 
     @torch.no_grad()
-    def evaluate(self, batch: PackedBatch) -> BatchSums:
+    def evaluate(self, batch: PackedBatch) -> BatchLosses:
         losses_N, is_correct_N = _token_losses(self.base, batch, self._adapter)
-        return BatchSums.of_tokens(batch, losses_N, is_correct_N)
+        return BatchLosses(batch, losses_N, {"mean_token_accuracy": is_correct_N.double()})
 
 
 class SequenceObjective:
@@ -121,33 +115,31 @@ class SequenceObjective:
                 total = self._log_ratio(measured, row_tokens, before_batch)
             self._step_mean = (total if alone else parallel.add(total)) / len(examples)
 
-    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
         reference_N = self._reference_losses(batch)
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)
-        head_V_D = self.base.head_with(self._adapter)
         with torch.no_grad():  # the weight of a token depends on the losses of its whole example
-            losses_N = _cross_entropy(self.base, hidden_N_D.detach(), head_V_D, batch)[1]
-        losses_E, metrics, weights_N = self._losses(batch, losses_N, reference_N)
-        loss_sum = _cross_entropy(self.base, hidden_N_D, head_V_D, batch, weights_N)[0]
+            losses_N = _cross_entropy(self.base, batch, self._adapter, hidden_N_D)[1]
+        losses, weights_N = self._losses(batch, losses_N, reference_N)
+        loss_sum = _cross_entropy(self.base, batch, self._adapter, hidden_N_D, weights_N)[0]
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
-        return BatchSums.of_examples(batch, losses_E, metrics)
+        return losses
 
     @torch.no_grad()
-    def evaluate(self, batch: PackedBatch) -> BatchSums:
+    def evaluate(self, batch: PackedBatch) -> BatchLosses:
         losses_N, _ = _token_losses(self.base, batch, self._adapter)
-        losses_E, metrics, _ = self._losses(batch, losses_N, self._reference_losses(batch))
-        return BatchSums.of_examples(batch, losses_E, metrics)
+        return self._losses(batch, losses_N, self._reference_losses(batch))[0]
 
     def _losses(
         self, batch: PackedBatch, losses_N: torch.Tensor, reference_N: torch.Tensor
-    ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
-        """Return losses_E, the metrics and weights_N (float32) from the token losses."""
+    ) -> tuple[BatchLosses, torch.Tensor]:
+        """Return the losses of the examples, and weights_N (float32), from those of tokens."""
         sequences = batch.sequences
         assert sequences is not None, "the documents of such a dataset have roles"
         logps_S, reference_S = (_sums(-token_losses_N, sequences) for token_losses_N in (losses_N, reference_N))
         sums = SequenceSums(logps_S, reference_S, sequences.tokens_S, sequences.roles_S, self._step_mean)
         losses_E, metrics, weights_S = losses_and_weights(self._loss, sums, self._hyperparameters)
-        return losses_E, metrics, weights_S[sequences.sequence_N].float()
+        return BatchLosses(batch, losses_E, metrics), weights_S[sequences.sequence_N].float()
 
     @torch.no_grad()
     def _reference_losses(self, batch: PackedBatch) -> torch.Tensor:
@@ -184,19 +176,18 @@ def _token_losses(
     base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
-    hidden_N_D = _hidden_states(base, batch, adapter)
-    head_V_D = base.head_with(adapter)
-    return _cross_entropy(base, hidden_N_D, head_V_D, batch)[1:]
+    return _cross_entropy(base, batch, adapter, _hidden_states(base, batch, adapter))[1:]
 
 
 def _cross_entropy(
     base: FrozenBase,
-    hidden_N_D: torch.Tensor,
-    head_V_D: torch.Tensor,
     batch: PackedBatch,
+    adapter: LoraAdapter | None,
+    hidden_N_D: torch.Tensor,
     weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses, losses_N and is_correct_N (losses.py)."""
+    head_V_D = base.head_with(adapter)
     return linear_cross_entropy(
         hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.loss_chunk_tokens
     )
