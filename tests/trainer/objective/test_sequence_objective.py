@@ -195,7 +195,7 @@ class TestPackBatches:
                 assert sum(len(batch.document_lengths) for batch in batches) == 24
                 for batch in batches:
                     assert batch.sequences is not None
-                    assert len(batch.document_lengths) == 2 * batch.sequences.examples
+                    assert len(batch.document_lengths) == len(batch.sequences.roles_S)
                     assert len(batch.document_lengths) == 2 or (packing and len(batch.tokens_T) <= budget)
 
     def test_a_pair_with_equal_documents_after_truncation_is_omitted(self, tiny: Path, tmp_path: Path) -> None:

@@ -177,7 +177,6 @@ class Sequences:
     sequence_N: torch.Tensor  # int64: index of the sequence within the batch
     tokens_S: torch.Tensor  # float64: number of targets
     roles_S: torch.Tensor  # float64: 1 preferred or desirable, -1 rejected or undesirable, 0 a prompt
-    examples: int
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def _sequences(dataset: TokenizedDataset, groups: Sequence[Sequence[int]], per_e
             sequences.extend(answer if labels[index] else prompt for index in dataset.targets(document))
     sequence_N = _int64(sequences)
     tokens_S = torch.bincount(sequence_N, minlength=len(roles)).double()
-    return Sequences(sequence_N, tokens_S, torch.tensor(roles, dtype=torch.float64), len(groups))
+    return Sequences(sequence_N, tokens_S, torch.tensor(roles, dtype=torch.float64))
 
 
 T = TypeVar("T", Sequences, PackedBatch)
