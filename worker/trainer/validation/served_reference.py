@@ -61,7 +61,8 @@ def with_messages(renderer: Renderer, example: Example | None, prompt: Reference
             continue
         if _rendered(renderer, before) == prompt.tokens[: prompt.positions[0]]:
             decode = renderer.tokenizer.decode
-            answer = [prompt.tokens[each] for each in _first_run(prompt.positions)]
+            first = prompt.positions[0]  # the answer is the positions from here on without a gap
+            answer = [prompt.tokens[each] for number, each in enumerate(prompt.positions) if each == first + number]
             found = {
                 "messages": [{"role": str(each["role"]), "content": str(each["content"])} for each in before],
                 "answer": [decode([token], skip_special_tokens=False) for token in answer],
@@ -80,11 +81,6 @@ def _rendered(renderer: Renderer, messages: Sequence[dict[str, object]]) -> list
         return renderer.prompt(messages)[1]
     except TemplateRefused:
         return []
-
-
-def _first_run(positions: Sequence[int]) -> list[int]:
-    """The positions of the first answer: those without a gap."""
-    return [position for number, position in enumerate(positions) if position == positions[0] + number]
 
 
 class _Pass(NamedTuple):
