@@ -294,6 +294,10 @@ class TestCudaKernels:
         assert placement.fits, placement.message
         assert (placement.plan.recompute, placement.plan.offload) == ("everything", True)
 
+    def test_a_new_layout_replaces_an_earlier_offload(self) -> None:
+        earlier = ExecutionPlan(row_tokens=64, recompute="everything", offload=True, threads=2)
+        assert earlier.with_layout(ExecutionPlan(row_tokens=32)) == ExecutionPlan(row_tokens=32, threads=2)
+
     def test_the_memory_of_the_host_limits_the_offload(self, reviewed: Reviewed) -> None:
         """32 inputs of 16,384 tokens x 4,096 numbers in 16 bits, each in a pinned block of 128 MiB: 4.29 GB."""
         job = spec()

@@ -44,6 +44,7 @@ class TestMethods:
             ("orpo", {"beta": 0.1, "desirable_weight": 1}),
             ("kto", {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}),
             ("kto", {"beta": 0.1, "desirable_weight": 1, "batch_size": 2}),
+            ("dpo", {"beta": 2, "loss_type": "simpo"}),
             ("grpo", {}),
         ],
         ids=[
@@ -54,6 +55,7 @@ class TestMethods:
             "a weight of another method",
             "a batch of one",
             "one weight",
+            "no gamma",
             "unknown",
         ],
     )

@@ -242,9 +242,11 @@ def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in run.adapter.named_parameters().items():
             parameter.copy_(tensors[f"adapter/{name}"])
-            moments = {key: tensors.get(f"optimizer/{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if moments["step"] is not None:
-                run.optimizer.state[parameter] = {key: _like(parameter, moment) for key, moment in moments.items()}
+            moments = {key: f"optimizer/{name}/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["step"] in tensors:  # fused AdamW has its step count on the parameter's device, too
+                run.optimizer.state[parameter] = {
+                    key: tensors[saved].clone().to(parameter.device) for key, saved in moments.items()
+                }
 
 
 def _restore_random_state(run: Run, snapshot: LoadedSnapshot) -> None:
@@ -269,9 +271,3 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
         for key, value in run.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{key}"] = value
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _like(parameter: torch.nn.Parameter, moment: torch.Tensor | None) -> torch.Tensor:
-    """Return a copy of the moment on the parameter's device; fused AdamW has its step count there, too."""
-    assert moment is not None
-    return moment.clone().to(parameter.device)

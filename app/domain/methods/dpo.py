@@ -50,7 +50,7 @@ DPO = Method(
     nothing_trainable="No pair has two different answers within {context_length:,} tokens. Give each pair "
     "two different outputs",
     parameters=DpoParameters,
-    required=("beta",),
+    required=lambda hyperparameters: ("beta", "simpo_gamma") if hyperparameters.loss_type == "simpo" else ("beta",),
     # Published pairs of both stages differ by 4 (OLMo 7B: 2e-6, 5e-7) to 40 (Zephyr 7B with QLoRA: 2e-4, 5e-6); in the
     # middle of those, on a log scale, is a tenth.
     rate_factor=0.1,

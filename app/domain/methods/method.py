@@ -57,7 +57,7 @@ class Method:
     untrainable: str  # the noun of examples that contribute nothing
     nothing_trainable: str  # what is wrong with a file of such examples, with {context_length}, and a remedy
     parameters: type[Parameters] = Parameters  # its own hyperparameters, beside those of every method
-    required: tuple[str, ...] = ()  # those of them that every stored spec has
+    required: Callable[[Hyperparameters], tuple[str, ...]] = lambda _: ()  # those of them that a stored spec has
     rate_factor: float = 1.0  # times the learning rate of supervised training
     extra_forwards: Callable[[Hyperparameters], int] = lambda _: 0  # without gradients, beside supervised training
     has_pairs: bool = False  # the documents of an example are two answers, which share a packed batch
@@ -68,7 +68,7 @@ class Method:
         not every method has.
         """
         given = {name for name in of_methods if getattr(hyperparameters, name) is not None}
-        for name in sorted(set(self.required) - given):
+        for name in sorted(set(self.required(hyperparameters)) - given):
             yield f"{self.name} needs a {name} among its hyperparameters"
         for name in sorted(given - self.parameters.model_fields.keys()):
             yield f"{self.name} has no hyperparameter {name}"

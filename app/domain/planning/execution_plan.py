@@ -70,7 +70,7 @@ class ExecutionPlan(BaseModel):
 
     def with_layout(self, other: ExecutionPlan) -> ExecutionPlan:
         """This plan with the layout of `other`."""
-        return self.model_copy(update=other.layout)
+        return self.model_copy(update={"offload": False} | other.layout)
 
 
 # An event contains only the layout of the plan.

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.datasets.jsonl import MAX_LINE_BYTES
@@ -38,6 +38,7 @@ class TestPackBatches:
         assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1], 100, packing=False)] == [(3,), (3,)]
         assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1], 100)] == [(3, 3)]
 
+    @settings(deadline=None)
     @given(st.lists(st.integers(2, 20), min_size=1, max_size=30), st.integers(1, 50))
     def test_every_document_is_in_exactly_one_batch_and_no_batch_is_padded(
         self, lengths: list[int], budget: int

@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[3]
 MANY_STEPS = 1_000_000
 TIMEOUT_SECONDS = 120.0  # three processes import torch
 FLOAT32 = {"compute_dtype": "float32"}
+KTO = {"method": "kto", "beta": 0.2, "desirable_weight": 1.0, "undesirable_weight": 1.5}
 WITH_PLANTED_RANK = (
     "import sys; from worker.trainer.distributed import torchrun; from worker.trainer.__main__ import main; "
     "torchrun.PROGRAM = 'tests.trainer.distributed.planted_rank'; sys.exit(main(sys.argv[1:]))"
@@ -128,7 +129,7 @@ def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., 
 
 class TestEqualToOneProcess:
     @pytest.mark.extended("two real processes of torch beside one")
-    @pytest.mark.parametrize("method", [{}, {"method": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.5}])
+    @pytest.mark.parametrize("method", [{}, KTO], ids=["supervised", "kto"])
     def test_losses_and_the_adapter_equal_those_of_one_process(
         self,
         start: Callable[..., Trainer],
@@ -141,7 +142,7 @@ class TestEqualToOneProcess:
         """KTO: with two processes, and packed batches of other lengths, the reference point is that of one."""
         file = labelled if method else examples
         changes = {"batch_size": 11, "validation_file": file, "n_epochs": 3}  # the 12th example is a step by itself
-        changes |= method | {"beta": 0.2} if method else {}
+        changes |= method
         code, single = run_trainer(make_spec(tiny, file, quantization=FLOAT32, **changes), tmp_path / "alone")
         two = start(training_file=file, **changes)
         assert (code, two.wait()) == (0, 0), two.log_text()
@@ -194,12 +195,23 @@ class TestResume:
 
 @three_processes
 class TestOutOfMemory:
+    @pytest.mark.parametrize("method", [{}, KTO], ids=["supervised", "kto"])
     def test_a_shortage_in_one_process_changes_all_and_not_the_result(
-        self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
+        self,
+        start: Callable[..., Trainer],
+        tiny: Path,
+        examples: Path,
+        labelled: Path,
+        tmp_path: Path,
+        method: dict[str, Any],
     ) -> None:
-        """Before, one process repeated the step, the other waited for it in the next collective until it was killed."""
-        code, single = run_trainer(make_spec(tiny, examples, quantization=FLOAT32), tmp_path / "alone")
-        two = start(planted="rows")
+        """Before, one process repeated the step, the other waited for it in the next collective until it was killed.
+
+        KTO: while the reference point of the first step is measured.
+        """
+        file = labelled if method else examples
+        code, single = run_trainer(make_spec(tiny, file, quantization=FLOAT32, **method), tmp_path / "alone")
+        two = start(planted="rows", training_file=file, **method)
         assert (code, two.wait()) == (0, 0), two.log_text()
         assert "can't allocate memory" in two.log_text()
         assert list(two.losses().values()) == pytest.approx(single.losses, rel=1e-5)

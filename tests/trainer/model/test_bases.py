@@ -149,7 +149,7 @@ def test_the_first_loss_and_gradient_are_those_of_transformers_and_peft(
     )
     batch = next(pack_batches(dataset, dataset.documents_of(range(len(dataset))), 4096))
     adapter = _with_effect(make_adapter(lora, 0, base.adaptable_layers, CPU_KERNELS, base.experts))
-    ours = SupervisedObjective(base, adapter).forward_backward(batch).sums["loss"][0].item()
+    ours = SupervisedObjective(base, adapter).forward_backward(batch).losses_E.sum().item()
     exact, rounded = (
         Plain(_peft_model(base, lora, adapter).to(dtype), dataset) for dtype in (torch.float32, FORMATS[weights][1])
     )

@@ -21,6 +21,7 @@ from tests.trainer.helpers import (
     RecordLog,
     Trainings,
     assert_same_adapter,
+    dataset_of,
     load_tiny_base,
     make_one_step,
     no_keepalive,
@@ -29,9 +30,10 @@ from tests.trainer.helpers import (
     write_answers,
 )
 from worker.trainer.checkpoint.verify import verify_adapter
+from worker.trainer.data.batch import pack_batches
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.objective.metrics import BatchSums, StepMetrics
+from worker.trainer.objective.metrics import BatchLosses, StepMetrics
 from worker.trainer.training import step_actions
 from worker.trainer.training.run import make_objective
 from worker.trainer.training.state import Run
@@ -50,7 +52,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def of_loss(loss: float) -> StepMetrics:
     """Return the metrics of a validation with one labelled token."""
     validation = StepMetrics(torch.device("cpu"), ())
-    validation.add(BatchSums(1, 1, 1, {"loss": (torch.tensor(loss, dtype=torch.float64), 1)}))
+    (batch,) = pack_batches(dataset_of(([1, 2], [1])), [0], 2)
+    validation.add(BatchLosses(batch, torch.tensor([loss], dtype=torch.float64), {}))
     return validation
 
 

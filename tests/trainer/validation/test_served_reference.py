@@ -107,6 +107,6 @@ def test_at_most_16_prompts_of_at_most_512_tokens_are_chosen() -> None:
     for line in range(1, 21):
         first_label = 600 if line == 1 else 511
         dataset.add(line, [Document(line, [7] * 700, [position >= first_label for position in range(700)])])
-    chosen, lines = served_reference._choose(dataset)
+    chosen = served_reference._choose(dataset)
     assert [len(chosen.documents(example)) for example in range(len(chosen))] == [1] * 16
-    assert (chosen.tokens, chosen.labelled_tokens, lines) == (16 * 512, 16, list(range(2, 18)))
+    assert (chosen.tokens, chosen.labelled_tokens, list(chosen.lines)) == (16 * 512, 16, list(range(2, 18)))

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -35,8 +35,6 @@ from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
 
 # ruff: noqa: N815  shapes stand in names
-
-Key = tuple[int, int]  # the step, and the maximum tokens of a batch
 
 
 class TokenizedDataset:
@@ -177,7 +175,6 @@ class Sequences:
     sequence_N: torch.Tensor  # int64: index of the sequence within the batch
     tokens_S: torch.Tensor  # float64: number of targets
     roles_S: torch.Tensor  # float64: 1 preferred or desirable, -1 rejected or undesirable, 0 a prompt
-    examples: int
 
 
 @dataclass(frozen=True)
@@ -200,8 +197,11 @@ class PackedBatch:
 
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         """Return the batch with the results of `function` as its tensors."""
-        sequences = _with_tensors(self.sequences, function) if self.sequences else None
-        return replace(_with_tensors(self, function), sequences=sequences)
+        tensors: dict[str, Any] = {
+            name: function(each) for name, each in vars(self).items() if isinstance(each, torch.Tensor)
+        }
+        sequences = Sequences(*map(function, vars(self.sequences).values())) if self.sequences else None
+        return replace(self, **tensors, sequences=sequences)
 
 
 def pack_batches(
@@ -252,24 +252,11 @@ def _sequences(dataset: TokenizedDataset, groups: Sequence[Sequence[int]], per_e
             sequences.extend(answer if labels[index] else prompt for index in dataset.targets(document))
     sequence_N = _int64(sequences)
     tokens_S = torch.bincount(sequence_N, minlength=len(roles)).double()
-    return Sequences(sequence_N, tokens_S, torch.tensor(roles, dtype=torch.float64), len(groups))
-
-
-T = TypeVar("T", Sequences, PackedBatch)
-
-
-def _with_tensors(value: T, function: Callable[[torch.Tensor], torch.Tensor]) -> T:
-    tensors: dict[str, Any] = {
-        name: function(each) for name, each in vars(value).items() if isinstance(each, torch.Tensor)
-    }
-    return replace(value, **tensors)
+    return Sequences(sequence_N, tokens_S, torch.tensor(roles, dtype=torch.float64))
 
 
 def _int64(numbers: array[int]) -> torch.Tensor:
     return torch.frombuffer(numbers, dtype=torch.int32).long()
-
-
-MakeBatches = Callable[[int, int], Iterable[PackedBatch]]
 
 
 class BatchesAhead:
@@ -280,20 +267,18 @@ class BatchesAhead:
     another length they are made anew.
     """
 
-    def __init__(self, make: MakeBatches, *, pin: bool) -> None:
+    def __init__(self, make: Callable[[int, int], Iterable[PackedBatch]], *, pin: bool) -> None:
         self._make, self._pin = make, pin
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._next: tuple[Key, Future[list[PackedBatch]]] | None = None
+        self._next: dict[tuple[int, int], Future[list[PackedBatch]]] = {}  # by step and row_tokens; at most one
 
     def of_step(self, step: int, row_tokens: int, last_step: int) -> list[PackedBatch]:
         """Return the batches of a step, and start to make those of the next one unless the step is the last."""
-        key = (step, row_tokens)
-        is_made = self._next is not None and self._next[0] == key
-        batches = self._next[1].result() if is_made and self._next is not None else self._made(step, row_tokens)
-        following = step + 1
-        self._next = None
-        if following < last_step:
-            self._next = (following, row_tokens), self._thread.submit(self._made, following, row_tokens)
+        made = self._next.get((step, row_tokens))
+        batches = made.result() if made else self._made(step, row_tokens)
+        self._next.clear()
+        if (following := step + 1) < last_step:
+            self._next[following, row_tokens] = self._thread.submit(self._made, following, row_tokens)
         return batches
 
     def _made(self, step: int, row_tokens: int) -> list[PackedBatch]:

@@ -1,1 +1,1 @@
-"""Objectives: supervised and DPO loss, their metrics, the optimizer."""
+"""Objectives: losses of tokens and of sequences, their metrics, the optimizer."""

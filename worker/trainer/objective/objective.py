@@ -8,9 +8,8 @@ Letters: T tokens of a batch, N labelled tokens of a batch, S its sequences, E i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Protocol
 
 import torch
 
@@ -22,70 +21,55 @@ from worker.trainer.data.mismatched import mismatched
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase, hidden_states
 from worker.trainer.objective.losses import linear_cross_entropy
-from worker.trainer.objective.metrics import BatchSums
-from worker.trainer.objective.sequence_losses import (
-    SEQUENCE_LOSSES,
-    Metrics,
-    SequenceSums,
-    losses_and_weights,
-)
+from worker.trainer.objective.metrics import BatchLosses
+from worker.trainer.objective.sequence_losses import SEQUENCE_LOSSES, SequenceSums, losses_and_weights
 from worker.trainer.runtime.records import Keepalive
 
 
-class Objective(Protocol):
-    @property
-    def base(self) -> FrozenBase: ...
-
-    @property
-    def metric_names(self) -> Sequence[str]: ...
-
-    def begin(
-        self,
-        dataset: TokenizedDataset,
-        examples: Sequence[int],
-        row_tokens: int,
-        before_batch: Keepalive,
-        *,
-        alone: bool = False,
-    ) -> None:
-        """Before the first batch of a step or a validation, measure what its losses need of all its examples.
-
-        All processes call it for a step, each measures its own examples; with `alone` this one measures all.
-        """
-
-    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
-        """Run forward and backward of one batch, and add its gradients times `loss_scale` to those of the adapter."""
-
-    def evaluate(self, batch: PackedBatch) -> BatchSums:
-        """Run the forward of one batch without dropout and gradients."""
-
-
-class SupervisedObjective:
-    """Cross entropy of every labelled token."""
-
-    metric_names = METHODS["supervised"].metrics
+class Objective(ABC):
+    metric_names: Sequence[str]
 
     def __init__(self, base: FrozenBase, adapter: LoraAdapter) -> None:
         self.base = base
         self._adapter = adapter
 
-    def begin(self, *_: object, **__: object) -> None:
-        """The loss of a token needs nothing of others."""
+    def begin_step(  # noqa: B027  most losses need nothing
+        self, dataset: TokenizedDataset, examples: Sequence[int], row_tokens: int, before_batch: Keepalive
+    ) -> None:
+        """Measure what the losses need of all examples of a step. Every process calls it before its first batch."""
 
-    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
+    def begin_validation(  # noqa: B027
+        self, dataset: TokenizedDataset, row_tokens: int, before_batch: Keepalive
+    ) -> None:
+        """Measure the same of a whole dataset, in one process."""
+
+    @abstractmethod
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
+        """Run forward and backward of one batch, and add its gradients times `loss_scale` to those of the adapter."""
+
+    @abstractmethod
+    def evaluate(self, batch: PackedBatch) -> BatchLosses:
+        """Run the forward of one batch without dropout and gradients."""
+
+
+class SupervisedObjective(Objective):
+    """Cross entropy of every labelled token, which needs nothing of other tokens."""
+
+    metric_names = METHODS["supervised"].metrics
+
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
-        head_V_D = self.base.head_with(self._adapter)
-        loss_sum, losses_N, is_correct_N = _cross_entropy(self.base, hidden_N_D, head_V_D, batch)
+        loss_sum, losses_N, is_correct_N = _cross_entropy(self.base, batch, self._adapter, hidden_N_D)
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
-        return BatchSums.of_tokens(batch, losses_N, is_correct_N)
+        return BatchLosses(batch, losses_N, {"mean_token_accuracy": is_correct_N.double()})
 
     @torch.no_grad()
-    def evaluate(self, batch: PackedBatch) -> BatchSums:
+    def evaluate(self, batch: PackedBatch) -> BatchLosses:
         losses_N, is_correct_N = _token_losses(self.base, batch, self._adapter)
-        return BatchSums.of_tokens(batch, losses_N, is_correct_N)
+        return BatchLosses(batch, losses_N, {"mean_token_accuracy": is_correct_N.double()})
 
 
-class SequenceObjective:
+class SequenceObjective(Objective):
     """A loss of the sums over sequences (sequence_losses.py).
 
     The reference never changes. It is the base model without an adapter, or, if training continues an earlier adapter,
@@ -93,61 +77,52 @@ class SequenceObjective:
     """
 
     def __init__(self, base: FrozenBase, adapter: LoraAdapter, spec: RunSpec, reference: LoraAdapter | None) -> None:
-        self.base = base
-        self._adapter = adapter
+        super().__init__(base, adapter)
         self.metric_names = METHODS[spec.method].metrics
         self._hyperparameters = spec.hyperparameters
         self._loss = SEQUENCE_LOSSES[spec.method, spec.hyperparameters.loss_type]
         self._reference = reference
         self._step_mean = torch.ones((), dtype=torch.float64, device=base.device)  # a probe has no step
 
-    def begin(
-        self,
-        dataset: TokenizedDataset,
-        examples: Sequence[int],
-        row_tokens: int,
-        before_batch: Keepalive,
-        *,
-        alone: bool = False,
+    def begin_step(
+        self, dataset: TokenizedDataset, examples: Sequence[int], row_tokens: int, before_batch: Keepalive
     ) -> None:
-        if dataset.trains_prompts:
-            documents = [document for document in dataset.documents_of(examples) if dataset.role(document) > 0]
-            targets = sum(dataset.length(document) - 1 for document in documents)
-            self._step_mean = torch.full_like(self._step_mean, targets / len(examples))
-        elif self._loss.has_reference_point:
-            own = examples if alone else parallel.own_examples(examples, dataset.tokens_of)
-            with nullcontext() if alone else parallel.out_of_memory_in_all():
-                measured = mismatched(dataset, examples, own, self._hyperparameters.context_length)
-                total = self._log_ratio(measured, row_tokens, before_batch)
-            self._step_mean = (total if alone else parallel.add(total)) / len(examples)
+        if self._loss.has_step_mean:
+            own = parallel.own_examples(examples, dataset.tokens_of)
+            with parallel.out_of_memory_in_all():
+                total = self._total(dataset, examples, own, row_tokens, before_batch)
+            self._step_mean = parallel.add(total) / len(examples)
 
-    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
+    def begin_validation(self, dataset: TokenizedDataset, row_tokens: int, before_batch: Keepalive) -> None:
+        examples = range(len(dataset))
+        if self._loss.has_step_mean:
+            self._step_mean = self._total(dataset, examples, examples, row_tokens, before_batch) / len(examples)
+
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
         reference_N = self._reference_losses(batch)
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)
-        head_V_D = self.base.head_with(self._adapter)
         with torch.no_grad():  # the weight of a token depends on the losses of its whole example
-            losses_N = _cross_entropy(self.base, hidden_N_D.detach(), head_V_D, batch)[1]
-        losses_E, metrics, weights_N = self._losses(batch, losses_N, reference_N)
-        loss_sum = _cross_entropy(self.base, hidden_N_D, head_V_D, batch, weights_N)[0]
+            losses_N = _cross_entropy(self.base, batch, self._adapter, hidden_N_D)[1]
+        losses, weights_N = self._losses(batch, losses_N, reference_N)
+        loss_sum = _cross_entropy(self.base, batch, self._adapter, hidden_N_D, weights_N)[0]
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
-        return BatchSums.of_examples(batch, losses_E, metrics)
+        return losses
 
     @torch.no_grad()
-    def evaluate(self, batch: PackedBatch) -> BatchSums:
+    def evaluate(self, batch: PackedBatch) -> BatchLosses:
         losses_N, _ = _token_losses(self.base, batch, self._adapter)
-        losses_E, metrics, _ = self._losses(batch, losses_N, self._reference_losses(batch))
-        return BatchSums.of_examples(batch, losses_E, metrics)
+        return self._losses(batch, losses_N, self._reference_losses(batch))[0]
 
     def _losses(
         self, batch: PackedBatch, losses_N: torch.Tensor, reference_N: torch.Tensor
-    ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
-        """Return losses_E, the metrics and weights_N (float32) from the token losses."""
+    ) -> tuple[BatchLosses, torch.Tensor]:
+        """Return the losses of the examples, and weights_N (float32), from those of tokens."""
         sequences = batch.sequences
         assert sequences is not None, "the documents of such a dataset have roles"
         logps_S, reference_S = (_sums(-token_losses_N, sequences) for token_losses_N in (losses_N, reference_N))
         sums = SequenceSums(logps_S, reference_S, sequences.tokens_S, sequences.roles_S, self._step_mean)
         losses_E, metrics, weights_S = losses_and_weights(self._loss, sums, self._hyperparameters)
-        return losses_E, metrics, weights_S[sequences.sequence_N].float()
+        return BatchLosses(batch, losses_E, metrics), weights_S[sequences.sequence_N].float()
 
     @torch.no_grad()
     def _reference_losses(self, batch: PackedBatch) -> torch.Tensor:
@@ -157,10 +132,21 @@ class SequenceObjective:
         return _token_losses(self.base, batch, self._reference)[0]
 
     @torch.no_grad()
-    def _log_ratio(self, dataset: TokenizedDataset, row_tokens: int, before_batch: Keepalive) -> torch.Tensor:
-        """Return log p - log p of the reference, summed over all targets of a dataset without roles."""
+    def _total(
+        self,
+        dataset: TokenizedDataset,
+        examples: Sequence[int],
+        own: Sequence[int],
+        row_tokens: int,
+        before_batch: Keepalive,
+    ) -> torch.Tensor:
+        """Return the sum over the examples in `own` of what `SequenceSums.step_mean` is the mean of."""
         total = torch.zeros_like(self._step_mean)
-        for batch in pack_batches(dataset, range(len(dataset)), row_tokens):
+        if dataset.trains_prompts:
+            preferred = [document for document in dataset.documents_of(own) if dataset.role(document) > 0]
+            return total + sum(dataset.length(document) - 1 for document in preferred)
+        measured = mismatched(dataset, examples, own, self._hyperparameters.context_length)
+        for batch in pack_batches(measured, range(len(measured)), row_tokens):
             before_batch("measuring the reference point of the next step")
             batch = batch.to(self.base.device)
             losses_N, _ = _token_losses(self.base, batch, self._adapter)
@@ -184,19 +170,18 @@ def _token_losses(
     base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
-    hidden_N_D = _hidden_states(base, batch, adapter)
-    head_V_D = base.head_with(adapter)
-    return _cross_entropy(base, hidden_N_D, head_V_D, batch)[1:]
+    return _cross_entropy(base, batch, adapter, _hidden_states(base, batch, adapter))[1:]
 
 
 def _cross_entropy(
     base: FrozenBase,
-    hidden_N_D: torch.Tensor,
-    head_V_D: torch.Tensor,
     batch: PackedBatch,
+    adapter: LoraAdapter | None,
+    hidden_N_D: torch.Tensor,
     weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sum of the losses, losses_N and is_correct_N (losses.py)."""
+    head_V_D = base.head_with(adapter)
     return linear_cross_entropy(
         hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.loss_chunk_tokens
     )

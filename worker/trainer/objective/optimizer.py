@@ -79,7 +79,7 @@ def update_parameters(optimizer: torch.optim.AdamW, memory: Memory) -> None:
 
 
 def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: float) -> None:
-    """Turn the gradients of the summed loss into those of its mean over the step's tokens or pairs; once per step."""
+    """Turn the gradients of the summed loss into those of its mean over the step's tokens or examples; once."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_div_(gradients, denominator)
 

@@ -49,7 +49,7 @@ LossOfSums = Callable[[SequenceSums, Hyperparameters], tuple[torch.Tensor, Metri
 class SequenceLoss:
     of_sums: LossOfSums
     needs_reference: bool = True
-    has_reference_point: bool = False  # of mismatched documents (mismatched.py)
+    has_step_mean: bool = False
 
 
 @torch.no_grad()
@@ -117,8 +117,8 @@ SEQUENCE_LOSSES: dict[tuple[str, str | None], SequenceLoss] = {
     ("dpo", "sigmoid"): SequenceLoss(dpo),
     ("dpo", "ipo"): SequenceLoss(ipo),
     ("dpo", "simpo"): SequenceLoss(simpo, needs_reference=False),
-    ("orpo", None): SequenceLoss(orpo, needs_reference=False),
-    ("kto", None): SequenceLoss(kto, has_reference_point=True),
+    ("orpo", None): SequenceLoss(orpo, needs_reference=False, has_step_mean=True),
+    ("kto", None): SequenceLoss(kto, has_step_mean=True),
 }
 
 

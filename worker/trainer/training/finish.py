@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, ServedReference
 from app.domain.jobs.events import Done, Measured, ServedReferenceMeasured
@@ -29,7 +28,6 @@ class Finish:
     run: Run
     policy: OutOfMemoryPolicy
     files: RunFiles
-    records_reference: bool = True  # what an engine must compute
 
     def __call__(self) -> tuple[Measured, Done]:
         """Save and check the result; return the last records of the run. Raises Failure(ADAPTER_MISMATCH)."""
@@ -41,18 +39,12 @@ class Finish:
         self.loaded.base.kernels.memory.trim()  # for the large tensors of the check
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self.files.checkpoint(final=True)
-            self._verify(directory)
-            if self.records_reference:
-                self._record_reference()
+            check = partial(verify_adapter, self.loaded.base, run, directory)
+            self.policy.retry(run, "comparing the saved adapter", check, partial(drop_moments, run))
+            self._record_reference()
             report_samples(self.loaded, run, self.policy, emit)
         name = self.attempt.name_of(directory)
         return self._measured(), Done(run_id=run.id, step=step, trained_tokens=run.trained_tokens, directory=name)
-
-    def _verify(self, directory: Path) -> None:
-        def work() -> float:
-            return verify_adapter(self.loaded.base, self.run, directory)
-
-        self.policy.retry(self.run, "comparing the saved adapter", work, partial(drop_moments, self.run))
 
     def _record_reference(self) -> None:
         """Record what an engine must compute. The adapter is saved, so no error of this ends the run."""

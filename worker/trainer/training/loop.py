@@ -62,7 +62,7 @@ def optimizer_step(
     started, hyperparameters = time.monotonic(), run.spec.hyperparameters
     result = StepResult(run, objective)
 
-    objective.begin(run.dataset, run.schedule.examples_of(run.step), row_tokens, before_batch)
+    objective.begin_step(run.dataset, run.schedule.examples_of(run.step), row_tokens, before_batch)
     with parallel.out_of_memory_in_all():
         for batch in run.batches(row_tokens):
             before_batch("training the next step")

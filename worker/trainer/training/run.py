@@ -213,8 +213,8 @@ def _plan_layout(
     emit(planned(run, placement, counted))
     if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
-    layout = placement.plan.layout | {"peak_bytes": placement.memory.total}
-    return reduce_after_kills(loaded.plan.model_copy(update=layout), spec.out_of_memory_kills)
+    plan = loaded.plan.with_layout(placement.plan).model_copy(update={"peak_bytes": placement.memory.total})
+    return reduce_after_kills(plan, spec.out_of_memory_kills)
 
 
 def _probe(prepared: Prepared, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:

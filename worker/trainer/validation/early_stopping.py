@@ -24,7 +24,7 @@ TENSOR_PREFIX = "best/"  # of the weights' names in a snapshot
 class BestValidation:
     """The validation with the lowest loss; the earliest of several with an equal loss.
 
-    Losses are those of the complete validation file: nats per labelled token, with DPO per pair.
+    Losses are those of the complete validation file: per labelled token, or per example.
     """
 
     step: int | None = None  # with the lowest loss; None before the first validation

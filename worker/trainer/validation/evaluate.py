@@ -27,7 +27,7 @@ def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, k
     """Evaluate every document once, in the order of the file."""
     device = objective.base.device
     metrics = StepMetrics(device, objective.metric_names)
-    objective.begin(dataset, range(len(dataset)), row_tokens, keepalive, alone=True)
+    objective.begin_validation(dataset, row_tokens, keepalive)
     for batch in pack_batches(dataset, dataset.documents_of(range(len(dataset))), row_tokens):
         keepalive("measuring the validation loss")
         metrics.add(objective.evaluate(batch.to(device)))

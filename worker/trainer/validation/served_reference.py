@@ -61,7 +61,8 @@ def with_messages(renderer: Renderer, example: Example | None, prompt: Reference
             continue
         if _rendered(renderer, before) == prompt.tokens[: prompt.positions[0]]:
             decode = renderer.tokenizer.decode
-            answer = [prompt.tokens[each] for each in _first_run(prompt.positions)]
+            first = prompt.positions[0]  # the answer is the positions from here on without a gap
+            answer = [prompt.tokens[each] for number, each in enumerate(prompt.positions) if each == first + number]
             found = {
                 "messages": [{"role": str(each["role"]), "content": str(each["content"])} for each in before],
                 "answer": [decode([token], skip_special_tokens=False) for token in answer],
@@ -82,11 +83,6 @@ def _rendered(renderer: Renderer, messages: Sequence[dict[str, object]]) -> list
         return []
 
 
-def _first_run(positions: Sequence[int]) -> list[int]:
-    """The positions of the first answer: those without a gap."""
-    return [position for number, position in enumerate(positions) if position == positions[0] + number]
-
-
 class _Pass(NamedTuple):
     """The result of one pass, over the expected tokens of all prompts in their order."""
 
@@ -99,7 +95,7 @@ def measure_reference(
     base: FrozenBase, run: Run, renderer: Renderer, row_tokens: int, keepalive: Keepalive
 ) -> ServedReference | None:
     """Measure base model and adapter on held-out answers; None if there are none, or quantized experts."""
-    chosen, chosen_lines = _choose(run.validation_dataset or run.dataset)
+    chosen = _choose(run.validation_dataset or run.dataset)
     if not len(chosen) or (layers := stored_layers(base)) is None:
         return None
     dtype = _stored_dtype(base)
@@ -116,7 +112,7 @@ def measure_reference(
         exact = measure(run.adapter, torch.float32)
     file = run.spec.training_file if run.validation_dataset is None else run.spec.validation_file
     assert file is not None
-    examples = examples_at(file, set(chosen_lines), run.spec.data_parameters)
+    examples = examples_at(file, set(chosen.lines), run.spec.data_parameters)
     differences = [abs(a - b) for a, b in zip(of_adapter.logprobs, exact.logprobs, strict=True)]
     agreeing = [a == b for a, b in zip(of_adapter.top, exact.top, strict=True)]
     return ServedReference(
@@ -126,27 +122,27 @@ def measure_reference(
         top1_agreement=sum(agreeing) / len(agreeing),
         prompts=[
             with_messages(renderer, examples.get(line), prompt)
-            for line, prompt in zip(chosen_lines, _prompts(chosen, of_base, of_adapter), strict=True)
+            for line, prompt in zip(chosen.lines, _prompts(chosen, of_base, of_adapter), strict=True)
         ],
     )
 
 
-def _choose(dataset: TokenizedDataset) -> tuple[TokenizedDataset, list[int]]:
-    """Return the first documents with an expected token among their first MAX_PROMPT_TOKENS, and their lines.
+def _choose(dataset: TokenizedDataset) -> TokenizedDataset:
+    """Return the first documents with an expected token among their first MAX_PROMPT_TOKENS.
 
     Of a pair it is that of the preferred answer.
     """
-    chosen, lines = TokenizedDataset(), []
+    chosen = TokenizedDataset()
     for example in range(len(dataset)):
         tokens, labels = dataset.tokens_and_labels(max(dataset.documents(example), key=dataset.role))
         labelled = [bool(label) for label in labels[:MAX_PROMPT_TOKENS]]
         labelled[0] = False  # nothing predicts the first token
         if any(labelled):
-            chosen.add(example, [Document(example, tokens[:MAX_PROMPT_TOKENS].tolist(), labelled)])
-            lines.append(dataset.lines[example])
+            line = dataset.lines[example]
+            chosen.add(line, [Document(line, tokens[:MAX_PROMPT_TOKENS].tolist(), labelled)])
         if len(chosen) == MAX_PROMPTS:
             break
-    return chosen, lines
+    return chosen
 
 
 def _measure(
