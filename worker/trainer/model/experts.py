@@ -56,12 +56,12 @@ def freeze_experts(
     stack = freeze_stack(stacked, quantization, compute_dtype)
     placeholder = torch.zeros(1, 1, 1, device=weights.device).expand(weights.shape)
     module._parameters[parameter] = torch.nn.Parameter(placeholder, requires_grad=False)
-    vars(module).setdefault("frozen_experts", {})[parameter] = _Frozen(name, stack, switch)
+    vars(module).setdefault("frozen_experts", {})[parameter] = _FrozenParameter(name, stack, switch)
     return stack
 
 
 @dataclass(frozen=True)
-class _Frozen:
+class _FrozenParameter:
     """The frozen weights of one parameter of an experts module, such as `model.layers.0.mlp.experts.down_proj`."""
 
     name: str
@@ -125,7 +125,7 @@ class _Projection:
     """One linear layer of every expert, with the active adapter's factors by expert."""
 
     def __init__(self, module: Any, parameter: str) -> None:
-        frozen: _Frozen = module.frozen_experts[parameter]
+        frozen: _FrozenParameter = module.frozen_experts[parameter]
         self.stack = frozen.stack
         self.bias_E_D = getattr(module, f"{parameter}_bias") if module.has_bias else None
         adapter = frozen.switch.active
