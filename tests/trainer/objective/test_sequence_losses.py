@@ -67,7 +67,7 @@ class TestRegistry:
         loss, values = SEQUENCE_LOSSES[method, loss_type], hyperparameters(loss_type=loss_type)
         declared = methods.METHODS[method]
         assert losses_and_weights(loss, sums(method), values)[1].keys() == set(declared.metrics)
-        assert declared.extra_forwards(values) == loss.needs_reference + 2 * loss.has_reference_point
+        assert declared.extra_forwards(values) == loss.needs_reference * (1 + 2 * loss.has_step_mean)
 
 
 class TestEdges:
