@@ -127,24 +127,22 @@ def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., 
         trainer.log.close()
 
 
+@pytest.fixture(params=[{}, KTO], ids=["supervised", "kto"])
+def method(request: pytest.FixtureRequest, examples: Path, labelled: Path) -> dict[str, Any]:
+    """The changes of a spec for a method, with its file."""
+    return request.param | {"training_file": labelled if request.param else examples}
+
+
 class TestEqualToOneProcess:
     @pytest.mark.extended("two real processes of torch beside one")
-    @pytest.mark.parametrize("method", [{}, KTO], ids=["supervised", "kto"])
     def test_losses_and_the_adapter_equal_those_of_one_process(
-        self,
-        start: Callable[..., Trainer],
-        tiny: Path,
-        examples: Path,
-        labelled: Path,
-        tmp_path: Path,
-        method: dict[str, Any],
+        self, start: Callable[..., Trainer], tiny: Path, tmp_path: Path, method: dict[str, Any]
     ) -> None:
         """KTO: with two processes, and packed batches of other lengths, the reference point is that of one."""
-        file = labelled if method else examples
-        changes = {"batch_size": 11, "validation_file": file, "n_epochs": 3}  # the 12th example is a step by itself
-        changes |= method
-        code, single = run_trainer(make_spec(tiny, file, quantization=FLOAT32, **changes), tmp_path / "alone")
-        two = start(training_file=file, **changes)
+        # The 12th example is a step by itself.
+        changes = {"batch_size": 11, "validation_file": method["training_file"], "n_epochs": 3} | method
+        code, single = run_trainer(make_spec(tiny, quantization=FLOAT32, **changes), tmp_path / "alone")
+        two = start(**changes)
         assert (code, two.wait()) == (0, 0), two.log_text()
         assert sum(isinstance(record, Started | Done) for record in two.records) == 2  # only one process reports
         for mine, theirs in zip(
@@ -195,23 +193,15 @@ class TestResume:
 
 @three_processes
 class TestOutOfMemory:
-    @pytest.mark.parametrize("method", [{}, KTO], ids=["supervised", "kto"])
     def test_a_shortage_in_one_process_changes_all_and_not_the_result(
-        self,
-        start: Callable[..., Trainer],
-        tiny: Path,
-        examples: Path,
-        labelled: Path,
-        tmp_path: Path,
-        method: dict[str, Any],
+        self, start: Callable[..., Trainer], tiny: Path, tmp_path: Path, method: dict[str, Any]
     ) -> None:
         """Before, one process repeated the step, the other waited for it in the next collective until it was killed.
 
         KTO: while the reference point of the first step is measured.
         """
-        file = labelled if method else examples
-        code, single = run_trainer(make_spec(tiny, file, quantization=FLOAT32, **method), tmp_path / "alone")
-        two = start(planted="rows", training_file=file, **method)
+        code, single = run_trainer(make_spec(tiny, quantization=FLOAT32, **method), tmp_path / "alone")
+        two = start(planted="rows", **method)
         assert (code, two.wait()) == (0, 0), two.log_text()
         assert "can't allocate memory" in two.log_text()
         assert list(two.losses().values()) == pytest.approx(single.losses, rel=1e-5)
