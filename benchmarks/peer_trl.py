@@ -24,8 +24,8 @@ class Tell(TrainerCallback):
     def __init__(self) -> None:
         self.tokens = 0
 
-    def count(self, _model, _args, inputs):
-        mask, tokens = inputs.get("attention_mask"), inputs.get("input_ids")
+    def count(self, _model, args, inputs):
+        mask, tokens = inputs.get("attention_mask"), inputs["input_ids"] if "input_ids" in inputs else args[0]
         self.tokens += int(tokens.numel() if mask is None or mask.shape != tokens.shape else mask.sum())
 
     def on_step_end(self, args, state, control, **_):  # noqa: ARG002  (the callback's signature)
@@ -71,6 +71,19 @@ def quantized_base(work: dict) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(work["base"], quantization_config=quantization(), dtype=torch.bfloat16)
 
 
+def common_options(work: dict) -> dict:
+    """The options of every trainer of TRL here: each step reports its loss, nothing is saved."""
+    return {
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": work["device"] == "cpu",
+        "dataloader_pin_memory": False,
+        "seed": 0,
+    }
+
+
 def lora_config(work: dict) -> LoraConfig:
     return LoraConfig(
         r=work["r"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
@@ -94,13 +107,7 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
         weight_decay=0.0,
         max_grad_norm=1.0,
         train_sampling_strategy="group_by_length" if options.get("length_groups") else "sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=work["device"] == "cpu",
-        dataloader_pin_memory=False,
-        seed=0,
+        **common_options(work),
     )
     return SFTTrainer(
         model=quantized_base(work),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peer_trl import Tell, lora_config, quantized_base, read
+from peer_trl import Tell, common_options, lora_config, quantized_base, read
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -37,13 +37,7 @@ def main(directory: Path, options: dict) -> None:
         args=make_config(
             output_dir=str(directory / "trl-out"),
             num_train_epochs=1,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=work["device"] == "cpu",
-            dataloader_pin_memory=False,
-            seed=0,
+            **common_options(work),
             **options,
         ),
         train_dataset=Dataset.from_list([conversation(row) for row in read(Path(work["training_file"]))]),
