@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -47,7 +48,7 @@ from app.system.host import cpu_flags, multiplies_fast, usable_cores
 MIN_PYTHON = (3, 11)
 MIN_DISK_GB, RECOMMENDED_DISK_GB = 2, 20
 RECOMMENDED_MEMORY_GB = 4  # the bundled model trains in 2; the services need half a GB
-MIN_CUDA_13_DRIVER = 580  # torch 2.13 and later are built for CUDA 13
+MIN_DRIVERS = {12: 525, 13: 580}  # by the CUDA that torch is built for: with an older driver torch finds no GPU
 CONNECT_TIMEOUT_SECONDS = 3
 
 INSTALL = "pip install . in a checkout of Tunery"
@@ -206,23 +207,22 @@ def _gpus() -> Iterator[Check]:
             "gpu", "problem", "nvidia-smi fails", "run it and read its error; a driver update often needs a reboot"
         )
     else:
-        torch = _installed_version("torch") or ""
-        is_cpu_build = torch.endswith("+cpu")
+        torch, cuda = _installed_version("torch"), _cuda_of_torch()
+        needed = MIN_DRIVERS.get(int(cuda.split(".")[0]), 0) if cuda else 0
         for line in answer.splitlines():
             driver = _version_numbers(line.rsplit(",", 1)[-1])
+            is_too_old = bool(driver) and driver[0] < needed
             yield judge(
                 "gpu",
-                f"{line}, but torch {torch}" if is_cpu_build else line,
+                f"{line}, but torch {torch} is built for {f'CUDA {cuda}' if cuda else 'CPUs only'}"
+                if is_too_old or (torch and not cuda)
+                else line,
+                (torch and not cuda, "problem", "jobs will not use the GPU: pip uninstall torch, install one for CUDA"),
                 (
-                    is_cpu_build,
+                    is_too_old,
                     "problem",
-                    "this torch is built for CPUs only: pip uninstall torch, then install one for CUDA",
-                ),
-                (
-                    driver and driver[0] < MIN_CUDA_13_DRIVER,
-                    "advice",
-                    f"torch's CUDA 13 builds need driver {MIN_CUDA_13_DRIVER} or newer: update it, or install an older "
-                    "torch",
+                    f"torch finds no GPU with this driver: update the driver to {needed} or newer, or install a torch "
+                    "that is built for an older CUDA",
                 ),
             )
 
@@ -314,6 +314,16 @@ def _installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _cuda_of_torch() -> str | None:
+    """The version of CUDA that the installed torch is built for; None for a build for CPUs, and without torch."""
+    found = importlib.util.find_spec("torch")  # imports nothing
+    if found is None or found.origin is None:
+        return None
+    text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    built_for = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.MULTILINE)
+    return built_for and built_for[1]
 
 
 def _version_numbers(version: str) -> tuple[int, ...]:

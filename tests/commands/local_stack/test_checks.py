@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -130,16 +130,24 @@ def test_servers_that_answer_are_ok(
 
 
 @pytest.mark.parametrize(
-    ("driver", "status", "level", "text"),
+    ("driver", "status", "cuda", "level", "text"),
     [
-        ("NVIDIA H100, 81559 MiB, 580.95", 0, "problem" if version("torch").endswith("+cpu") else "ok", "H100"),
-        ("NVIDIA T4, 15360 MiB, 535.10", 0, "problem" if version("torch").endswith("+cpu") else "advice", "T4"),
-        ("Driver/library version mismatch", 18, "problem", "nvidia-smi fails"),
+        ("NVIDIA H100, 81559 MiB, 580.95", 0, "'13.0'", "ok", "H100"),
+        ("NVIDIA H100, 81559 MiB, 570.10", 0, "'13.0'", "problem", "CUDA 13.0"),
+        ("NVIDIA H100, 81559 MiB, 570.10", 0, "'12.8'", "ok", "H100"),
+        ("NVIDIA H100, 81559 MiB, 580.95", 0, "None", "problem", "CPUs only"),
+        ("Driver/library version mismatch", 18, "'13.0'", "problem", "nvidia-smi fails"),
     ],
 )
-def test_the_driver_of_the_gpu_is_checked(
-    place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, level: str, text: str
+def test_the_driver_of_the_gpu_is_checked_against_the_cuda_of_torch(
+    place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, cuda: str, level: str, text: str
 ) -> None:
+    torch = place / "torch" / "__init__.py"
+    torch.parent.mkdir()
+    torch.with_name("version.py").write_text(f"from typing import Optional\ncuda: Optional[str] = {cuda}\n")
+    torch.touch()
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(place)
     program = place / "nvidia-smi"
     program.write_text(f"#!/bin/sh\necho '{driver}'\nexit {status}\n")
     program.chmod(0o755)
