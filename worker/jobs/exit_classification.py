@@ -5,6 +5,7 @@ Pure functions: nothing here touches a process or a row.
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ CREDIBLE_REASONS = frozenset(
 # Unavailable storage is retried after a minute instead of five seconds, because each attempt leaves two events.
 DELAY_FACTORS = {Reason.PAUSED: 0, Reason.PREEMPTED: 0, Reason.SLOT_TOO_SMALL: 0, Reason.STORAGE_UNAVAILABLE: 12}
 KILLED_EXIT_CODES = (-signal.SIGKILL, ExitCode.KILLED)
+# What bitsandbytes prints for an error of CUDA in its own code, before it ends the process with exit code 1.
+CUDA_ERROR = re.compile(r"Error (.{1,200}) at line \d+ in file \S*csrc/")
 # An OOM kill may be caused by another process, and after each one the trainer plans with 30 % less memory.
 MAX_MEMORY_KILL_RETRIES = 2
 
@@ -39,6 +42,7 @@ class TrainerExit:
     preempt_requested: bool = False
     oom_killed: bool = False  # the kernel's counter of OOM kills rose while the trainer ran
     memory_kills: int = 0  # OOM kills of the job's earlier attempts
+    log_tail: str = ""  # the last lines of its standard error
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,10 @@ def _classify_crash(ended: TrainerExit) -> AttemptOutcome:
         return AttemptOutcome(Reason.KILLED_FOR_MEMORY, f"{text}; the next attempt will use less memory")
     if isinstance(ended.final, Failed):
         return AttemptOutcome(Reason.TRAINER_CRASHED, clean_text(ended.final.message))
-    return AttemptOutcome(Reason.TRAINER_CRASHED, f"The trainer {_describe_exit_code(ended.exit_code)}")
+    text = f"The trainer {_describe_exit_code(ended.exit_code)}"
+    if ended.exit_code == 1 and (error := CUDA_ERROR.search(ended.log_tail)):
+        text += f" after an error of CUDA in bitsandbytes: {clean_text(error[1])}"
+    return AttemptOutcome(Reason.TRAINER_CRASHED, text)
 
 
 def _describe_exit_code(exit_code: int | None) -> str:

@@ -202,6 +202,7 @@ class JobSupervisor(Runner[Job, JobAttempt]):
             preempt_requested=watchdog.preempt_requested,
             oom_killed=oom_kill_count() > kills_before,
             memory_kills=attempt.transact(lambda session: measurements.count_memory_kills(session, attempt.row.id)),
+            log_tail=trainer.log_tail(),
         )
 
     def _start_trainer(self, attempt: JobAttempt) -> TrainerProcess:

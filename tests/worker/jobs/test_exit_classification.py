@@ -92,6 +92,14 @@ def test_the_message_of_a_crash_names_the_exit_code_or_signal(exit_code: int | N
     assert classify_exit(TrainerExit(exit_code=exit_code)).message == text
 
 
+@pytest.mark.parametrize(("exit_code", "names_cuda"), [(1, True), (70, False)])
+def test_an_error_of_cuda_that_bitsandbytes_ends_the_process_with_is_named(exit_code: int, names_cuda: bool) -> None:
+    tail = "one\nError an illegal memory access was encountered at line 449 in file /src/csrc/ops.cu\nlast"
+    outcome = classify_exit(TrainerExit(exit_code=exit_code, log_tail=tail))
+    assert outcome.reason == Reason.TRAINER_CRASHED
+    assert ("CUDA in bitsandbytes: an illegal memory access" in outcome.message) == names_cuda
+
+
 def test_a_training_that_its_worker_stopped_without_a_database_says_so_and_what_follows(reviewed: Reviewed) -> None:
     ended = TrainerExit(exit_code=75, final=STOPPED, drain_requested=True, self_fenced=True)
     reviewed(classify_exit(ended).message)
