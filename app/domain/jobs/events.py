@@ -44,6 +44,8 @@ class Started(Record):
     total_steps: int
     start_step: int  # 0, or the step of the snapshot from which this attempt resumes
     versions: dict[str, str]
+    # Of each comparison of the base model's check: the largest difference found, and the allowed one.
+    margins: dict[str, tuple[float, float]] = {}
 
 
 class Planned(Record):

@@ -65,6 +65,7 @@ def started(run: Run, base: FrozenBase) -> Started:
         total_steps=run.schedule.total_steps,
         start_step=run.step,
         versions=versions(),
+        margins=base.margins,
     )
 
 

@@ -74,14 +74,14 @@ def _check_base(base: FrozenBase) -> None:
         packed_T_D = hidden_states(base, pair, dtype=torch.float32)[tokens:]
     if not torch.isfinite(single_T_D).all():
         raise _unsupported(base, "computes values that are not finite")
-    if difference([packed_T_D], [single_T_D]) > MAX_LEAK:
+    if _exceeds(base, "packed documents in float32", difference([packed_T_D], [single_T_D]), MAX_LEAK):
         _run_documents_alone(base)
     logits_T_V = _own_logits(base, single)
     if not torch.isfinite(logits_T_V).all():
         raise _dtype_overflow(base)
     if getattr(base.model.get_output_embeddings(), "bias", None) is not None:
         raise _unsupported(base, "adds a bias to its logits")
-    if difference([_logits(base, single)], [logits_T_V]) > MAX_HEAD_DIFFERENCE:
+    if _exceeds(base, "logits", difference([_logits(base, single)], [logits_T_V]), MAX_HEAD_DIFFERENCE):
         raise _unsupported(base, "computes its logits with more than one matrix product")
     _check_packed_training(base, first, second, single_T_D)
     check_kernels(base)
@@ -97,14 +97,22 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
     documents = (first, second, third, second)
     with recorded_attention() as calls:
         hidden, gradients = _hidden_and_gradients(base, _pack(*documents).to(base.device))
-    check_attention(base.name, calls.values(), base.quantization)
+    check_attention(base.name, calls.values(), base.quantization, base.margins)
     if gradients[0].any() or gradients[2].any():
         raise _unsupported(base, "gives one document of a packed batch a gradient of another's loss")
-    if _norm_difference(gradients[1], gradients[3]) > MAX_DTYPE_DIFFERENCE:
+    of_gradients = _norm_difference(gradients[1], gradients[3])
+    if _exceeds(base, "gradients beside other documents", of_gradients, MAX_DTYPE_DIFFERENCE):
         raise _unsupported(base, "gives a document another gradient beside other documents")
     limit = MAX_ROUTED_DIFFERENCE if base.experts else MAX_DTYPE_DIFFERENCE
-    if max(_norm_difference(alone_T_D, hidden[copy]) for copy in (1, 3)) > limit:
-        raise _dtype_differs(base)
+    found = max(_norm_difference(alone_T_D, hidden[copy]) for copy in (1, 3))
+    if _exceeds(base, f"hidden states in {dtype_name(base.compute_dtype)}", found, limit):
+        raise _dtype_differs(base, found, limit)
+
+
+def _exceeds(base: FrozenBase, name: str, found: float, limit: float) -> bool:
+    """Record the comparison; return whether the difference is larger than allowed, or no number."""
+    base.margins[name] = (found, limit)
+    return not found <= limit
 
 
 def _hidden_and_gradients(
@@ -176,10 +184,11 @@ def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
     return float((expected.float() - actual.float()).norm() / expected.float().norm())
 
 
-def _dtype_differs(base: FrozenBase) -> Failure:
+def _dtype_differs(base: FrozenBase, found: float, limit: float) -> Failure:
     text = (
-        f"The base model {base.name} computes other hidden states in {dtype_name(base.compute_dtype)} than in float32. "
-        f"Set {float32_request(base.quantization)}; or choose another base model."
+        f"The base model {base.name} computes other hidden states in {dtype_name(base.compute_dtype)} than in float32: "
+        f"they differ by {found:.0%}, and {limit:.0%} is allowed. Set {float32_request(base.quantization)}; or "
+        "choose another base model."
     )
     return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
 

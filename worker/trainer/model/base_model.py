@@ -72,6 +72,8 @@ class FrozenBase:
     fused_modules: dict[str, int] = field(default_factory=dict)  # replaced modules by kind
     fused_problem: str = ""  # why there are none
     packs_documents: bool = True  # False: each document runs alone, as its layers carry state over a batch
+    # Of each comparison of `check_base`: the largest difference found, and the allowed one.
+    margins: dict[str, tuple[float, float]] = field(default_factory=dict)
     recurrence_problem: str = ""  # why flash-linear-attention is installed, but not used
     skipped_tensors: int = 0  # of other modalities, in the files
     source: str | None = None  # the id on a hub

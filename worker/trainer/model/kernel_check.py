@@ -39,6 +39,7 @@ def check_kernels(base: FrozenBase) -> None:
         "loss": _loss_difference(base) / MAX_DIFFERENCE,
         "product of experts": _experts_difference(base) / MAX_DIFFERENCE,
     }
+    base.margins.update({kernel: (found, 1.0) for kernel, found in differences.items() if found})
     for kernel, found in differences.items():
         if not found <= 1:  # this form is also true for NaN
             text = (

@@ -96,9 +96,12 @@ def recorded_attention() -> Iterator[dict[Any, AttentionCall]]:
 
 
 def check_attention(
-    base_name: str, calls: Iterable[AttentionCall], quantization: QuantizationSpec | None = None
+    base_name: str,
+    calls: Iterable[AttentionCall],
+    quantization: QuantizationSpec | None = None,
+    margins: dict[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Check every kernel that these calls may choose.
+    """Check every kernel that these calls may choose. `margins` gets the largest differences, and the allowed ones.
 
     Raises Failure(MODEL_UNAVAILABLE), which names the kernel, if one mixes documents or computes another result.
     """
@@ -110,11 +113,13 @@ def check_attention(
         if call.kernel(LONG_LENGTHS, window) != call.kernel(SHORT_LENGTHS, window):
             layouts.append((LONG_LENGTHS, window))
         for lengths, width in layouts:
-            if problem := _problem(call, lengths, width):
+            if problem := _problem(call, lengths, width, {} if margins is None else margins):
                 raise _wrong(base_name, call, call.kernel(lengths, width), problem, quantization)
 
 
-def _problem(call: AttentionCall, lengths: tuple[int, ...], window: int | None) -> str:
+def _problem(
+    call: AttentionCall, lengths: tuple[int, ...], window: int | None, margins: dict[str, tuple[float, float]]
+) -> str:
     """Return what is wrong with the kernel, as the end of a sentence; empty if nothing is."""
     inputs, others = (_random_inputs(call, sum(lengths), seed) for seed in (0, 1))
     start = sum(lengths[:CHECKED_DOCUMENT])
@@ -126,12 +131,18 @@ def _problem(call: AttentionCall, lengths: tuple[int, ...], window: int | None) 
     mine = _part(packed, document)
     leak = difference(_part(_run(call, replaced, lengths, window), document), mine)
     alone = _run(call, _part(inputs, document), lengths[CHECKED_DOCUMENT:][:1], window)
-    if leak > MAX_LEAKS[call.dtype]:
-        return f"mixes the documents of a packed batch (other neighbours change a document's result by {leak:.1%})"
-    if (wrong := difference(mine, alone)) > TOLERANCES[call.dtype]:
-        return f"computes another result for a packed document than for the document alone ({wrong:.1%})"
-    if (wrong := difference(packed, _reference(call, inputs, lengths, window))) > TOLERANCES[call.dtype]:
-        return f"computes another result than a softmax in float32 ({wrong:.1%})"
+    of_reference = difference(packed, _reference(call, inputs, lengths, window))
+    compared = (
+        ("neighbours", leak, MAX_LEAKS, "mixes the documents of a batch (other neighbours change one by {:.1%})"),
+        ("alone", difference(mine, alone), TOLERANCES, "computes another result for a document alone ({:.1%})"),
+        ("float32", of_reference, TOLERANCES, "computes another result than a softmax in float32 ({:.1%})"),
+    )
+    name = f"attention {call.kernel(lengths, window).name}"
+    for what, found, allowed, problem in compared:
+        key = f"{name}, {what}"
+        margins[key] = (max(found, margins.get(key, (0.0, 0.0))[0]), allowed[call.dtype])
+        if not found <= allowed[call.dtype]:
+            return problem.format(found)
     return ""
 
 
