@@ -7,11 +7,9 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
-from _pytest.mark import ParameterSet
 from safetensors.torch import load_file, save_file
 
 from app.domain.artifacts.engines import compatibility
@@ -31,6 +29,10 @@ from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training import run as program
 from worker.trainer.training.loop import optimizer_step
 from worker.trainer.training.state import Run, StepResult
+
+if TYPE_CHECKING:  # `make gpu-check` also runs where pytest is not installed
+    import pytest
+    from _pytest.mark import ParameterSet
 
 ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 CPU = torch.device("cpu")
@@ -282,6 +284,7 @@ def slow_but(kept: Collection[Any], values: Iterable[Any], extended: Collection[
 
     `make test-all` has those in `extended`, too.
     """
+    import pytest
 
     def marks(value: Any) -> Collection[pytest.MarkDecorator]:
         if value in kept:

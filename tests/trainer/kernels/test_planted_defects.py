@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,12 @@ from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
 from tests.trainer.helpers import CPU_KERNELS
 from tests.trainer.kernels import fake_liger_kernel
+from tests.trainer.kernels.planted_defects import INT8, NF4, REFUSED, Change, scaled
 from tests.trainer.model.bases import make_base
 from worker.trainer.kernels import modules
-from worker.trainer.kernels.cpu import block_attention, quantize
-from worker.trainer.model import experts, frozen_linear
-from worker.trainer.model.attention import attention
-from worker.trainer.model.attention.explicit_attention import ScoreOptions
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, load_base
-from worker.trainer.objective import losses
 from worker.trainer.runtime.failures import Failure
-
-NF4, INT8 = QuantizationSpec(), QuantizationSpec(bits=8)
-Change = Callable[[Any], Any]  # of what a function returns
-
-
-def scaled(part: int | None = None, factor: float = 1.1) -> Change:
-    """The result, or one part of it, times `factor`."""
-
-    def change(result: Any) -> Any:
-        if part is None:
-            return result * factor
-        return tuple(value * factor if index == part else value for index, value in enumerate(result))
-
-    return change
 
 
 def change(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, of_result: Change) -> None:
@@ -91,41 +71,6 @@ def test_our_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, def
     assert {"norms", "gated MLPs", "rotary embeddings"} - base.fused_modules.keys() == {kind}
 
 
-def last_code_lost(ranks: Any) -> Any:
-    return ranks.clip(max=14)
-
-
-def halves_swapped(result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    codes, scales = result
-    return (codes << 4) | (codes >> 4), scales
-
-
-def rows_shifted(result: torch.Tensor) -> torch.Tensor:
-    return result.roll(1, dims=0)
-
-
-def without_sinks(options: ScoreOptions) -> ScoreOptions:
-    return replace(options, sinks_H=None)
-
-
-# kernel -> base, quantization, what has the defect, and the defect
-REFUSED: dict[str, tuple[str, QuantizationSpec | None, Any, str, Change]] = {
-    "attention": ("tiny", NF4, attention, "_block_kernel", scaled()),
-    "attention, gradient": ("tiny", NF4, block_attention._BlockAttention, "backward", scaled(1)),
-    "attention with sinks": ("gpt-oss", None, attention, "_explicit", scaled()),
-    "attention with sinks, no sinks": ("gpt-oss", None, attention, "ScoreOptions", without_sinks),
-    "quantize, a code": ("tiny", NF4, quantize, "_ranks", last_code_lost),
-    "quantize, order": ("tiny", NF4, quantize, "_codes_and_scales", halves_swapped),
-    "dequantize": ("tiny", NF4, frozen_linear, "dequantize_4bit", scaled()),
-    "dequantize, 8 bits": ("tiny", INT8, frozen_linear, "int8_vectorwise_dequant", scaled()),
-    "experts": ("Qwen3-MoE", None, experts, "grouped_product", rows_shifted),
-    "experts, gradient": ("Qwen3-MoE", None, experts._GroupedLinear, "backward", scaled(0)),
-    "loss": ("tiny", None, losses, "_chunk", scaled(0)),
-    "loss, gradient": ("tiny", None, losses, "_chunk", scaled(2)),
-    "loss, a gradient that is no number": ("tiny", None, losses, "_chunk", scaled(2, math.nan)),
-}
-
-
 @pytest.fixture(scope="module")
 def directory(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made = {"tiny": tiny}
@@ -143,11 +88,10 @@ def load(directory: Path, quantization: QuantizationSpec | None) -> FrozenBase:
 
 
 @pytest.mark.parametrize("defect", REFUSED)
-def test_the_base_is_refused(directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
-    name, quantization, owner, function, of_result = REFUSED[defect]
-    change(monkeypatch, owner, function, of_result)
-    with pytest.raises(Failure) as caught:
-        check_base(load(directory(name), quantization))
+def test_the_base_is_refused(directory: Callable[[str], Path], defect: str) -> None:
+    planted = REFUSED[defect]
+    with planted.planted(), pytest.raises(Failure) as caught:
+        check_base(load(directory(planted.base), planted.quantization))
     assert caught.value.reason == Reason.MODEL_UNAVAILABLE
     assert "forward fails" not in caught.value.message  # an error of the check itself would have this text
 
