@@ -30,6 +30,32 @@ class Peer:
         return [str(self.python), str(HERE / self.script), str(workload), json.dumps(self.options | more)]
 
 
+@dataclass(frozen=True)
+class Published:
+    """What others report of a trainer, for readers without it."""
+
+    name: str
+    tokens_per_second: float
+    conditions: str
+    source: str
+
+
+PUBLISHED = (
+    Published(
+        "NeMo AutoModel",
+        12_473,
+        "Llama 3.1 8B, LoRA in 16 bits, 2 x 4,096 tokens, one H100",
+        "docs.nvidia.com/nemo/automodel/latest/performance/performance-summary.html",
+    ),
+    Published(
+        "TRL",
+        10_256,
+        "Llama 3.1 8B, LoRA in 16 bits, 4 x 1,024 tokens, FlashAttention 2 and Liger, one H100",
+        "github.com/MakazhanAlpamys/Soup/issues/78",
+    ),
+)
+
+
 def trl(best: dict) -> list[Peer]:
     return [
         Peer("TRL, its defaults", "peer_trl.py", options=DEFAULTS),

@@ -2,34 +2,157 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from app.domain.jobs.events import Planned, Probed
-from tests.gpu_check import checks
-from tests.gpu_check.checks import CheckFailed, attention, fall_problem, out_of_memory, resume
+from app.domain.planning.estimate import Device
+from tests.gpu_check import __main__ as program
+from tests.gpu_check import checks, machine_checks, model_checks
+from tests.gpu_check.check import Check, CheckFailed, Site
+from tests.gpu_check.checks import CHECKS, fall_problem, out_of_memory, resume
+from tests.gpu_check.machine_checks import attention
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.trainer.helpers import CPU, Trainings
+from tests.trainer.kernels.planted_defects import REFUSED, scaled
+from worker.trainer.memory import activation_checkpointing
 from worker.trainer.model.attention import attention as kernels
 from worker.trainer.objective import objective
+from worker.trainer.validation import served_reference
 
 pytestmark = pytest.mark.extended("the checks of make gpu-check, on the processor")
 
 
-class TestAttention:
-    def test_a_kernel_that_mixes_documents_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checks, "HEAD_SIZES", ((64, 64), (192, 128)))
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(CPU, tmp_path, make_tiny_base(tmp_path / "model"))
+
+
+def test_the_limits_of_all_checks_and_of_the_speed_card_are_thirty_minutes() -> None:
+    assert sum(check.limit_seconds for check in CHECKS) + program.SPEED_CARD_SECONDS <= program.TOTAL_SECONDS == 1800
+
+
+class TestProcess:
+    @pytest.mark.parametrize(
+        ("run", "outcome", "text"),
+        [
+            (lambda _: "fine", "passed", "fine"),
+            (checks._train, "failed", "TypeError"),
+            (lambda _: exec("raise SystemExit(3)"), "failed", "exit code 3"),
+        ],
+    )
+    def test_the_outcome_of_a_check_is_that_of_its_process(
+        self, site: Site, run: Callable[[Site], Any], outcome: str, text: str
+    ) -> None:
+        found = program.run_in_child(Check("a", run, 60), CPU, site.model, 60)
+        assert (found[0], text in str(found[1])) == (outcome, True)
+
+    def test_a_failed_check_says_what_was_seen_and_allowed_and_what_to_do_and_the_exit_code_is_1(
+        self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fail(_: Site) -> str:
+            raise CheckFailed("a", "b", "c")
+
+        monkeypatch.setattr(program, "CHECKS", (Check("one", fail, 60), Check("two", lambda _: "fine", 60, 1)))
+        arguments = ["--device", "cpu", "--model", str(site.model), "--json", str(tmp_path / "out.json")]
+        monkeypatch.setattr("sys.argv", ["gpu-check", *arguments, "--only", "one", "two"])
+        assert program.main() == 1
+        rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| one")]
+        assert (rows[0][1], rows[0][4]) == ("failed", "seen: a; allowed: b; to do: c |")
+
+    def test_a_directory_without_a_model_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.argv", ["gpu-check", "--device", "cpu", "--model", str(tmp_path)])
+        with pytest.raises(SystemExit):
+            program.main()
+
+
+class TestMachine:
+    def test_a_kernel_that_mixes_documents_fails(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = kernels._block_kernel
-        assert attention(CPU, tmp_path).startswith("2 ")
+        assert "2 head sizes" in attention(site)
         monkeypatch.setattr(
             kernels, "_block_kernel", lambda heads: plain(replace(heads, lengths=(sum(heads.lengths),)))
         )
         with pytest.raises(CheckFailed, match="64, bfloat16"):
-            attention(CPU, tmp_path)
+            attention(site)
+
+    def test_products_of_less_than_float32_fail(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert machine_checks.tf32(site)
+        plain = torch.matmul
+        rounded = lambda x: x.half().float() if x.dtype == torch.float32 else x  # noqa: E731
+        monkeypatch.setattr(torch, "matmul", lambda a, b: plain(rounded(a), rounded(b)))
+        with pytest.raises(CheckFailed, match="matrix product off by"):
+            machine_checks.tf32(site)
+
+    @pytest.mark.parametrize(("offered_gb", "passes"), [(10.2, True), (80.0, False), (9.0, False)])
+    def test_a_worker_on_a_slice_that_offers_the_whole_gpu_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered_gb: float, passes: bool
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, int(10.2e9)))
+        monkeypatch.setattr(machine_checks, "list_gpus", lambda: [{"name": "NVIDIA H100 MIG 1g.10gb"}])
+        monkeypatch.setattr(machine_checks, "training_device", lambda _: Device("cuda", "", int(offered_gb * 1e9)))
+        site = Site(torch.device("cuda", 0), tmp_path, tmp_path)
+        if passes:
+            assert machine_checks.offered_memory(site)["device"] == "a MIG slice"  # type: ignore[index]
+        else:
+            with pytest.raises(CheckFailed, match=r"10\.2 GB found"):
+                machine_checks.offered_memory(site)
+
+    def test_a_defect_that_the_base_check_no_longer_sees_fails(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        harmless = replace(REFUSED["loss"], change=scaled(factor=1.0))
+        monkeypatch.setattr(machine_checks, "REFUSED", {"loss": REFUSED["loss"]})
+        assert machine_checks.planted_defects(site) == "1 defects, each refused"
+        monkeypatch.setattr(machine_checks, "REFUSED", {"none": replace(harmless, base="tiny")})
+        with pytest.raises(CheckFailed, match="'none' passed"):
+            machine_checks.planted_defects(replace(site, directory=site.directory / "again"))
+
+
+class TestModel:
+    def test_load_prints_the_margins_and_a_defect_in_a_kernel_fails(self, site: Site) -> None:
+        seen = model_checks.load(site)
+        assert {"16 bits GB/s", "NF4 logits", "NF4 quantization"} <= set(seen)
+        with REFUSED["dequantize"].planted(), pytest.raises(CheckFailed, match="quantization of this worker"):
+            model_checks.load(site)
+
+    def test_a_mode_of_recomputation_with_other_gradients_fails(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(model_checks, "PARTIALLY_ROTATED", ())
+        seen = model_checks.layouts(site)
+        assert str(seen["model, plain kernels"]).startswith("10 layouts within 0.0e+00")  # type: ignore[index]
+        plain = activation_checkpointing._RecomputedLayer.backward
+        monkeypatch.setattr(
+            activation_checkpointing._RecomputedLayer,
+            "backward",
+            staticmethod(lambda ctx, gradient: plain(ctx, gradient * 1.01)),
+        )
+        with pytest.raises(CheckFailed, match="the first 1 layers recomputed"):
+            model_checks.layouts(site)
+
+    def test_a_reference_unlike_transformers_fails(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert model_checks.reference(site)["tokens"] > 50  # type: ignore[index, operator]
+        plain = served_reference._measure
+
+        def wrong(*arguments: Any) -> Any:
+            found = plain(*arguments)
+            return found._replace(logprobs=[logprob - 0.1 for logprob in found.logprobs])
+
+        monkeypatch.setattr(served_reference, "_measure", wrong)
+        with pytest.raises(CheckFailed, match="nats from transformers"):
+            model_checks.reference(site)
+
+    def test_rows_of_4096_tokens_are_as_long_as_the_model_reads(self, site: Site) -> None:
+        seen = model_checks.long_rows(site)
+        assert seen["row tokens"] == 512  # type: ignore[index]
+        assert seen["NF4 tokens/s"] > 0  # type: ignore[index, operator]
 
 
 class TestFallProblem:
@@ -65,19 +188,20 @@ class TestPlans:
         monkeypatch.setattr(checks, "make_family", lambda *_: tmp_path)
         log = SimpleNamespace(of=lambda kind: [planned if kind is Planned else probed])
         monkeypatch.setattr(checks, "_train", lambda *_, **__: log)
+        site = Site(CPU, tmp_path, tmp_path)
         if passes:
-            assert checks.plans(CPU, tmp_path) == "gemma3_text +4%"
+            assert checks.plans(site) == "gemma3_text +4%"
         else:
-            with pytest.raises(CheckFailed, match="gemma3_text -24%; 15%"):
-                checks.plans(CPU, tmp_path)
+            with pytest.raises(CheckFailed, match="gemma3_text -24%; allowed: 15%"):
+                checks.plans(site)
 
 
 class TestTraining:
-    def test_resume_and_out_of_memory_pass_on_a_cpu(self, tmp_path: Path) -> None:
-        assert resume(CPU, tmp_path / "resume") == "difference 0.0e+00"
-        assert "repeated" in out_of_memory(CPU, tmp_path / "short")
+    def test_resume_and_out_of_memory_pass_on_a_cpu(self, site: Site) -> None:
+        assert resume(site) == "difference 0.0e+00"
+        assert "repeated" in str(out_of_memory(site))
 
-    def test_a_repetition_with_another_result_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_repetition_with_another_result_fails(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         hidden_states, calls = objective.hidden_states, []
 
         def other_after_a_while(*arguments: object) -> torch.Tensor:
@@ -86,7 +210,7 @@ class TestTraining:
 
         monkeypatch.setattr(objective, "hidden_states", other_after_a_while)
         with pytest.raises(CheckFailed):
-            out_of_memory(CPU, tmp_path)
+            out_of_memory(site)
 
 
 def test_the_budget_of_a_slot_is_checked_with_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -106,8 +230,9 @@ def test_the_budget_of_a_slot_is_checked_with_torch(monkeypatch: pytest.MonkeyPa
     }.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
     monkeypatch.setattr(torch, "empty", empty)
-    assert checks.slot_budget(torch.device("cuda", 0), tmp_path).startswith("6.0 ")
+    site = Site(torch.device("cuda", 0), tmp_path, tmp_path)
+    assert str(machine_checks.slot_budget(site)).startswith("6.0 ")
     fraction[0] = 1.0
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda value, device: None)
     with pytest.raises(CheckFailed, match="is measured as"):
-        checks.slot_budget(torch.device("cuda", 0), tmp_path)
+        machine_checks.slot_budget(site)

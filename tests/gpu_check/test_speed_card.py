@@ -15,6 +15,8 @@ from tests.gpu_check import speed_card
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.trainer.helpers import make_spec
 
+FLOP = 1e9  # per token
+
 pytestmark = pytest.mark.extended("the checks of make gpu-check, on the processor")
 
 
@@ -28,8 +30,10 @@ def test_the_peers_get_packed_rows_and_tunery_runs_with_and_without_kernels(
 ) -> None:
     base, data = make_tiny_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl", 12)
     spec = make_spec(base, data)
-    monkeypatch.setattr(peers, "build_trl", lambda limit_seconds=None: None)
-    monkeypatch.setattr(peers, "why_not_importable", lambda python, package: None)
+    monkeypatch.setattr(
+        peers, "why_not_importable", lambda _, package: "not found" if package == "nemo_automodel" else None
+    )
+    monkeypatch.setattr(speed_card, "mfu", lambda rate, flop, device: 0.33)
     seen = {}
 
     def run_peer(work: object, peer: peers.Peer, seconds: float) -> Measured:
@@ -46,18 +50,19 @@ def test_the_peers_get_packed_rows_and_tunery_runs_with_and_without_kernels(
 
     monkeypatch.setattr(train, "run_tunery", run_tunery)
     monkeypatch.setattr(train, "run_peer", run_peer)
-    card = speed_card.measure("cuda", tmp_path, Path(sys.executable), 600)
+    card = speed_card.measure("cuda", base, Path(sys.executable), 600)
     assert kernels == [False, True]
     assert list(seen) == ["TRL", "TRL, keeping all", "Unsloth", "Unsloth, keeping all"]
     assert all(options["padding_free"] and options["micro_batch"] == 8 for options in seen.values())
-    assert (card["absent"], card["loss_problem"]) == ({}, "")
+    assert (card["absent"], card["loss_problem"]) == ({"NeMo AutoModel": "not installed"}, "")
+    assert any("NeMo AutoModel 12,473" in line and "docs.nvidia.com" in line for line in speed_card.lines(card))
     of_unsloth = next(line.split("|") for line in speed_card.lines(card) if "| Unsloth |" in line)
-    assert [cell.strip() for cell in of_unsloth[2:6]] == ["100", "2.00", "1.00 GB", "2.0000"]
+    assert [cell.strip() for cell in of_unsloth[2:6]] == ["100", "33.0%", "2.00", "1.00 GB"]
 
 
 def test_a_side_that_learned_less_is_named() -> None:
-    rows = [speed_card.row("Tunery", measured(2.0)), speed_card.row("TRL", measured(2.03))]
+    rows = [speed_card.row("Tunery", measured(2.0), FLOP, "cpu"), speed_card.row("TRL", measured(2.03), FLOP, "cpu")]
     assert re.findall(r"[A-Z]\w+|\d\.\d+", speed_card.loss_problem(rows)) == ["TRL", "2.0300", "Tunery", "2.0000"]
-    assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(2.01))]) == ""
-    assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(float("nan")))])
+    assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(2.01), FLOP, "cpu")]) == ""
+    assert speed_card.loss_problem([rows[0], speed_card.row("TRL", measured(float("nan")), FLOP, "cpu")])
     assert speed_card.loss_problem(rows[1:]) == ""
