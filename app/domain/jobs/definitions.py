@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from app.domain.base_models.catalog import CatalogEntry
-
-if TYPE_CHECKING:  # the spec checks the hyperparameters of its method, which are made of these parts
-    from app.domain.jobs.spec import LoraSpec
+from app.domain.jobs.hyperparameters import LoraSpec
 
 AUTO = "auto"
 

@@ -15,6 +15,7 @@ from app.domain.datasets.template_arguments import given_arguments
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.definitions import ParentAdapter, ResolutionContext
+from app.domain.jobs.hyperparameters import LEARNING_RATE, Hyperparameters, LoraSpec
 from app.domain.jobs.layer_patterns import PatternError, match_patterns
 from app.domain.jobs.lora_parameters import FIXED_BY_PARENT, LoraParameters
 from app.domain.jobs.parameters import (
@@ -26,15 +27,7 @@ from app.domain.jobs.parameters import (
     auto_learning_rate,
 )
 from app.domain.jobs.request_parameters import RequestParameters, collect
-from app.domain.jobs.spec import (
-    LEARNING_RATE,
-    LINE_RULES,
-    Hyperparameters,
-    JobSpec,
-    LayerPatterns,
-    LoraSpec,
-    QuantizationSpec,
-)
+from app.domain.jobs.spec import LINE_RULES, JobSpec, LayerPatterns, QuantizationSpec
 from app.domain.methods import METHODS, Method
 from app.errors import combine_errors
 
