@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
 from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments, StoredIfSet
@@ -157,8 +158,9 @@ class RunSpec(Frozen):
 
     @model_validator(mode="after")
     def _has_hyperparameters_of_method(self) -> RunSpec:
-        if problems := list(METHODS[self.method].problems(self.hyperparameters, OWNERS)):
-            raise ValueError(f"{self.run_id}: {'; '.join(problems)}")
+        if problems := METHODS[self.method].problems(self.hyperparameters, OWNERS):
+            text = "; ".join(f"{param} {problem}" for param, problem in problems.items())
+            raise PydanticCustomError("invalid_spec", "{text}", {"param": next(iter(problems)), "text": text})
         return self
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from app.domain.jobs.definitions import Auto, ParameterError, Parameters, ResolutionContext
+from app.domain.jobs.hyperparameters import Hyperparameters
 from app.domain.methods.method import Beta, Method
 
 SIMPO_GAMMA = 0.5  # TRL's default; the paper has 0.3 to 1.6
@@ -39,6 +40,12 @@ class DpoParameters(Parameters):
     """Of the loss simpo alone: the margin by which the preferred answer must win; 0.5 by default."""
 
 
+def _absent(hyperparameters: Hyperparameters) -> tuple[str, ...]:
+    if hyperparameters.loss_type is None:  # a job of a release with DPO's loss alone
+        return "loss_type", "simpo_gamma"
+    return () if hyperparameters.loss_type == "simpo" else ("simpo_gamma",)
+
+
 DPO = Method(
     name="dpo",
     title="DPO: learn a preference between two answers",
@@ -49,7 +56,7 @@ DPO = Method(
     nothing_trainable="No pair has two different answers within {context_length:,} tokens. Give each pair "
     "two different outputs",
     parameters=DpoParameters,
-    required=lambda hyperparameters: ("beta", "simpo_gamma") if hyperparameters.loss_type == "simpo" else ("beta",),
+    absent=_absent,
     # Published pairs of both stages differ by 4 (OLMo 7B: 2e-6, 5e-7) to 40 (Zephyr 7B with QLoRA: 2e-4, 5e-6); in the
     # middle of those, on a log scale, is a tenth.
     rate_factor=0.1,

@@ -28,7 +28,6 @@ KTO = Method(
     nothing_trainable="No answer has a token to train on within {context_length:,} tokens: every one is empty, or "
     "begins after the truncation. Write the answers",
     parameters=KtoParameters,
-    required=lambda _: tuple(KtoParameters.model_fields),
     rate_factor=0.1,  # the paper and TRL advise the rates that pairs have: 5e-7 to 5e-6
     extra_forwards=lambda _: 3,  # the reference, and the mismatched answers with the adapter and with the reference
     min_batch_size=2,  # an answer is compared with that of another example of the step

@@ -5,7 +5,7 @@ The loss itself needs torch and stands in worker/trainer/objective.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -49,20 +49,21 @@ class Method:
     untrainable: str  # the noun of examples that contribute nothing
     nothing_trainable: str  # what is wrong with a file of such examples, with {context_length}, and a remedy
     parameters: type[Parameters] = Parameters  # its own hyperparameters, beside those of every method
-    required: Callable[[Hyperparameters], tuple[str, ...]] = lambda _: ()  # those of them that a stored spec has
+    absent: Callable[[Hyperparameters], tuple[str, ...]] = lambda _: ()  # those of them that a stored spec lacks
     rate_factor: float = 1.0  # times the learning rate of supervised training
     extra_forwards: Callable[[Hyperparameters], int] = lambda _: 0  # without gradients, beside supervised training
     has_pairs: bool = False  # the documents of an example are two answers, which share a packed batch
     min_batch_size: int = 1  # examples
 
-    def problems(self, hyperparameters: Hyperparameters, of_methods: Iterable[str]) -> Iterator[str]:
-        """Yield what is missing for this method, and what belongs to others; `of_methods` are the hyperparameters that
-        not every method has.
+    def problems(self, hyperparameters: Hyperparameters, of_methods: Iterable[str]) -> dict[str, str]:
+        """{parameter: what is wrong with it in a stored spec}; `of_methods` are the hyperparameters that not every
+        method has.
         """
         given = {name for name in of_methods if getattr(hyperparameters, name) is not None}
-        for name in sorted(set(self.required(hyperparameters)) - given):
-            yield f"{self.name} needs a {name} among its hyperparameters"
-        for name in sorted(given - self.parameters.model_fields.keys()):
-            yield f"{self.name} has no hyperparameter {name}"
+        needed = self.parameters.model_fields.keys() - set(self.absent(hyperparameters))
+        problems = dict.fromkeys(sorted(needed - given), f"is missing, and {self.name} needs it")
+        loss = f" with the loss {hyperparameters.loss_type}" if hyperparameters.loss_type else ""
+        problems |= dict.fromkeys(sorted(given - needed), f"does not belong to {self.name}{loss}; leave it out")
         if hyperparameters.batch_size < self.min_batch_size:
-            yield f"{self.name} needs a batch_size of at least {self.min_batch_size}"
+            problems["batch_size"] = f"is below {self.min_batch_size}, the least of {self.name}"
+        return {f"hyperparameters.{name}": text for name, text in problems.items()}
