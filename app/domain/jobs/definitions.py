@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.jobs.hyperparameters import LoraSpec
 
 AUTO = "auto"
@@ -20,6 +21,7 @@ class ParentAdapter(NamedTuple):
 
     model: str  # "ft:..."
     lora: LoraSpec
+    chat_template_kwargs: ChatTemplateArguments | None = None
 
 
 class ResolutionContext(NamedTuple):
