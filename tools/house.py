@@ -3,8 +3,8 @@
 The counts of tools/house.json may not rise: exit code 1, as in .ci/run. A change that needs a higher one writes it into
 that file and says why in its commit message. `TUNERY_WRITE_SNAPSHOTS=1 make house` writes the counts that have fallen.
 
-Printed for information: the widest folder, one import cycle between modules, and the functions of app/ and worker/ with
-their median and 90th percentile length and the private ones that are called once.
+Printed for information: the widest folder, and the functions of app/ and worker/ with their median and 90th percentile
+length and the private ones that are called once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ import sys
 import tokenize
 from collections import Counter
 from collections.abc import Collection, Mapping
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-
-import grimp
 
 from tools.checkout import ROOT, git
 
@@ -93,7 +90,6 @@ def main() -> int:
     modules = {name: text for name, text in texts.items() if name.startswith(SERVICE) and name.endswith(".py")}
     folder, entries = widest_folder(modules)
     print(f"{'widest folder':<34}{folder}: {entries} entries")
-    print(f"{'import cycle':<34}{' -> '.join(import_cycle()) or 'none'}")
     print(f"{'functions':<34}{_functions_text(modules)}")
     fallen, risen = compare(seen, allowed)
     if os.environ.get(WRITE_FALLEN):
@@ -107,16 +103,6 @@ def widest_folder(modules: Collection[str]) -> tuple[str, int]:
     """The folder with the most entries: modules and packages."""
     paths = map(Path, modules)
     return Counter(str((path.parent if path.name == "__init__.py" else path).parent) for path in paths).most_common()[0]
-
-
-def import_cycle() -> list[str]:
-    """The modules of one import cycle, from a module to itself; none if there is no cycle."""
-    graph = grimp.build_graph("app", "worker")
-    try:
-        TopologicalSorter({each: graph.find_modules_directly_imported_by(each) for each in graph.modules}).prepare()
-    except CycleError as error:
-        return list(error.args[1])
-    return []
 
 
 def _lines(texts: Mapping[str, str], *folders: str) -> int:

@@ -38,7 +38,6 @@ from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import METHODS
 
 RenderedLine = tuple[int, list[Document]]  # the number of a line, and its documents within the context length
 
@@ -103,18 +102,20 @@ class Renderer:
         return [token for token in ids if token is not None]
 
     def documents(self, example: Example) -> list[Document]:
-        """The documents of an example, by the method of its parameters. Raises TemplateRefused."""
-        return METHODS[example.parameters.method].documents_of(
-            self.with_arguments(example.chat_template_kwargs), example
-        )
+        """The documents of each answer of an example. Raises TemplateRefused."""
+        renderer = self.with_arguments(example.chat_template_kwargs)
+        return [
+            replace(document, role=role)
+            for role, messages, first in example.answers
+            for document in renderer._documents(example, messages, first)
+        ]
 
-    def answers(self, example: Example) -> list[Document]:
-        """The documents of a text, of a completion, or of the trained answers of a conversation."""
+    def _documents(self, example: Example, messages: Sequence[Message], first: int) -> list[Document]:
         if example.text is not None:
             return [self._plain(example.line, example.text)]
         if example.completion is not None:
             return [self._completion(example.line, str(example.prompt), example.completion)]
-        return self.conversation(example, example.messages)
+        return self._conversation(example, messages, first)
 
     def lines(
         self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
@@ -196,7 +197,7 @@ class Renderer:
 
     # --- a conversation ----------------------------------------------------------------------------------------------
 
-    def conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
+    def _conversation(self, example: Example, messages: Sequence[Message], first: int) -> list[Document]:
         """One document, or one per trained turn if the template renders earlier turns differently later on.
 
         The trained turns are the assistant messages from index `first` on whose weight is not 0.

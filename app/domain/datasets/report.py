@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from app.domain.datasets.chat_template import TemplateRefused
-from app.domain.datasets.documents import Document, exceeds_context, split_examples, truncate
+from app.domain.datasets.documents import PREFERRED, REJECTED, Document, exceeds_context, split_examples, truncate
 from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
 from app.domain.datasets.jsonl import Finding, format_findings
 from app.domain.datasets.render import Renderer
@@ -20,7 +20,7 @@ from app.domain.datasets.warnings import (
     warning_codes,
 )
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import METHODS, PREFERRED, REJECTED, MethodName
+from app.domain.methods import METHODS, MethodName
 from app.domain.planning.packing import SequenceLengths
 
 LABELS = {PREFERRED: "desirable", REJECTED: "undesirable"}

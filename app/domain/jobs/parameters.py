@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator,
 
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.definitions import AtMost, Auto, ParameterError, Parameters
-from app.domain.jobs.spec import EARLY_STOPPING_THRESHOLD, LEARNING_RATE, EarlyStopping, LoraSpec
+from app.domain.jobs.hyperparameters import EARLY_STOPPING_THRESHOLD, LEARNING_RATE, EarlyStopping, LoraSpec
 
 MAX_STEPS = 10_000_000
 REFERENCE_LENGTH = 1200  # steps x epochs for which the rate in a model's entry is meant, such as 400 steps in 3 epochs

@@ -192,7 +192,8 @@ def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[
     base = trained_base(session, project_id, job, checkpoint)
     if isinstance(base, str):
         raise _cannot_continue(name, base)
-    return base, ParentAdapter(name, JobSpec.model_validate(job.spec).lora)
+    spec = JobSpec.model_validate(job.spec)
+    return base, ParentAdapter(name, spec.lora, spec.chat_template_kwargs)
 
 
 def _cannot_continue(name: str, why: str) -> BadRequest:
