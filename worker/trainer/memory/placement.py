@@ -91,7 +91,7 @@ def count_missing(
     width, lora = base.compute_dtype.itemsize, job_spec_of(spec, run.spec).layer_lora
     if is_plain(lora):
         return {mode: 2 / width * count for mode, count in count_without_adapter(base, recomputation).items()}
-    kept_bytes = adapter_bytes_per_token(entry, lora, width, base.kernels.draws_masks_again)
+    kept_bytes = adapter_bytes_per_token(entry, lora, width, base.kernels.is_fused)
     adapter_bytes = dict.fromkeys(RECOMPUTE_TEXTS, kept_bytes)
     adapter_bytes["elementwise"] += trained_norm_bytes_per_token(entry, lora, width)
     counts = count_activations(base, run.adapter, recomputation)

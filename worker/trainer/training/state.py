@@ -59,7 +59,8 @@ class Run:
 
     def __post_init__(self) -> None:
         kernels = self.adapter.kernels
-        self._ahead = BatchesAhead(self.batches_of, pin=kernels.pins_batches) if kernels.makes_batches_ahead else None
+        pin = kernels.device.type == "cuda"
+        self._ahead = BatchesAhead(self.batches_of, pin=pin) if kernels.is_fused else None
 
     @property
     def id(self) -> str:
