@@ -60,7 +60,7 @@ class OutOfMemoryPolicy:
         """
         state, step, is_repeated = run.adapter.generator.get_state(), run.step, False
         while True:
-            with SuppressOutOfMemory(lambda: run.step == step and not run.gradients_are_all_reduced):
+            with SuppressOutOfMemory(lambda: run.step == step and run.can_repeat_step):
                 return work(self.plan.row_tokens)
             run.adapter.generator.set_state(state)
             self._free(run)
