@@ -77,6 +77,9 @@ class EarlyStopping(Frozen):
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+OptimizerName = Literal["adamw", "adamw_8bit"]
+
+
 class Hyperparameters(Frozen):
     n_epochs: Annotated[int, Field(ge=1, le=50)]
     batch_size: Annotated[int, Field(ge=1, le=256)]  # examples per optimizer step
@@ -92,6 +95,8 @@ class Hyperparameters(Frozen):
     eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
     early_stopping: EarlyStopping | None = None
     promote_best: bool = False  # the result is the adapter with the lowest full validation loss, not the last one
+    # Stored only if it is not the default: workers of earlier releases do not know it.
+    optimizer: Annotated[OptimizerName, Field(exclude_if=lambda name: name == "adamw")] = "adamw"
     # Of single methods (app.domain.methods). `beta` without a loss_type is that of the sigmoid loss.
     beta: Annotated[float, Field(gt=0)] | None = None
     loss_type: Annotated[Literal["sigmoid", "ipo", "simpo"] | None, StoredIfSet] = None

@@ -17,7 +17,13 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator,
 
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.definitions import AtMost, Auto, ParameterError, Parameters
-from app.domain.jobs.hyperparameters import EARLY_STOPPING_THRESHOLD, LEARNING_RATE, EarlyStopping, LoraSpec
+from app.domain.jobs.hyperparameters import (
+    EARLY_STOPPING_THRESHOLD,
+    LEARNING_RATE,
+    EarlyStopping,
+    LoraSpec,
+    OptimizerName,
+)
 
 MAX_STEPS = 10_000_000
 REFERENCE_LENGTH = 1200  # steps x epochs for which the rate in a model's entry is meant, such as 400 steps in 3 epochs
@@ -87,6 +93,9 @@ class TrainingParameters(Parameters):
     # large numbers are in use to turn clipping off
     max_grad_norm: Annotated[float, Field(ge=1e-6, le=1e12, examples=[1]), Auto(1.0)]
     """1 by default."""
+    optimizer: Annotated[OptimizerName, Field(examples=["adamw_8bit"]), Auto("adamw")]
+    """adamw by default: its two moments take 8 bytes for each trained parameter. Those of adamw_8bit
+    take 2, and the result differs by their rounding."""
     lr_scheduler_type: Annotated[Literal["linear", "cosine", "constant"], Field(examples=["cosine"]), Auto("linear")]
     """linear by default."""
     context_length: Annotated[

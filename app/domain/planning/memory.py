@@ -13,7 +13,7 @@ from typing import Literal
 
 from app.domain.base_models.catalog import IGNORED_LAYERS, CatalogEntry
 from app.domain.jobs.layer_patterns import rank_of
-from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
+from app.domain.jobs.spec import Hyperparameters, JobSpec, LoraSpec, QuantizationSpec
 from app.domain.planning.execution_plan import ExecutionPlan
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -29,7 +29,8 @@ BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 # Weights of experts that are dequantized at once, by device (worker/trainer/model/experts.py): on a GPU those of all
 # experts of a layer of Qwen3 30B-A3B (402 million) or gpt-oss 20B (531 million), so that nothing is read back.
 EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
-OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
+MASTER_BYTES, GRADIENT_BYTES = 4, 4  # per trained parameter: float32
+MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}  # both moments; those in 8 bits have a scale for 256 numbers, 0.03 bytes
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
 # kernels on CUDA expand them. It has no float32, no larger heads and no capped scores (Gemma 2).
 MAX_FLASH_HEAD_SIZE = 256
@@ -135,14 +136,19 @@ def estimate_memory(
     return MemoryEstimate(
         process=PROCESS_BYTES[kind],
         base=int(base_bytes(entry, spec.quantization, width)),
-        adapter=trained * OPTIMIZER_BYTES,
+        adapter=trained * optimizer_bytes(spec.hyperparameters),
         cache=cache_bytes(entry, spec.quantization, width) if plan.cache_weights else 0,
         activations=int(overhead * _activations(batch)),
         live_layer=int(overhead * _live_layer(batch)) + _embedding(batch),
         loss=int(overhead * _loss(batch)) + _head(batch),
-        verify=int(overhead * _verification(entry, trained)),
+        verify=max(0, int(overhead * _verification(entry) + _adapters_in_check(trained, spec.hyperparameters))),
         kernels=KERNEL_BYTES[kind],
     )
+
+
+def optimizer_bytes(hyperparameters: Hyperparameters) -> int:
+    """Bytes of a trained parameter: its master, its gradient and its moments."""
+    return MASTER_BYTES + GRADIENT_BYTES + MOMENT_BYTES[hyperparameters.optimizer]
 
 
 def loss_chunk_tokens(vocabulary: int, min_tokens: int) -> int:
@@ -361,12 +367,19 @@ def _head(batch: _LargestBatch) -> int:
     return (2 * batch.width + 8) * batch.entry.vocab_size * batch.entry.hidden_size
 
 
-def _verification(entry: CatalogEntry, trained: int) -> int:
-    """The saved and the trained adapter, a chunk of the head, one layer of a short batch in float32, and logits."""
+def _adapters_in_check(trained: int, hyperparameters: Hyperparameters) -> int:
+    """PEFT's copy of the adapter, and that of the last step while the best one is in place, less what is free by then:
+    gradients and moments. It is negative for moments in float32.
+    """
+    return trained * (2 * MASTER_BYTES - GRADIENT_BYTES - MOMENT_BYTES[hyperparameters.optimizer])
+
+
+def _verification(entry: CatalogEntry) -> int:
+    """A chunk of the head, one layer of a short batch in float32, and logits."""
     head = 4 * min(entry.vocab_size, VERIFY_HEAD_ROWS) * entry.hidden_size
     logits = (
         4 * 4 * VERIFY_LOGITS * entry.vocab_size
     )  # of the trainer, of PEFT, their difference and its absolute value
     weight = 4 * entry.hidden_size * max(entry.intermediate_size, entry.query_size)
     row = VERIFY_TOKENS * 4 * (4 * entry.hidden_size + 3 * entry.intermediate_size)
-    return 2 * 4 * trained + head + logits + weight + row
+    return head + logits + weight + row

@@ -5,7 +5,7 @@
     cached weights   are not cached: every product dequantizes its weight
     validation       half as long batches, down to the longest document; then without cached weights
     samples          half as many prompts per batch, down to one; without cached weights; then no answers
-    last check       without the optimizer's moments, which no step needs any more, and without cached weights
+    last check       without cached weights; the moments are free already
 
 A repetition costs only time. A repeated step has the same examples: the gradients are dropped, the dropout generator is
 reset, and the result is equal within rounding. (Dropout masks are drawn per batch, so different batches have different
@@ -56,12 +56,11 @@ class OutOfMemoryPolicy:
     def retry_step(self, run: Run, work: Callable[[int], Result]) -> Result:
         """Return `work(row_tokens)`, repeated after each out-of-memory error: once unchanged, then with a reduced plan.
 
-        Raises Failure(OUT_OF_MEMORY) when nothing is left to reduce, and the error if the processes have added their
-        gradients already.
+        Raises Failure(OUT_OF_MEMORY) when nothing is left to reduce, and the error if the step cannot be repeated.
         """
         state, step, is_repeated = run.adapter.generator.get_state(), run.step, False
         while True:
-            with SuppressOutOfMemory(lambda: run.step == step and not run.gradients_are_all_reduced):
+            with SuppressOutOfMemory(lambda: run.step == step and run.can_repeat_step):
                 return work(self.plan.row_tokens)
             run.adapter.generator.set_state(state)
             self._free(run)
@@ -256,18 +255,15 @@ def reduce_prompts(prompts: int, plan: ExecutionPlan) -> Reduction:
     return plan.model_copy(update={"prompts_at_once": 0}), text
 
 
-def drop_moments(run: Run, plan: ExecutionPlan) -> Reduction:
-    """Free the optimizer's moments and the cached weights before the last check. Raises Failure(OUT_OF_MEMORY)."""
-    if not run.optimizer.state and not plan.cache_weights:
+def reduce_check(run: Run, plan: ExecutionPlan) -> Reduction:
+    """Free the cached weights before the last check. Raises Failure(OUT_OF_MEMORY)."""
+    if not plan.cache_weights:
         text = (
             f"The adapter of step {run.step} is saved, but there is not enough memory to load it again beside the base "
             "model and to compare it, so it was not published. Lower lora.r, or use a worker with more memory."
         )
         raise Failure(Reason.OUT_OF_MEMORY, text, "lora.r")
-    run.optimizer.state.clear()
-    text = "The comparison is repeated without the optimizer's moments, which no step needs any more"
-    text += f". {NOT_CACHED}" if plan.cache_weights else "."
-    return plan.model_copy(update={"cache_weights": False}), text
+    return plan.model_copy(update={"cache_weights": False}), "It is repeated without cached weights."
 
 
 def _effect_on_result(run: Run, before: ExecutionPlan, after: ExecutionPlan) -> str:

@@ -257,14 +257,15 @@ def _decode(
 
 
 @contextmanager
-def in_dtype(base: FrozenBase, dtype: torch.dtype) -> Iterator[None]:
+def in_dtype(base: FrozenBase, dtype: torch.dtype, part: torch.nn.Module | None = None) -> Iterator[None]:
     """Convert norms, biases, routers and convolutions in the block: the model accepts hidden states of this dtype.
 
+    With `part` only those of that module.
     Embeddings, the head and frozen layers keep their dtype; each is converted for its product only.
     """
     kept = {id(layer.base.weight) for layer in base.layers.values()} | _placeholders(base.model)
     kept |= {id(parameter) for module in _embeddings(base.model) for parameter in module.parameters()}
-    others = [parameter for parameter in base.model.parameters() if id(parameter) not in kept]
+    others = [parameter for parameter in (part or base.model).parameters() if id(parameter) not in kept]
     originals = [parameter.data for parameter in others]
     try:
         for parameter in others:

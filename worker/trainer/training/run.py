@@ -221,9 +221,11 @@ def _probe(prepared: Prepared, policy: OutOfMemoryPolicy, emit: RecordWriter) ->
     """Run the largest batch of a new plan before the first step; reduce the plan if it runs out of memory.
 
     The moments are allocated first, also without a probe: one of several processes cannot repeat a step that fails in
-    the optimizer.
+    the optimizer. A complete run has no step, and gets neither.
     """
     run, objective = prepared.run, prepared.objective
+    if run.is_complete:
+        return
     policy.retry_step(run, lambda _: allocate_moments(run.optimizer))
     if policy.plan.probed:
         return

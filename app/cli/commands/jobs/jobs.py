@@ -49,6 +49,7 @@ CREATED = (  # the settings that `create` has options for, in the order of its h
     "n_epochs",
     "batch_size",
     "learning_rate",
+    "optimizer",
     "lora.r",
     "lora.alpha",
     "lora.dropout",

@@ -87,4 +87,6 @@ def test_none_is_tried_without_the_setting_or_a_gpu(monkeypatch: pytest.MonkeyPa
 
 def a_base(**kernels: Any) -> Any:
     chosen = SimpleNamespace(**({"is_fused": True, "kind": "cuda"} | kernels))
-    return SimpleNamespace(name="tiny", kernels=chosen, quantization=None, fused_modules={}, fused_problem="", margins={})
+    return SimpleNamespace(
+        name="tiny", kernels=chosen, quantization=None, fused_modules={}, fused_problem="", margins={}
+    )
