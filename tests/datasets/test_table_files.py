@@ -125,6 +125,7 @@ def test_every_cell_survives_the_conversion(tmp_path: Path, rows: list[tuple[str
     ("rows", "expected"),
     [
         ([["text", "label"], ["a", "b"]], True),
+        ([["Text", "Label", "note"], ["a", "b", "note"]], True),
         ([["my card is lost", "card"], ["where is it", "card"]], False),  # the label occurs again
         ([["1", "2"], ["3", "4"]], False),
         ([["a" * 80, "b"], ["c", "d"]], False),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_PERCENT = 50
+MAX_SEED = 2_147_483_647
 ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True)  # json.dumps would build one for every row
 # An output is a label if a file has few different ones: at most so many, so short, and each so many times on average.
 MAX_LABELS, MAX_LABEL_CHARACTERS, MIN_ROWS_PER_LABEL = 100, 200, 3

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.domain.datasets.held_out import MAX_PERCENT
+from app.domain.datasets.held_out import MAX_PERCENT, MAX_SEED
 from app.domain.datasets.tables import Columns, TableError
 from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, combine_errors
 
-MAX_SEED = 2_147_483_647
 BOUNDS = {"held_out_percent": (1, MAX_PERCENT), "seed": (0, MAX_SEED)}
 PREPARATION_FIELDS = ("columns", *BOUNDS)  # of a form
 

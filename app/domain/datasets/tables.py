@@ -26,6 +26,7 @@ POSITION = re.compile(r"#([1-9]\d{0,5})")
 ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would build one for every row
 INPUT_NAMES = ("user", "prompt", "question", "input", "text", "instruction", "message")
 OUTPUT_NAMES = ("assistant", "completion", "answer", "output", "label", "category", "response", "target")
+USUAL_NAMES = {*INPUT_NAMES, *OUTPUT_NAMES}
 
 
 class TableError(ValueError):
@@ -73,10 +74,14 @@ class Columns:
 
 
 def looks_like_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row has names: short, different, no numbers, and no value that its column has again."""
+    """Whether the first row has names: usual ones, or short and different ones, no numbers and none that its column
+    has again.
+    """
     if not rows:
         return True
     names = [name.strip() for name in rows[0] if name.strip()]
+    if len({name.lower() for name in names} & USUAL_NAMES) >= 2:
+        return True
     if any(len(name) > MAX_NAME_CHARACTERS or NUMBER.fullmatch(name) for name in names):
         return False
     repeats = any(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.datasets.held_out import MAX_SEED
 from app.domain.datasets.template_arguments import given_arguments
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
@@ -37,8 +38,6 @@ from app.domain.jobs.spec import (
 )
 from app.domain.methods import METHODS, Method
 from app.errors import combine_errors
-
-MAX_SEED = 2_147_483_647
 
 
 def resolve(
