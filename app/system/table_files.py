@@ -72,14 +72,20 @@ class Preview:
     """The columns of a table, and what a preparation of it would make."""
 
     names: list[str]
+    has_header: bool
     columns: Columns | None
     prepared: Prepared | None
     examples: list[dict[str, Any]]
     problem: str
 
 
-def preview_file(file: BinaryIO, preparation: Preparation, has_header: bool | None, max_line_bytes: int) -> Preview:
-    """A preview, made in a process; `has_header` None: as the first rows look. Raises TableError."""
+def preview_file(
+    file: BinaryIO, preparation: Preparation | None, has_header: bool | None, max_line_bytes: int
+) -> Preview:
+    """A preview, made in a process; without a preparation only the columns are read, and those of messages guessed.
+
+    `has_header` None: as the first rows look. Raises TableError.
+    """
     size_bytes = file.seek(0, io.SEEK_END)
     try:
         with LimitedProcess([file], memory_bytes=MEMORY_BYTES) as process:
@@ -92,9 +98,9 @@ def preview_file(file: BinaryIO, preparation: Preparation, has_header: bool | No
     return found
 
 
-def preview(preparation: Preparation, has_header: bool | None, max_line_bytes: int, file: BinaryIO) -> Preview:
+def preview(preparation: Preparation | None, has_header: bool | None, max_line_bytes: int, file: BinaryIO) -> Preview:
     """As `preview_file`; to be called in a LimitedProcess. Columns that are not given are guessed."""
-    columns, names = preparation.columns, []
+    columns, names = preparation.columns if preparation else None, []
     if not is_jsonl(file):
         first_rows = list(islice(_rows(file), HEADER_ROWS))
         if columns is None:
@@ -104,15 +110,15 @@ def preview(preparation: Preparation, has_header: bool | None, max_line_bytes: i
         names = column_names(first_rows[0] if first_rows else [], has_header)
         if columns is None:
             guessed = guess_columns(names)
-            if not all(guessed) or guessed[0] == guessed[1]:
-                return Preview(names, None, None, [], "")
-            columns = Columns(*guessed)
+            columns = Columns(*guessed) if all(guessed) and guessed[0] != guessed[1] else None
+    if preparation is None or (names and columns is None):
+        return Preview(names, bool(has_header), columns, None, [], "")
     shown: list[dict[str, Any]] = []
     try:
         _, prepared = _read(replace(preparation, columns=columns), max_line_bytes, file, shown)
     except (RowProblems, CannotSplit) as error:
-        return Preview(names, columns, None, shown, str(error))
-    return Preview(names, columns, prepared, shown, "")
+        return Preview(names, bool(has_header), columns, None, shown, str(error))
+    return Preview(names, bool(has_header), columns, prepared, shown, "")
 
 
 def prepare(preparation: Preparation, max_line_bytes: int, file: BinaryIO) -> Iterator[Prepared | tuple[bool, bytes]]:

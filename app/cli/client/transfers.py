@@ -59,7 +59,7 @@ def upload_with_progress(
 ) -> Json:
     """Upload a file with a progress bar and return its object; `upload_id` resumes an interrupted upload.
 
-    With `fields`, those of a preparation, it is sent in one request of any size. Raises UsageError for an unreadable one.
+    With `fields`, those of a preparation, it is sent in one request of any size. Raises UsageError if it is unreadable.
     """
     require_readable(path)
     size_bytes = path.stat().st_size
