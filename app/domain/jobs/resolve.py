@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.datasets.held_out import MAX_SEED
 from app.domain.datasets.template_arguments import KEY as TEMPLATE_ARGUMENTS
 from app.domain.datasets.template_arguments import given_arguments
 from app.domain.error_text.json_text import as_json
@@ -31,8 +32,6 @@ from app.domain.jobs.request_parameters import RequestParameters, collect
 from app.domain.jobs.spec import LINE_RULES, JobSpec, LayerPatterns, QuantizationSpec
 from app.domain.methods import METHODS, Method
 from app.errors import combine_errors
-
-MAX_SEED = 2_147_483_647
 
 
 def resolve(
