@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.db.engine import transaction
+from app.db.jobs.evaluations import newest_headline
 from app.db.tables import Evaluation, File
 from app.domain.evaluations import results
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
@@ -127,6 +128,20 @@ class TestRows:
             assert {model: one["text"] for model, one in row["answers"].items()} == {"base": base, "adapter": expected}
             assert row["scores"]["exact"] == {"base": float(base == expected), "adapter": 1.0}
             assert row["verdict"] == Verdict.RIGHT
+
+    def test_the_newest_headline_of_the_model_names_its_evaluation(
+        self, harness: WorkerHarness, evaluation: Evaluation
+    ) -> None:
+        with transaction(harness.sessions) as session:
+            found = newest_headline(session, evaluation.model)
+            assert newest_headline(session, "ft:other") is None
+        assert found is not None
+        assert (found["id"], found["file"], found["adapter"]["right"], found["base"]["right"]) == (
+            evaluation.id,
+            evaluation.file_id,
+            ROWS,
+            ROWS // 3,
+        )
 
     def test_the_stored_index_is_that_of_the_file(self, harness: WorkerHarness, evaluation: Evaluation) -> None:
         with transaction(harness.sessions) as session:
