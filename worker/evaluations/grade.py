@@ -49,7 +49,9 @@ def write_results(directory: Path) -> None:
     summary = summarize(outcome)
     outbox = directory / OUTBOX
     outbox.mkdir()
-    grader, ends, verdicts = main_grader(spec.settings), [], []
+    grader = main_grader(spec.settings)
+    ends: list[int] = []
+    verdicts: list[str] = []
     with (outbox / RESULTS).open("wb") as results:
         for row in result_rows(outcome):
             results.write(json.dumps(clean(row), ensure_ascii=False).encode() + b"\n")

@@ -294,7 +294,8 @@ def _error(row: Any) -> dict[str, Any] | None:
 def _evaluation(row: Any) -> dict[str, Any] | None:
     if row.evaluation is not None:
         found = headline(row.evaluation["summary"])
-        return _fields(EvaluationOfJob, row.evaluation) | {"headline": found and found.model_dump(mode="json")}
+        shown = {"headline": found.model_dump(mode="json") if found else None}
+        return (_fields(EvaluationOfJob, row.evaluation) or {}) | shown
     requested = row.spec.get("evaluation")
     if requested is None or row.state in (JobState.FAILED, JobState.CANCELLED):
         return None

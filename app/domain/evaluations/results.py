@@ -96,7 +96,9 @@ def distribution(grader: Grader, base: Sequence[float], adapter: Sequence[float]
 
 def index_rows(file: BinaryIO, settings: EvaluationSettings) -> RowIndex:
     """Read a results file from its beginning. Raises ValueError beyond MAX_SCANNED_BYTES."""
-    grader, ends, verdicts = main_grader(settings), [], []
+    grader = main_grader(settings)
+    ends: list[int] = []
+    verdicts: list[str] = []
     while line := file.readline(MAX_SCANNED_BYTES):
         ends.append((ends[-1] if ends else 0) + len(line))
         if ends[-1] > MAX_SCANNED_BYTES:
