@@ -106,10 +106,19 @@ def _parse(line: bytes) -> Any:
         return line.decode("utf-8", "replace")
 
 
+def show_chat(title: str, messages: list[Any]) -> None:
+    """Show messages below a title; a role that is none of a chat is shown as it is."""
+    _show_messages(title, [_message(one) for one in messages])
+
+
 def show_row(title: str, row: Any) -> None:
+    _show_messages(title, _messages(row))
+
+
+def _show_messages(title: str, messages: list[tuple[str, str]]) -> None:
     with box("t-chat"):
         tag("div", title, "t-label t-muted")
-        for role, text in _messages(row):
+        for role, text in messages:
             with box(f"t-message t-{role if role in STYLED_ROLES else 'user'}"):
                 tag("div", role, "t-role")
                 tag("p", text, dir="auto")

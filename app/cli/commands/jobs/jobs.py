@@ -158,6 +158,7 @@ def list_jobs(
         "step": ("progress", _step_text),
         "created": ("created_at", time_text),
         "model": "model",
+        "evaluation": ("evaluation", lambda one: _evaluation_text(one, "brief")),
         "fine-tuned model": "fine_tuned_model",
     }
     return table(
@@ -305,6 +306,11 @@ def _short_text(value: Any) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
 
+def _evaluation_text(evaluation: "Json", key: str) -> str:
+    """The result of the newest evaluation, as `text` or `brief`, or else its status."""
+    return str(evaluation["headline"][key] if evaluation.get("headline") else evaluation["status"])
+
+
 def _step_text(progress: "Json") -> str:
     return f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""
 
@@ -320,6 +326,7 @@ resource.add_show(
         "progress": lambda job: numbers_text(job, Losses()),
         "model": lambda job: job["model"] + (f" (requested as {job['model_alias']})" if job.get("model_alias") else ""),
         "fine-tuned model": "fine_tuned_model",
+        "evaluation": ("evaluation", lambda one: _evaluation_text(one, "text")),
         "adapter": ("adapter", lambda adapter: f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}"),
         "training file": "training_file",
         "validation file": "validation_file",
