@@ -18,6 +18,7 @@ from tests.trainer.kernels.fused_on_cpu import FUSED_ON_CPU, compile_by
 from tests.trainer.model.bases import make_base
 from worker.trainer.kernels import compiled, modules
 from worker.trainer.kernels.cpu import block_attention, quantize
+from worker.trainer.kernels.replacement import Candidates
 from worker.trainer.model import experts, frozen_linear
 from worker.trainer.model.attention import attention
 from worker.trainer.model.attention.explicit_attention import ScoreOptions
@@ -54,6 +55,10 @@ def steeper(of_values: torch.Tensor) -> torch.Tensor:
     return of_values + 0.1 * (of_values - of_values.detach())
 
 
+def with_scaled_rope(candidates: Candidates) -> Candidates:
+    return replace(candidates, rotary=lambda original: compiled.compiled(lambda *given: scaled(0)(original(*given))))
+
+
 # what has the defect, the defect, and the end of the name of what stays
 REPLACED: dict[str, tuple[Any, str, Change, str]] = {
     "norm": (modules._RMSNorm, "forward", scaled(), "norm"),
@@ -68,7 +73,7 @@ COMPILED: dict[str, tuple[str, Change, str]] = {
     "norm, gradient": ("normalize", steeper, "norms"),
     "gate": ("swiglu", scaled(), "gated MLPs"),
     "gate, gradient": ("swiglu", steeper, "gated MLPs"),
-    "rope": ("_compiled_rotary", lambda rotate: lambda *given: scaled(0)(rotate(*given)), "rotary embeddings"),
+    "rope": ("_candidates", with_scaled_rope, "rotary embeddings"),
 }
 
 
