@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from transformers.models.llama import modeling_llama
 
 from tests.gpu_check.checks import make_family
 from tests.trainer.helpers import CPU_KERNELS, slow_but
@@ -22,6 +22,9 @@ from worker.trainer.kernels.modules import GatedMLP, swiglu
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model.base_model import FrozenBase, load_base
 
+ROOT = Path(__file__).parents[3]
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+PLAIN_ROTARY = modeling_llama.apply_rotary_pos_emb
 FAMILIES = ("llama", "qwen3", "gemma3_text")
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
 
@@ -82,13 +85,6 @@ class TestReplacement:
             assert torch.allclose(fused.model(tokens, **options).logits, expected, atol=1e-4)
         fused.patches.undo()
 
-    @pytest.mark.extended("each kind of module; hidden states of one are compared")
-    def test_another_load_replaces_transformers_own_rotary_function(self, load: Callable[[str], FrozenBase]) -> None:
-        base = load("llama")
-        load_base("llama", base.directory, None, torch.float32, FUSED_ON_CPU)
-        rotate = sys.modules[type(base.model).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
-        assert not hasattr(rotate.original, "original")
-
     def test_an_error_of_the_compiler_replaces_nothing(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -98,8 +94,7 @@ class TestReplacement:
         assert base.fused_modules == {}
         assert "no_such_backend" in base.fused_problem
         assert not isinstance(base.decoder.layers[0].input_layernorm, CompiledRMSNorm)
-        modeling = sys.modules[type(base.model).__module__]
-        assert not hasattr(modeling.apply_rotary_pos_emb, "original")  # type: ignore[attr-defined]
+        assert modeling_llama.apply_rotary_pos_emb is PLAIN_ROTARY
 
     @pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: unknown error"])
     def test_memory_and_a_lost_gpu_end_the_load(
@@ -165,11 +160,9 @@ def test_inductor_compiles_them_for_all_lengths_and_they_keep_their_inputs(
     assert sum(kept) == sum(64 * tokens + tokens + 64 + 1 for tokens in (5, 9, 33))  # the one is epsilon
 
 
-@pytest.mark.parametrize("operators", [None, "/operator"])
-def test_compilations_outlive_the_job_whose_temporary_directory_torch_would_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operators: str | None
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(compiled.CACHE_VARIABLE, operators or f"{tempfile.gettempdir()}/torchinductor_user")
-    compiled._keep_compilations()
-    assert os.environ[compiled.CACHE_VARIABLE] == (operators or str(tmp_path / "cache/tunery/torchinductor"))
+@pytest.mark.parametrize("operators", [None, "/operators"])
+def test_what_is_compiled_outlives_the_job_in_the_users_cache(tmp_path: Path, operators: str | None) -> None:
+    environment = {"HOME": str(tmp_path), "PATH": ""} | ({VARIABLE: operators} if operators else {})
+    program = f"import os, worker.trainer; print(os.environ[{VARIABLE!r}])"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == (operators or f"{tmp_path}/.cache/tunery/torchinductor"), done.stderr

@@ -16,6 +16,7 @@ from tests.trainer.kernels.fused_on_cpu import FUSED_ON_CPU, compile_by
 from tests.trainer.kernels.planted_defects import INT8, NF4, REFUSED, Change, scaled
 from tests.trainer.model.bases import make_base
 from worker.trainer.kernels import compiled, modules
+from worker.trainer.kernels.replacement import Candidates
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.runtime.failures import Failure
@@ -32,6 +33,10 @@ def steeper(of_values: torch.Tensor) -> torch.Tensor:
     return of_values + 0.1 * (of_values - of_values.detach())
 
 
+def with_scaled_rope(candidates: Candidates) -> Candidates:
+    return replace(candidates, rotary=lambda original: compiled.compiled(lambda *given: scaled(0)(original(*given))))
+
+
 # what has the defect, the defect, and the end of the name of what stays
 REPLACED: dict[str, tuple[Any, str, Change, str]] = {
     "norm": (modules._RMSNorm, "forward", scaled(), "norm"),
@@ -46,7 +51,7 @@ COMPILED: dict[str, tuple[str, Change, str]] = {
     "norm, gradient": ("normalize", steeper, "norms"),
     "gate": ("swiglu", scaled(), "gated MLPs"),
     "gate, gradient": ("swiglu", steeper, "gated MLPs"),
-    "rope": ("_compiled_rotary", lambda rotate: lambda *given: scaled(0)(rotate(*given)), "rotary embeddings"),
+    "rope": ("_candidates", with_scaled_rope, "rotary embeddings"),
 }
 
 

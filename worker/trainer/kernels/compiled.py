@@ -12,23 +12,18 @@ Letters: T tokens, F the inner width, K the width.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from worker.trainer.kernels.modules import RMSNorm
-from worker.trainer.kernels.replacement import Candidates, Rotate, replace_functions
+from worker.trainer.kernels.replacement import Candidates, replace_functions
 from worker.trainer.model.patches import Patches
 from worker.trainer.runtime.failures import is_device_lost, is_out_of_memory
 
-CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # What is added to the weight, and whether the product with it is in float32: Llama, Gemma, and norms of the latter kind
 # whose weights begin at one.
 NORM_VARIANTS = ((0.0, False), (1.0, True), (0.0, True))
@@ -73,7 +68,6 @@ def geglu(gate_T_F: torch.Tensor, up_T_F: torch.Tensor) -> torch.Tensor:
 def use_compiled_functions(model: Any, dtype: torch.dtype, patches: Patches) -> tuple[dict[str, int], str]:
     """Replace functions of `model`, which computes in `dtype`. Returns the number of each kind, or why none."""
     try:
-        _keep_compilations()
         # Later an error of the compiler leaves a function as it is (TORCHDYNAMO_SUPPRESS_ERRORS).
         with torch._dynamo.config.patch(suppress_errors=False):
             return replace_functions(model, dtype, _candidates(dtype), patches), ""
@@ -83,19 +77,6 @@ def use_compiled_functions(model: Any, dtype: torch.dtype, patches: Patches) -> 
         return {}, f"torch.compile failed ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
-def _keep_compilations() -> None:
-    """Have torch write into the user's cache, unless an operator has set a directory or it cannot be written.
-
-    torch's default is in the directory for temporary files, which ends with the job: the next would compile again.
-    """
-    temporary = Path(tempfile.gettempdir())
-    if Path(os.environ.get(CACHE_VARIABLE, temporary / "torch")).parent == temporary:
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tunery/torchinductor"
-        with suppress(OSError):
-            directory.mkdir(parents=True, exist_ok=True)
-            os.environ[CACHE_VARIABLE] = str(directory)
-
-
 def _candidates(dtype: torch.dtype) -> Candidates:
     return Candidates(
         norms=tuple(
@@ -103,11 +84,5 @@ def _candidates(dtype: torch.dtype) -> Candidates:
             for offset, in_float32 in NORM_VARIANTS
         ),
         products=(compiled(swiglu), compiled(geglu)),
-        rotary=_compiled_rotary,
+        rotary=compiled,
     )
-
-
-def _compiled_rotary(original: Rotate) -> Rotate:
-    rotate: Any = compiled(original)
-    rotate.original = original
-    return rotate  # type: ignore[no-any-return]

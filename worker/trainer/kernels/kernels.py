@@ -53,7 +53,18 @@ class Kernels:
 def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
     """Return the kernels of a device. `wants_fused` is the setting, then the plan's; it needs CUDA and sm80."""
     if device.type == "cuda":
-        return cuda_kernels(device, wants_fused and torch.cuda.get_device_capability(device) >= FUSED_CAPABILITY)
+        return Kernels(
+            device=device,
+            kind="cuda",
+            memory=CudaMemory(device),
+            sum_of_float16_products=lambda left_T_M, right_T_N: torch.mm(
+                left_T_M.t(), right_T_N, out_dtype=torch.float32
+            ),
+            synchronize=lambda: torch.cuda.synchronize(device),
+            answers_at_once=64,
+            processes_share_memory=False,
+            is_fused=wants_fused and torch.cuda.get_device_capability(device) >= FUSED_CAPABILITY,
+        )
     return Kernels(
         device=device,
         kind="cpu",
@@ -62,17 +73,4 @@ def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
         synchronize=lambda: None,
         answers_at_once=16,
         processes_share_memory=True,
-    )
-
-
-def cuda_kernels(device: torch.device, is_fused: bool) -> Kernels:
-    return Kernels(
-        device=device,
-        kind="cuda",
-        memory=CudaMemory(device),
-        sum_of_float16_products=lambda left_T_M, right_T_N: torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32),
-        synchronize=lambda: torch.cuda.synchronize(device),
-        answers_at_once=64,
-        processes_share_memory=False,
-        is_fused=is_fused,
     )

@@ -143,7 +143,6 @@ def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Ite
         original = getattr(module, ROTARY_FUNCTION, None)
         if not callable(original):
             continue
-        original = getattr(original, "original", original)  # of an earlier load
         try:
             original(*heads, cos, sin)
         except (TypeError, RuntimeError):  # another signature, or other shapes of cos and sin
