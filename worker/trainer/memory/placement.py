@@ -18,6 +18,7 @@ from app.domain.planning import estimate
 from app.domain.planning.adapter_size import adapter_bytes_per_token, trained_norm_bytes_per_token
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.execution_plan import RECOMPUTE_TEXTS, Recompute
+from app.domain.planning.memory import GRADIENT_BYTES, MOMENT_BYTES
 from app.domain.planning.packing import Workload
 from app.system.host import core_flops
 from app.system.model_files import entry_of
@@ -30,7 +31,6 @@ from worker.trainer.runtime.device import device_name, dtype_name
 from worker.trainer.training.state import Run
 
 MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
-GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained number; together with its float32 master: OPTIMIZER_BYTES
 
 
 def place(
