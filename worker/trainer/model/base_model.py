@@ -75,6 +75,7 @@ class FrozenBase:
     # Of each comparison of `check_base`: the largest difference found, and the allowed one.
     margins: dict[str, tuple[float, float]] = field(default_factory=dict)
     recurrence_problem: str = ""  # why flash-linear-attention is installed, but not used
+    min_loss_chunk_tokens: int | None = None  # of the execution plan; None: those of the kernels
     skipped_tensors: int = 0  # of other modalities, in the files
     source: str | None = None  # the id on a hub
     revision: str | None = None
@@ -90,7 +91,8 @@ class FrozenBase:
     @property
     def loss_chunk_tokens(self) -> int:
         """The labelled tokens whose logits exist at once."""
-        return loss_chunk_tokens(self.head_V_D.shape[0], self.kernels.min_loss_chunk_tokens)
+        min_tokens = self.min_loss_chunk_tokens or self.kernels.min_loss_chunk_tokens
+        return loss_chunk_tokens(self.head_V_D.shape[0], min_tokens)
 
     @property
     def decoder(self) -> Any:
