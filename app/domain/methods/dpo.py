@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from app.domain.jobs.definitions import Auto, ParameterError, Parameters, ResolutionContext
-from app.domain.methods.method import Beta, Method, documents_of_pair
+from app.domain.methods.method import Beta, Method, texts_of_pair
 
 SIMPO_GAMMA = 0.5  # TRL's default; the paper has 0.3 to 1.6
 # 0.1 is TRL's default, and the low end of DPO's paper (0.1 to 0.5). SimPO has its paper's 2: its rewards are means over
@@ -44,7 +44,7 @@ DPO = Method(
     title="DPO: learn a preference between two answers",
     rows="preference pairs",
     formats=("preference",),
-    documents_of=documents_of_pair,
+    texts_of=texts_of_pair,
     metrics=("reward_accuracy", "reward_margin"),
     untrainable="pairs without two different answers",
     nothing_trainable="No pair has two different answers within {context_length:,} tokens. Give each pair "

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from app.domain.jobs.definitions import Auto, Parameters
-from app.domain.methods.method import Beta, Method, documents_of_labelled_answer
+from app.domain.methods.method import Beta, Method, texts_of_labelled_answer
 
 
 class KtoParameters(Parameters):
@@ -23,7 +23,7 @@ KTO = Method(
     title="KTO: learn which answers are desirable",
     rows="desirable and undesirable answers",
     formats=("labelled",),
-    documents_of=documents_of_labelled_answer,
+    texts_of=texts_of_labelled_answer,
     metrics=("reward_desirable", "reward_undesirable", "kl"),
     untrainable="answers without a token to train on",
     nothing_trainable="No answer has a token to train on within {context_length:,} tokens: every one is empty, or "

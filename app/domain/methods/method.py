@@ -15,7 +15,7 @@ from pydantic_core import PydanticKnownError
 from app.domain.jobs.definitions import Info, Parameters
 
 if TYPE_CHECKING:  # the specs, which these modules read, name the methods
-    from app.domain.datasets.documents import Document
+    from app.domain.datasets.encoding import RenderedText
     from app.domain.datasets.examples import Example
     from app.domain.datasets.render import Renderer
     from app.domain.jobs.spec import Hyperparameters
@@ -52,7 +52,7 @@ class Method:
     title: str  # in a list of methods
     rows: str  # what it trains on, in words
     formats: tuple[str, ...]  # names of its rows' formats (app.domain.datasets.examples)
-    documents_of: Callable[[Renderer, Example], list[Document]]  # raises TemplateRefused
+    texts_of: Callable[[Renderer, Example], list[RenderedText]]  # raises TemplateRefused
     metrics: tuple[str, ...]  # besides the loss; their names follow "train_", "valid_" and "full_valid_"
     untrainable: str  # the noun of examples that contribute nothing
     nothing_trainable: str  # what is wrong with a file of such examples, with {context_length}, and a remedy
@@ -76,23 +76,23 @@ class Method:
             yield f"{self.name} needs a batch_size of at least {self.min_batch_size}"
 
 
-def documents_of_answers(renderer: Renderer, example: Example) -> list[Document]:
-    """The documents of a text, of a completion, or of every trained answer of a conversation."""
+def texts_of_answers(renderer: Renderer, example: Example) -> list[RenderedText]:
+    """The texts of a plain text, of a completion, or of every trained answer of a conversation."""
     return renderer.answers(example)
 
 
-def documents_of_pair(renderer: Renderer, example: Example) -> list[Document]:
-    """The documents of the preferred answer, then those of the rejected one."""
+def texts_of_pair(renderer: Renderer, example: Example) -> list[RenderedText]:
+    """The texts of the preferred answer, then those of the rejected one."""
     return [
-        replace(document, role=role)
+        replace(text, role=role)
         for role, answer in ((PREFERRED, example.preferred), (REJECTED, example.non_preferred))
-        for document in renderer.conversation(example, (*example.messages, *answer), first=len(example.messages))
+        for text in renderer.conversation(example, (*example.messages, *answer), first=len(example.messages))
     ]
 
 
-def documents_of_labelled_answer(renderer: Renderer, example: Example) -> list[Document]:
-    """The document of the last answer, which is desirable or not."""
+def texts_of_labelled_answer(renderer: Renderer, example: Example) -> list[RenderedText]:
+    """The text of the last answer, which is desirable or not."""
     is_chat = example.completion is None
     last = len(example.messages) - 1
-    documents = renderer.conversation(example, example.messages, last) if is_chat else renderer.answers(example)
-    return [replace(document, role=PREFERRED if example.label else REJECTED) for document in documents]
+    texts = renderer.conversation(example, example.messages, last) if is_chat else renderer.answers(example)
+    return [replace(text, role=PREFERRED if example.label else REJECTED) for text in texts]
