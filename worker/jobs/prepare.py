@@ -105,8 +105,8 @@ def prepare(attempt: JobAttempt) -> DiskSpace:
     Raises PreparationError, AttemptFailed, FencedError, OSError.
     """
     resources, job, directory = attempt.resources, attempt.row, attempt.directory
-    device = training_device(resources.settings.device)
-    inputs = attempt.transact(lambda session: load_inputs(session, job, device.name))
+    device, gpus = training_device(resources.settings.device), resources.settings.gpus_per_job
+    inputs = attempt.transact(lambda session: load_inputs(session, job, device.name, gpus))
     base = verify_base(inputs.base)
     needed = reserve_space(attempt, inputs.base)
     attempt.check()
@@ -157,7 +157,7 @@ def reserve_space(attempt: JobAttempt, base: BaseModelRow) -> DiskSpace:
     return needed
 
 
-def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
+def load_inputs(session: Session, job: Job, device_name: str = "", gpus: int = 1) -> Inputs:
     """Load the rows. Raises AttemptFailed if an operator has removed the base model in the meantime."""
     base = load_base(session, job.project_id, job.base_model)
     training_file = files.get_even_deleted(session, job.training_file_id)
@@ -173,7 +173,9 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
         snapshots=checkpoints.snapshots(session, job.id),
         tokens=checkpoints.job_tokens(session, job.id),
         parent_adapter_files=parent_adapter_files,
-        measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
+        measurements=measurements.similar(
+            session, device_name, gpus, base.manifest_sha256, spec.quantization, spec.method
+        ),
         memory_kills=measurements.count_memory_kills(session, job.id),
         slot_bytes=gpu_reservations.slot_bytes(session, job.id, job.attempt),
     )
