@@ -117,7 +117,7 @@ def _profile_example(profile: DatasetProfile, example: Example, renderer: Render
         return
     profile.tokenized += 1
     profile.report.examples += 1
-    rendered = add_example(example, renderer, profile.report)
+    rendered = add_example(example, renderer.documents_or_refusal(example), profile.report)
     if rendered is None:
         return
     profile.lengths[max(map(len, rendered.documents), default=0)] += 1

@@ -30,6 +30,8 @@ class ResolutionContext(NamedTuple):
     entry: CatalogEntry
     n_examples: int
     parent: ParentAdapter | None = None
+    file_bytes: int = 0  # of the training file
+    gpus: int = 0  # of each job, on workers that have them; 0: there is none
 
 
 Info: TypeAlias = ValidationInfo[ResolutionContext]

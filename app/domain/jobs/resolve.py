@@ -35,14 +35,21 @@ from app.errors import combine_errors
 
 
 def resolve(
-    body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_examples: int, parent: ParentAdapter | None = None
+    body: Mapping[str, Any],
+    base_model: str,
+    entry: CatalogEntry,
+    n_examples: int,
+    parent: ParentAdapter | None = None,
+    file_bytes: int = 0,
+    gpus: int = 0,
 ) -> JobSpec:
     """Turn a create body into a JobSpec for a training file of `n_examples` lines, on a base model or an adapter.
 
+    With `gpus` of each job, "auto" of the batch fills them.
     Raises BadRequest: the first problem's `param` and code, a message that lists them all.
     """
     request = collect(body)
-    context = ResolutionContext(entry, max(1, n_examples), parent)
+    context = ResolutionContext(entry, max(1, n_examples), parent, file_bytes, gpus)
     method = METHODS[request.method or "supervised"]  # another one is a problem already
     # each also after a problem of an earlier one, as all are reported
     lora = _resolve_lora(request, context)

@@ -131,6 +131,14 @@ class BaseSpec(Frozen):
     )
 
 
+class TokensFile(Frozen):
+    """The stored tokens of a dataset (app.domain.datasets.stored_tokens)."""
+
+    path: Path
+    sha256: str
+    dataset_sha256: str
+
+
 class RunSpec(Frozen):
     """One adapter to train. Paths are absolute or relative to the work directory."""
 
@@ -148,6 +156,10 @@ class RunSpec(Frozen):
     training_file_sha256: str
     validation_file: Path | None = None
     validation_file_sha256: str | None = None
+    # Of the validation; absent: tokenize. Its templates printed the time `rendered_at`.
+    training_tokens: TokensFile | None = None
+    validation_tokens: TokensFile | None = None
+    rendered_at: str | None = None
     resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
     chat_template_kwargs: StoredArguments = None
     sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation

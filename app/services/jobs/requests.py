@@ -14,6 +14,7 @@ from app.db.base_models import models
 from app.db.base_models.models import is_offered_to
 from app.db.files import is_visible_to
 from app.db.jobs import checkpoints, jobs
+from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, DeliveryTarget, File, Job, Project
 from app.domain.datasets.warnings import EXPERTS_FROZEN, SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
@@ -107,7 +108,7 @@ def build_job(
     for param, file in files_by_param.items():
         problems += _purpose_problems(file, param)
     problems += _integration_problems(request.integrations or ())
-    spec = _resolve_spec(request, base, parent, files_by_param, problems)
+    spec = _resolve_spec(request, base, parent, files_by_param, workers.gpus_per_job(session), problems)
     if request.urgent and not is_admin and not project.may_be_urgent:
         text = (
             "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to"
@@ -245,12 +246,13 @@ def _resolve_spec(
     base: BaseModelRow,
     parent: ParentAdapter | None,
     files_by_param: Mapping[str, File],
+    gpus: int,
     problems: list[BadRequest],
 ) -> JobSpec:
     """Raises BadRequest with `problems` and those of the parameters."""
+    file, body = files_by_param["training_file"], request.model_dump(exclude_unset=True)
     try:
-        line_count = files_by_param["training_file"].line_count or 0
-        spec = resolve(request.model_dump(exclude_unset=True), base.name, base.catalog_entry, line_count, parent)
+        spec = resolve(body, base.name, base.catalog_entry, file.line_count or 0, parent, file.bytes, gpus)
     except BadRequest as error:
         raise combine_errors([*problems, error]) from error
     if problems:
