@@ -8,6 +8,8 @@ from typing import Any
 
 from httpx2 import Response
 
+from app.domain.evaluations.headline import headline
+
 PATH = Path(__file__).parents[1] / "app/api/openapi/examples.json"
 EXAMPLES: dict[str, Any] = json.loads(PATH.read_bytes())
 
@@ -82,4 +84,9 @@ SUMMARY: dict[str, Any] = {
     },
     "warnings": [],
 }
-EVALUATION = response(f"GET {JOBS}/{{job_id}}/evaluations/{{evaluation_id}}") | {"summary": SUMMARY}
+EVALUATION = response(f"GET {JOBS}/{{job_id}}/evaluations/{{evaluation_id}}") | {
+    "summary": SUMMARY,
+    "headline": headline(SUMMARY).model_dump(mode="json"),  # type: ignore[union-attr]
+    "distributions": [],
+    "estimated_finish": None,
+}

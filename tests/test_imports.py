@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +56,12 @@ def test_importing_a_module_does_not_load_what_its_contract_forbids(module: str,
     )
     loaded = done.stdout.split()
     assert [name for name in loaded if name in forbidden or name.startswith(tuple(f"{f}." for f in forbidden))] == []
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    graph = grimp.build_graph("app", "worker", "migrations")  # with the imports for types alone
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert set(graphlib.TopologicalSorter(imports).static_order()) == graph.modules  # CycleError names the circle
 
 
 def test_no_source_file_has_more_than_400_lines() -> None:

@@ -2,9 +2,6 @@
 
 The counts of tools/house.json may not rise: exit code 1, as in .ci/run. A change that needs a higher one writes it into
 that file and says why in its commit message. `TUNERY_WRITE_SNAPSHOTS=1 make house` writes the counts that have fallen.
-
-Printed for information: the widest folder, one import cycle between modules, and the functions of app/ and worker/ with
-their median and 90th percentile length and the private ones that are called once.
 """
 
 from __future__ import annotations
@@ -14,21 +11,14 @@ import io
 import json
 import os
 import re
-import statistics
 import sys
 import tokenize
-from collections import Counter
-from collections.abc import Collection, Mapping
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
-
-import grimp
+from collections.abc import Mapping
 
 from tools.checkout import ROOT, git
 
 SERVICE = ("app/", "worker/")
 OTHER_FOLDERS = ("tests/", "benchmarks/", "docs/", "examples/", "migrations/", ".ci/")  # their tokens are not counted
-HAND_TYPED = ("app/api/openapi/descriptions/", "app/api/openapi/examples/")
 # Fields that are stored and shown: in how many files each is named is what another such field will cost.
 FIELDS = (
     "cloned_from", "worker_labels", "deliver_to", "waiting_for", "max_new_tokens", "disabled_reason", "failing_since",
@@ -54,6 +44,7 @@ def counts(texts: Mapping[str, str]) -> dict[str, int]:
     python = {name: text for name, text in texts.items() if name.endswith(".py")}
     service = {name: text for name, text in texts.items() if name.startswith(SERVICE)}
     modules = python.keys() & service.keys()
+    tests = {name: text for name, text in python.items() if name.startswith("tests/")}
     return {
         "code tokens": sum(code_tokens(text) for name, text in python.items() if not name.startswith(OTHER_FOLDERS)),
         "lines of app and worker": sum(texts[name].count("\n") for name in modules),
@@ -61,9 +52,8 @@ def counts(texts: Mapping[str, str]) -> dict[str, int]:
         "places of ten fields": sum(
             re.search(rf"\b{field}\b", text) is not None for field in FIELDS for text in service.values()
         ),
-        "lines of typed examples": _lines(python, *HAND_TYPED),
-        "lines of tests": _lines(python, "tests/"),
-        **_tests({name: text for name, text in python.items() if name.startswith("tests/")}),
+        "lines of tests": sum(text.count("\n") for text in tests.values()),
+        **_tests(tests),
     }
 
 
@@ -86,41 +76,15 @@ def compare(seen: Mapping[str, int], allowed: Mapping[str, int]) -> tuple[dict[s
 
 
 def main() -> int:
-    texts = source_texts()
-    seen, allowed = counts(texts), json.loads(ALLOWED.read_text(encoding="utf-8"))
+    seen, allowed = counts(source_texts()), json.loads(ALLOWED.read_text(encoding="utf-8"))
     for name, count in seen.items():
         print(f"{name:<34}{count:,}" + (f" ({count - allowed[name]:+,})" if count != allowed[name] else ""))
-    modules = {name: text for name, text in texts.items() if name.startswith(SERVICE) and name.endswith(".py")}
-    folder, entries = widest_folder(modules)
-    print(f"{'widest folder':<34}{folder}: {entries} entries")
-    print(f"{'import cycle':<34}{' -> '.join(import_cycle()) or 'none'}")
-    print(f"{'functions':<34}{_functions_text(modules)}")
     fallen, risen = compare(seen, allowed)
     if os.environ.get(WRITE_FALLEN):
         ALLOWED.write_text(json.dumps(fallen, indent=2) + "\n", encoding="utf-8")
     for line in risen:
         print(f"{line}: remove something, or change {ALLOWED.name} and say why in the commit message", file=sys.stderr)
     return int(bool(risen))
-
-
-def widest_folder(modules: Collection[str]) -> tuple[str, int]:
-    """The folder with the most entries: modules and packages."""
-    paths = map(Path, modules)
-    return Counter(str((path.parent if path.name == "__init__.py" else path).parent) for path in paths).most_common()[0]
-
-
-def import_cycle() -> list[str]:
-    """The modules of one import cycle, from a module to itself; none if there is no cycle."""
-    graph = grimp.build_graph("app", "worker")
-    try:
-        TopologicalSorter({each: graph.find_modules_directly_imported_by(each) for each in graph.modules}).prepare()
-    except CycleError as error:
-        return list(error.args[1])
-    return []
-
-
-def _lines(texts: Mapping[str, str], *folders: str) -> int:
-    return sum(text.count("\n") for name, text in texts.items() if name.startswith(folders))
 
 
 def _tests(texts: Mapping[str, str]) -> dict[str, int]:
@@ -147,23 +111,6 @@ def _docstring(node: ast.AST) -> ast.stmt | None:
     if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return None
     return None if ast.get_docstring(node, clean=False) is None else node.body[0]
-
-
-def _functions_text(modules: Mapping[str, str]) -> str:
-    lengths: list[int] = []
-    called_once = 0  # functions named _x with one use in their module
-    for tree in map(ast.parse, modules.values()):
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-        lengths += [(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions]
-        uses = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-        uses += Counter(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-        private = [node.name for node in functions if node.name.startswith("_") and not node.name.startswith("__")]
-        called_once += sum(uses[name] == 1 for name in private)
-    lengths.sort()
-    return (
-        f"{len(lengths)}: median {statistics.median(lengths):.0f} lines, "
-        f"90th percentile {lengths[len(lengths) * 9 // 10]}, {called_once} private ones called once"
-    )
 
 
 if __name__ == "__main__":

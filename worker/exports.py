@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db.jobs import exports
+from app.db.jobs.evaluations import newest_headline
 from app.db.jobs.leases import Retries
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportType
@@ -23,6 +24,7 @@ from app.domain.jobs.states import ExitCode
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.jobs import workdir
 from worker.jobs.base_and_adapter import AttemptFailed, fetch_adapter, load_base_and_adapter, unusable_base
+from worker.jobs.evaluation_record import record_evaluation
 from worker.jobs.program_attempt import ProgramAttempt, ProgramRunner
 from worker.jobs.sanitize import clean
 from worker.node.resources import Resources
@@ -111,6 +113,7 @@ class Exporter(ProgramRunner[Export]):
 
     def _publish(self, attempt: ProgramAttempt[Export]) -> None:
         export, result = attempt.row, attempt.directory / RESULT_DIRECTORY
+        record_evaluation(result, attempt.transact(lambda session: newest_headline(session, export.model)))
         manifest = read_manifest(result)
 
         def succeed(session: Session, stored: list[File]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from app.db import files
 from app.db.jobs import claims
 from app.db.jobs.leases import FencedError
 from app.db.scheduling import workers
-from app.db.tables import File, Job
+from app.db.tables import File, Job, JobTokens
 from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.datasets.report import (
     DatasetReport,
-    build_report_with_rows,
     no_trainable_tokens_message,
     too_few_examples_message,
 )
+from app.domain.datasets.stored_tokens import read_and_store
 from app.domain.datasets.warnings import RowIndex
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.layer_patterns import match_spec
@@ -34,10 +35,12 @@ from app.domain.jobs.states import JobState, Reason
 from app.domain.planning.estimate import estimate_requirements
 from app.domain.planning.packing import Workload
 from app.log import get_logger
-from app.system.limited_rendering import UnreadableTokenizer, read_in_process
+from app.system.limited_rendering import UnreadableTokenizer, stream_in_process
 from worker.evaluations.prepare import InvalidEvaluationFile, read_checked_inputs
+from worker.jobs import stored_files
 from worker.jobs.base_and_adapter import unusable_base
 from worker.jobs.exit_classification import AttemptOutcome
+from worker.jobs.job_tokens import TokensWriter
 from worker.jobs.lease import JobAttempt, Runner
 from worker.jobs.prepare import Inputs, PreparationError, failure_outcome, load_inputs, lost_file_error
 from worker.jobs.sanitize import clean_text
@@ -59,9 +62,10 @@ class Validator(Runner[Job, JobAttempt]):
 
     def run(self, attempt: JobAttempt) -> None:
         """Read the files; the job is `queued`, or the attempt ends with the reason why it is not."""
+        tokens = TokensWriter(attempt)
         try:
-            inputs, reports = self._read(attempt)
-            self._accept(attempt, reports, requirement_columns(attempt, inputs, reports))
+            inputs, reports = self._read(attempt, tokens)
+            self._accept(attempt, reports, requirement_columns(attempt, inputs, reports), tokens)
             attempt.outcome = Reason.DONE
             log.info("files validated")
         except FencedError:
@@ -69,18 +73,18 @@ class Validator(Runner[Job, JobAttempt]):
         except Exception as error:
             attempt.end(failure_outcome(attempt, error))
 
-    def _read(self, attempt: JobAttempt) -> tuple[Inputs, dict[str, DatasetReport]]:
+    def _read(self, attempt: JobAttempt, tokens: TokensWriter) -> tuple[Inputs, dict[str, DatasetReport]]:
         """Read both files. Raises PreparationError for the first one that cannot be used, AttemptFailed, FencedError,
         OSError."""
         inputs = attempt.transact(lambda session: load_inputs(session, attempt.row))
         try:
-            return inputs, self._read_files(attempt, inputs)
+            return inputs, self._read_files(attempt, inputs, tokens)
         except UnreadableTokenizer as error:
             raise unusable_base(inputs.base.name, "its tokenizer cannot be read on this worker") from error
         except UnusableTemplate as error:
             raise unusable_base(inputs.base.name, str(error).replace("the model's", "its")) from error
 
-    def _read_files(self, attempt: JobAttempt, inputs: Inputs) -> dict[str, DatasetReport]:
+    def _read_files(self, attempt: JobAttempt, inputs: Inputs, tokens: TokensWriter) -> dict[str, DatasetReport]:
         spec = JobSpec.model_validate(attempt.row.spec)
         reports: dict[str, DatasetReport] = {}
         training_rows: RowIndex | None = None
@@ -88,7 +92,12 @@ class Validator(Runner[Job, JobAttempt]):
         for role, file in (("training", inputs.training_file), ("validation", inputs.validation_file)):
             if file is None:
                 continue
-            report, training_rows = self._examine(spec, attempt, inputs, file, training_rows)
+            tokens.begin(role)
+            for item in self._examine(spec, attempt, inputs, file, training_rows, tokens.now):
+                if isinstance(item, bytes):
+                    tokens.write(role, item)
+                else:
+                    report, training_rows = item
             if outcome := find_rejection(role, minima[role], report, spec):
                 raise PreparationError(outcome)
             reports[role] = report
@@ -126,46 +135,54 @@ class Validator(Runner[Job, JobAttempt]):
         inputs: Inputs,
         file: File,
         training_rows: RowIndex | None,
-    ) -> tuple[DatasetReport, RowIndex]:
-        """The report and the rows of a file. Raises PreparationError, FencedError, OSError."""
+        now: datetime,
+    ) -> Iterator[bytes | tuple[DatasetReport, RowIndex]]:
+        """Yield the tokens of a file in pieces, then its report and its rows. Raises PreparationError, FencedError,
+        OSError."""
         longest = self.settings.max_line_bytes
         try:
             with self.resources.storage.open(file.storage_key) as opened:
-                found: tuple[DatasetReport, RowIndex] = read_in_process(
+                yield from stream_in_process(
                     Path(inputs.base.directory),
-                    build_report_with_rows,
+                    now,
+                    read_and_store,
                     spec.data_parameters,
                     longest,
                     training_rows,
+                    file.sha256,
                     files=[opened],
                     max_line_bytes=longest,
                     check=attempt.check_running,
                 )
         except FileNotFoundError as error:
             raise lost_file_error(file) from error
-        return found
 
-    def _accept(self, attempt: JobAttempt, reports: dict[str, DatasetReport], needs: dict[str, Any]) -> None:
+    def _accept(
+        self, attempt: JobAttempt, reports: dict[str, DatasetReport], needs: dict[str, Any], tokens: TokensWriter
+    ) -> None:
         data = reports["training"].counts()
         if "validation" in reports:
             data["validation"] = reports["validation"].counts()
         warnings = list(warnings_of(attempt.row, reports))
 
         def accept(session: Session) -> None:
-            """Write the events of the warnings, the job's list of warnings and its new state, in one transaction."""
+            """Write the warnings' events, the job's list of warnings and new state, and the row of its tokens."""
             for warning in warnings:
                 details = {key: value for key, value in warning.items() if key != "message"}
                 claims.append_event(session, attempt.lease, warning["message"], level="warn", data=details)
             all_warnings = [each for each in attempt.row.warnings if each["file"] is None] + warnings
             message = "Files validated, moving job to queued state"
             claims.finish_validation(session, attempt.lease, message, data, **needs, warnings=all_warnings)
+            session.add(JobTokens(**columns))
             self.resources.hints.after_commit(session, "gpu")
 
         def is_accepted(session: Session) -> bool:
             row = session.get(Job, attempt.row.id)
             return row is not None and row.state != JobState.VALIDATING
 
-        attempt.finish(accept, is_accepted)
+        with stored_files.deleted_unless_committed(self.resources.storage) as keys:
+            columns = tokens.store(keys)
+            attempt.finish(accept, is_accepted)
 
 
 def find_rejection(role: str, min_examples: int, report: DatasetReport, spec: JobSpec) -> AttemptOutcome | None:

@@ -25,7 +25,7 @@ from app.cli.commands import (
     status,
     webhooks,
 )
-from app.cli.commands.jobs import adapters, evaluations, jobs, progress, results
+from app.cli.commands.jobs import adapters, evals, evaluations, jobs, progress, results
 from app.cli.errors import CliError, CommandExit, NotFoundError, UsageError
 from app.cli.local_stack.machine import CannotStart
 from app.cli.options import AsJson, DataDir
@@ -117,6 +117,7 @@ for name, group in {
     "files": files.commands,
     "jobs": jobs.commands,
     "adapters": adapters.commands,
+    "evals": evals.commands,
     "models": models.commands,
     "import": imports.commands,
     "projects": projects.projects,

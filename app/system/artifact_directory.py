@@ -39,21 +39,27 @@ def sha256_file(path: Path) -> str:
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """{relative name: {"bytes": size, "sha256": hex}} of every file below `directory` except the manifest, sorted."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in paths
-    }
+    return {path.relative_to(directory).as_posix(): _describe(path) for path in paths}
 
 
 def write_manifest(directory: Path, entries: Mapping[str, Any]) -> str:
     """Write MANIFEST.json with `entries` and all files, flush everything to disk, return the manifest's SHA-256."""
-    body = {**entries, "files": describe_files(directory)}
-    text = _as_text({**body, SEAL: _seal(body)})
-    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    text = _write(directory, {**entries, "files": describe_files(directory)})
     for path in directory.rglob("*"):
         sync(path)
     sync(directory)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def amend_manifest(directory: Path, entries: Mapping[str, Any], changed: Iterable[str]) -> None:
+    """Add `entries` to the manifest, and what the files `changed` have become; others are not read again, as a merged
+    model has gigabytes. Raises ManifestMismatch."""
+    manifest = read_manifest(directory)
+    manifest.pop(SEAL, None)
+    files = manifest["files"] | {name: _describe(directory / name) for name in changed}
+    _write(directory, {**manifest, **entries, "files": files})
+    for name in (*changed, MANIFEST):
+        sync(directory / name)
 
 
 def publish(staged: Path, destination: Path) -> None:
@@ -87,6 +93,17 @@ def verify(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
     if messages := [problem for problem in problems if problem]:
         raise ManifestMismatch(f"{directory.name}: " + "; ".join(messages))
     return manifest
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _write(directory: Path, body: Mapping[str, Any]) -> str:
+    """Write a manifest with its seal; returns its text."""
+    text = _as_text({**body, SEAL: _seal(body)})
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    return text
 
 
 def _as_text(body: Mapping[str, Any]) -> str:

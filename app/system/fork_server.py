@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 
 from app.domain.datasets import profile, report  # noqa: F401  (imported for the processes)
 from app.domain.evaluations import rows  # noqa: F401
-from app.system import limited_rendering  # noqa: F401
+from app.system import limited_rendering, table_files  # noqa: F401
 from app.system.host import die_with_parent
 from app.system.limited_process import END, ERROR, ITEM, REPLY, REQUEST
 

@@ -6,6 +6,7 @@ nested loops, a format of a gigabyte, a string that is doubled 60 times.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from app.system.tokenizer_files import load_renderer
 
 TEXT_SECONDS = 2.0  # of computing for one text; a conversation of 1,000 messages takes 0.02 s
 TEXT_MEMORY_BYTES = 512 << 20  # of a process that has no tokenizer
+# Of a process that reads a dataset, for texts that the tokenizer gets in one call. With more the rendering, in one
+# thread, takes most of the time.
+TOKENIZER_THREADS = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(min(4, len(os.sched_getaffinity(0))))}
 TOO_COSTLY = f"the model's chat template takes more than {TEXT_SECONDS:.0f} s of computing, or too much memory"
 
 
@@ -32,6 +36,7 @@ class UnreadableTokenizer(ValueError):
 
 def with_renderer(directory: Path, now: datetime | None, function: Callable[..., Any], *arguments: Any) -> Any:
     """Return `function(renderer, *arguments)`; to be called in a LimitedProcess. Raises UnreadableTokenizer."""
+    os.environ |= TOKENIZER_THREADS
     try:
         renderer: Renderer = load_renderer(directory, now)
     except (OSError, ValueError) as error:
@@ -54,9 +59,33 @@ def read_in_process(
 
     `check` is called meanwhile, and ends it by raising. Raises UnreadableTokenizer, UnusableTemplate, OSError.
     """
+    (result,) = stream_in_process(
+        directory,
+        None,
+        function,
+        *arguments,
+        files=files,
+        max_line_bytes=max_line_bytes,
+        check=check,
+        niceness=niceness,
+    )
+    return result
+
+
+def stream_in_process(
+    directory: Path,
+    now: datetime | None,
+    function: Callable[..., Any],
+    *arguments: Any,
+    files: Sequence[BinaryIO],
+    max_line_bytes: int,
+    check: Callable[[], None],
+    niceness: int = 0,
+) -> Iterator[Any]:
+    """Yield the items of a generator, as `read_in_process` returns the result of a function."""
     with LimitedProcess(files, memory_bytes=memory_bytes(max_line_bytes), niceness=niceness) as process:
         try:
-            return process.call(with_renderer, directory, None, function, *arguments, check=check)
+            yield from process.stream(with_renderer, directory, now, function, *arguments, check=check)
         except ProcessEnded as error:
             raise UnusableTemplate(TOO_COSTLY) from error
 
@@ -69,16 +98,18 @@ class LimitedRenderer(Renderer):
     def lines(
         self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
     ) -> Iterator[RenderedLine | Finding]:
-        with LimitedProcess([file], memory_bytes=memory_bytes(max_line_bytes)) as process:
-            arguments = max_line_bytes, parameters
-            try:
-                for line in process.stream(
-                    with_renderer, self.directory, self.now, Renderer.lines, *arguments, check=check
-                ):
-                    check()
-                    yield line
-            except ProcessEnded as error:
-                raise UnusableTemplate(TOO_COSTLY) from error
+        for line in stream_in_process(
+            self.directory,
+            self.now,
+            Renderer.lines,
+            max_line_bytes,
+            parameters,
+            files=[file],
+            max_line_bytes=max_line_bytes,
+            check=check,
+        ):
+            check()
+            yield line
 
 
 def limited_renderer(directory: Path, now: datetime | None = None) -> LimitedRenderer:

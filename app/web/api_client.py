@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -102,6 +103,12 @@ class ApiClient:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         request: Json = {"json": body, "params": _without_none(params), "timeout": timeout_seconds}
         return _json(await self._request("POST", path, headers=headers, **request))
+
+    async def upload(self, content: Path, filename: str, fields: Mapping[str, str], timeout_seconds: float) -> Json:
+        """Upload a file in one request. The other fields precede the content, so the server can reject it early."""
+        with content.open("rb") as file:
+            request: Json = {"data": fields, "files": {"file": (filename, file, "application/octet-stream")}}
+            return _json(await self._request("POST", "files", timeout=timeout_seconds, **request))
 
     async def delete(self, path: str) -> Json:
         return _json(await self._request("DELETE", path))

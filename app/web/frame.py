@@ -19,7 +19,7 @@ from app.log import get_logger
 from app.settings import WebSettings
 from app.web.api_client import ApiError
 from app.web.components.elements import box, button, error_note, link, note, pill, refilled, tag
-from app.web.csv_tables import TableStore
+from app.web.dropped_tables import TableStore
 from app.web.sessions import COOKIE, SessionStore, WebSession
 
 BUILD_SECONDS = 35.0  # longer than the timeout of a request to the API

@@ -22,7 +22,7 @@ import app.web.pages  # noqa: F401  (registers the screens)
 from app.settings import WebSettings
 from app.web import sign_in, transfers
 from app.web.api_client import make_http
-from app.web.csv_tables import TableStore
+from app.web.dropped_tables import TableStore
 from app.web.frame import SCREENS, add_screen
 from app.web.sessions import SessionStore
 

@@ -1,6 +1,6 @@
 """Uploads from the browser in pieces, and downloads: the browser has no API key, so this process passes both on.
 
-A JSONL file goes on to the API; a CSV file waits here for its conversion.
+A JSONL file goes on to the API; a table waits here for the choice of its columns.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from app.domain.error_text.validation_text import error_sentence
 from app.domain.files import MIME_TYPE, completion_seconds
 from app.web.api_client import RESPONSE_SECONDS, ApiClient, ApiError, Json
-from app.web.csv_tables import CsvTable, TableError, TableStore
+from app.web.dropped_tables import DroppedTable, DroppedTableError, TableStore
 from app.web.sessions import Sessions, SessionStore, WebSession
 from app.web.sign_in import is_same_origin
 
 MAX_PIECE_BYTES = 16 << 20
 MAX_CREATE_BYTES = 1 << 16
-CSV_NAMES = (".csv", ".tsv")
-SHEET_NAMES = (".xlsx", ".xls", ".ods", ".numbers")
+TABLE_NAMES = (".csv", ".tsv", ".xlsx", ".parquet")
+SHEET_NAMES = (".xls", ".ods", ".numbers")
 REFUSED_CODE = "invalid_training_file"  # of a line that is no JSON object
 DISK_FULL = "The dashboard's disk is full: {reason}. Ask the operator for space, then try again; the upload continues."
 NO_UPLOAD = "An upload has the name of a file and its size in bytes, at least 1: an empty file cannot be uploaded."
@@ -82,22 +82,23 @@ def _signed_in(request: Request, sessions: Sessions) -> WebSession:
 Uploader = Annotated[WebSession, Depends(_signed_in)]
 
 
-def _table_of(request: Request, session: Uploader, upload_id: ObjectId) -> CsvTable | None:
-    """The CSV file of the upload; None for an upload of the API."""
+def _table_of(request: Request, session: Uploader, upload_id: ObjectId) -> DroppedTable | None:
+    """The table of the upload; None for an upload of the API."""
     return _tables(request).get(session.token, upload_id) if upload_id.startswith("table-") else None
 
 
-Table = Annotated[CsvTable | None, Depends(_table_of)]
+Table = Annotated[DroppedTable | None, Depends(_table_of)]
 
 
 @routes.post("/uploads")
 async def create(session: Uploader, request: Request) -> Json:
     new = BrowserUpload.model_validate_json(await _read_body(request, MAX_CREATE_BYTES))
     filename, size_bytes = new.filename, new.bytes
-    if filename.lower().endswith(CSV_NAMES):
+    if filename.lower().endswith(TABLE_NAMES):
         return _table_state(_tables(request).create(session.token, filename, size_bytes))
     if filename.lower().endswith(SHEET_NAMES):
-        raise TableError("This is a spreadsheet. Save the sheet as CSV (UTF-8) and drop that file.")
+        text = "This kind of spreadsheet cannot be read. Save it as .xlsx or CSV (UTF-8), and drop that file."
+        raise ApiError(text, 400, REFUSED_CODE)
     return await _upload_state(session.api, await create_upload(session.api, filename, size_bytes))
 
 
@@ -184,7 +185,7 @@ async def _upload_state(api: ApiClient, upload: Json) -> Json:
     return {"id": upload["id"], "offset": int(headers["upload-offset"]), "result": None}
 
 
-def _table_state(table: CsvTable) -> Json:
+def _table_state(table: DroppedTable) -> Json:
     is_complete = table.offset == table.size_bytes
     result = {"table_id": table.id, "filename": table.filename} if is_complete else None
     return {"id": table.id, "offset": table.offset, "result": result}
@@ -195,7 +196,7 @@ async def _read_body(request: Request, limit_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit_bytes:
-            raise TableError(f"A piece may have at most {limit_bytes:,} bytes.")
+            raise DroppedTableError(f"A piece may have at most {limit_bytes:,} bytes.")
     return bytes(body)
 
 

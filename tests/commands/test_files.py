@@ -148,3 +148,53 @@ def test_a_proxy_of_the_environment_is_not_used_for_this_machine(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert tunery("files", "list").exit_code == 0
+
+
+class TestTables:
+    """`files upload` of a table, and of rows that are held out."""
+
+    @pytest.fixture
+    def table(self, tmp_path: Path) -> Path:
+        rows = "".join(f"ticket {n},{'card' if n % 3 else 'pin'},note\n" for n in range(30))
+        path = tmp_path / "bank.csv"
+        path.write_text(f"text,label,note\n{rows}")
+        return path
+
+    def test_a_table_becomes_a_training_file_and_a_held_out_file(self, tunery: Tunery, table: Path) -> None:
+        done = tunery("files", "upload", table, "--held-out-percent", 10, "--seed", 3)
+        training = tunery("files", "get", done.out.strip(), "--json").json
+        assert training["preparation"]["columns"] == "text,label"
+        assert (training["line_count"], training["preparation"]["seed"]) == (27, 3)
+        assert training["held_out_file_id"] in done.err
+        for shown in ("text -> user, label -> assistant", "30 rows, 3 of them held out", "20  card  (2 held out)"):
+            assert shown in done.err
+        assert "user: ticket 0\nassistant: pin\n" in done.err
+
+    def test_a_preview_uploads_nothing(self, tunery: Tunery, table: Path, dataset: Path) -> None:
+        assert "30 rows." in tunery("files", "upload", table, "--preview").out
+        found = tunery("files", "upload", dataset, "--held-out-percent", 25, "--preview", "--json").json
+        assert (found["columns"], found["prepared"]["held_out_rows"]) == (None, found["prepared"]["rows"] // 4)
+        assert tunery("files", "list", "--json").json == []
+
+    def test_the_first_row_may_be_an_example(self, tunery: Tunery, table: Path) -> None:
+        options = ("--no-header", "--columns", "#1,#3", "--json")
+        assert tunery("files", "upload", table, *options).json["line_count"] == 31
+
+    @pytest.mark.parametrize(
+        ("content", "options", "said"),
+        [
+            ("x,y,z\n1,2,3\n", (), '"x", "y", "z"'),
+            ("text,label\n1,2,3\n", (), "Row 2"),
+            ("text,label\n1,2\n", ("--columns", "text,answer"), 'no "answer"'),
+            ("text,label\n1,2\n", ("--columns", "text,label", "--no-header"), "#1"),
+            ("text,label\n1,2\n", ("--columns", "text"), "two or three"),
+            ("text,label\n1,2\n", ("--held-out-percent", "10"), "two different inputs"),
+            ("text,label\n1,2\n", ("--resume", "upload_1"), "again"),
+        ],
+    )
+    def test_what_the_server_would_refuse_is_a_usage_error(
+        self, tunery: Tunery, table: Path, content: str, options: tuple[str, ...], said: str
+    ) -> None:
+        table.write_text(content)
+        done = tunery("files", "upload", table, *options)
+        assert (done.exit_code, said in done.err) == (2, True), done.err

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from app.web.api_client import RESPONSE_SECONDS
-from app.web.csv_tables import MAX_TABLE_BYTES, TableError, TableStore
+from app.web.dropped_tables import MAX_TABLE_BYTES, DroppedTableError, TableStore
 from app.web.sessions import COOKIE, SessionStore
 from app.web.transfers import NO_UPLOAD, REFUSALS, append, refuse, routes, send_piece
 from tests.dashboard.stub_api import stub_client, stub_http
@@ -117,6 +117,6 @@ def test_a_table_that_expires_while_a_piece_arrives_is_refused() -> None:
         tables.discard(table)
         return {"type": "http.request", "body": b"a,b"}
 
-    with pytest.raises(TableError):
+    with pytest.raises(DroppedTableError):
         asyncio.run(append(session, Request({"type": "http", "app": app}, receive), table.id, 0))
     tables.close()

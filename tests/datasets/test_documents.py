@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.datasets.documents import Document, exceeds_context, truncate
+from app.domain.datasets.documents import PREFERRED, REJECTED, Document, exceeds_context, truncate
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import PREFERRED, REJECTED
 
 
 def text_of(tokens: int) -> Document:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from app.domain.datasets import encoding, render
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.examples import Example
+from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.system.tokenizer_files import load_renderer
 from tests.sentences import Reviewed
-from tests.tiny import make_tiny_base
+from tests.tiny import make_tiny_base, panic_at_many_a
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% generation %}{{ m['content'] }}<|im_end|>"
@@ -65,6 +67,30 @@ def test_a_template_that_reads_the_time_gets_the_renderers_each_time(base: Path,
 def test_generation_marks_of_other_trainers_change_nothing(base: Path, renderer: Renderer) -> None:
     example = chat(("a", "first"), ("b", "second"))
     assert with_template(base, MARKED).documents(example) == renderer.documents(example)
+
+
+@pytest.mark.parametrize("longest", [render.BATCH_CHARACTERS, 100, 0])
+def test_many_examples_in_one_call_have_the_documents_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    for module in (render, encoding):
+        monkeypatch.setattr(module, "BATCH_CHARACTERS", longest)
+    panic_at_many_a(make_tiny_base(tmp_path))
+    renderer, refused = load_renderer(tmp_path), Example(2, messages=({"role": "assistant", "content": "<|im_end|>"},))
+    items: list[Example | Finding] = [chat(*[("a" * n, "b" * n)] * (1 + n % 3)) for n in range(70)]
+    items += [
+        refused,
+        Finding(3, "bad", "wrong_format"),
+        Example(4, text="plain"),
+        Example(5, prompt="a", completion="b"),
+    ]
+    items += [Example(6, text="a" * 300 + "!"), Example(7, text="")]
+    found = list(renderer.documents_of_each(items))
+    assert found[71] == items[71]
+    alone = [renderer.documents_or_refusal(item) for item in items if isinstance(item, Example)]
+    together = [each[1] for each in found if not isinstance(each, Finding)]
+    assert [isinstance(each, TemplateRefused) for each in alone].count(True) == 2
+    assert list(map(str, together)) == list(map(str, alone))
 
 
 def test_a_template_that_refuses_a_conversation_is_quoted(base: Path, reviewed: Reviewed) -> None:

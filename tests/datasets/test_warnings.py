@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import DatasetReport, build_report, build_report_with_rows
+from app.domain.datasets.report import DatasetReport, build_report, read_kept
 from app.domain.datasets.warnings import MESSAGES, LineCount, RowIndex, label_warnings, row_digest, warning_codes
 from app.domain.jobs.spec import DataParameters
 from app.domain.methods import MethodName
@@ -237,7 +237,9 @@ class TestWholeFiles:
     def examined(
         self, rows: list[tuple[str, int]], renderer: Renderer, training: RowIndex | None = None
     ) -> tuple[DatasetReport, RowIndex]:
-        return build_report_with_rows(renderer, PARAMETERS, 1000, training, self.file(rows))
+        report, found = DatasetReport(), RowIndex()
+        list(read_kept(renderer, PARAMETERS, 1000, self.file(rows), report, found, training))
+        return report, found
 
     def file(self, rows: list[tuple[str, int]]) -> io.BytesIO:
         return io.BytesIO(b"".join(json.dumps(chat_row(a, str(b))).encode() + b"\n" for a, b in rows))

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.jobs.parameters import auto_batch_size, auto_epochs, auto_learning_rate
+from app.domain.jobs.definitions import ResolutionContext
+from app.domain.jobs.parameters import auto_batch_size, auto_epochs, auto_learning_rate, filling_batch_size
 from app.domain.jobs.spec import LoraSpec
+from tests.jobs.test_resolve import ENTRY
 
 
 def lora(**changes: Any) -> LoraSpec:
@@ -27,6 +29,27 @@ def test_a_batch_leaves_an_epoch_its_steps_and_stays_small() -> None:
     wanted = {1: 1, 63: 1, 64: 2, 160: 5, 256: 8, 500: 8, 100_000: 8}
     assert {n_examples: auto_batch_size(n_examples, most=8) for n_examples in wanted} == wanted
     assert auto_batch_size(10_000, most=4) == 4
+
+
+@pytest.mark.parametrize(
+    ("layers", "parameters", "n_examples", "example_bytes", "gpus", "batch_size"),
+    [
+        (28, 0.6e9, 100_000, 800, 1, 41),  # of 8,000 tokens
+        (28, 0.6e9, 100_000, 800, 2, 81),
+        (28, 0.6e9, 10_003, 280, 1, 20),  # 1,000 steps remain
+        (28, 0.6e9, 2_000, 280, 1, 6),  # less than the 8 of the other rule
+        (32, 8e9, 100_000, 800, 1, 4),
+        (28, 0.6e9, 10_000_000, 1, 1, 256),  # the largest batch of a request
+        (28, 0.6e9, 100_000, 800, 0, 0),  # no GPU
+        (0, 0.6e9, 100_000, 800, 1, 0),  # an entry without layers
+    ],
+)
+def test_a_batch_fills_the_gpus_of_a_job(
+    layers: int, parameters: float, n_examples: int, example_bytes: int, gpus: int, batch_size: int
+) -> None:
+    entry = ENTRY.model_copy(update={"decoder_layers": layers, "parameters": int(parameters)})
+    context = ResolutionContext(entry, n_examples, file_bytes=n_examples * example_bytes, gpus=gpus)
+    assert filling_batch_size(context, auto_epochs(n_examples)) == batch_size
 
 
 @pytest.mark.parametrize(

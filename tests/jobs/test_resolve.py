@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.jobs import spec
+from app.domain.jobs.hyperparameters import LEARNING_RATE
 from app.domain.jobs.parameters import auto_learning_rate
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
@@ -234,7 +234,7 @@ class TestRefusals:
     def test_the_bounds_themselves_and_what_people_use_are_taken(self) -> None:
         numbers = {"learning_rate_multiplier": 0.1, "weight_decay": 0.1, "max_grad_norm": 1e9, "lora_alpha": 1024}
         assert spec_of(**hyper(**numbers)).hyperparameters.max_grad_norm == 1e9
-        for rate in (spec.LEARNING_RATE.minimum, 1e-6, 1e-2, spec.LEARNING_RATE.maximum):
+        for rate in (LEARNING_RATE.minimum, 1e-6, 1e-2, LEARNING_RATE.maximum):
             assert spec_of(**hyper(learning_rate=rate)).hyperparameters.learning_rate == rate
 
     @pytest.mark.parametrize(

@@ -35,33 +35,32 @@ class TestTrainerSpec:
 
 class TestMethods:
     @pytest.mark.parametrize(
-        ("method", "values"),
+        ("method", "values", "param"),
         [
-            ("dpo", {}),
-            ("kto", {"batch_size": 2}),
-            ("supervised", {"beta": 0.1}),
-            ("supervised", {"loss_type": "ipo"}),
-            ("orpo", {"beta": 0.1, "desirable_weight": 1}),
-            ("kto", {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}),
-            ("kto", {"beta": 0.1, "desirable_weight": 1, "batch_size": 2}),
-            ("dpo", {"beta": 2, "loss_type": "simpo"}),
-            ("grpo", {}),
-        ],
-        ids=[
-            "no beta",
-            "no beta",
-            "a beta",
-            "a loss",
-            "a weight of another method",
-            "a batch of one",
-            "one weight",
-            "no gamma",
-            "unknown",
+            ("dpo", {}, "beta"),
+            ("kto", {"batch_size": 2}, "beta"),
+            ("supervised", {"beta": 0.1}, "beta"),
+            ("supervised", {"loss_type": "ipo"}, "loss_type"),
+            ("orpo", {"beta": 0.1, "loss_type": "ipo"}, "loss_type"),
+            ("orpo", {"beta": 0.1, "desirable_weight": 1}, "desirable_weight"),
+            ("kto", {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}, "batch_size"),
+            ("kto", {"beta": 0.1, "desirable_weight": 1, "batch_size": 2}, "undesirable_weight"),
+            ("dpo", {"beta": 2, "loss_type": "simpo"}, "simpo_gamma"),
+            ("dpo", {"beta": 0.1, "loss_type": "ipo", "simpo_gamma": 0.5}, "simpo_gamma"),
+            ("dpo", {"beta": 0.1, "simpo_gamma": 0.5}, "simpo_gamma"),
         ],
     )
-    def test_a_run_with_hyperparameters_of_another_method_is_refused(self, method: str, values: dict[str, Any]) -> None:
-        with pytest.raises(ValidationError):
+    def test_a_run_with_other_hyperparameters_than_its_method_has_is_refused(
+        self, method: str, values: dict[str, Any], param: str
+    ) -> None:
+        with pytest.raises(ValidationError) as refused:
             RunSpec.model_validate(RUN | {"method": method, "hyperparameters": RUN["hyperparameters"] | values})
+        (problem,) = refused.value.errors()
+        assert (problem["type"], problem["ctx"]["param"]) == ("invalid_spec", f"hyperparameters.{param}")
+
+    def test_an_unknown_method_is_refused(self) -> None:
+        with pytest.raises(ValidationError, match="method"):
+            RunSpec.model_validate(RUN | {"method": "grpo"})
 
     def test_what_earlier_workers_do_not_know_is_stored_only_when_it_is_set(self) -> None:
         earlier = Hyperparameters.model_validate(RUN["hyperparameters"] | {"beta": 0.1})

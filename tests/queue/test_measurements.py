@@ -18,10 +18,10 @@ PLANNED = Planned(
 PROBED = Probed(run_id="r", row_tokens=100, seconds=1.0, loaded_bytes=1_100, peak_bytes=1_700)
 
 
-def found(sessions: Sessions, job: Job, device: str = "EPYC") -> list[dict[str, object]]:
+def found(sessions: Sessions, job: Job, device: str = "EPYC", gpus: int = 1) -> list[dict[str, object]]:
     spec = JobSpec.model_validate(job.spec)
     with transaction(sessions) as session:
-        rows = measurements.similar(session, device, "sha", spec.quantization, "supervised")
+        rows = measurements.similar(session, device, gpus, "sha", spec.quantization, "supervised")
         return [row.model_dump() for row in rows]
 
 
@@ -57,8 +57,8 @@ def test_another_device_or_quantization_is_another_kind(sessions: Sessions, runn
         measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)  # twice is once
         measurements.finish(session, running, DONE)
         other = QuantizationSpec(type="fp4")
-        assert measurements.similar(session, "EPYC", "sha", other, "supervised") == []
-    assert found(sessions, running, device="Xeon") == []
+        assert measurements.similar(session, "EPYC", 1, "sha", other, "supervised") == []
+    assert found(sessions, running, device="Xeon") == found(sessions, running, gpus=2) == []
     assert len(found(sessions, running)) == 1
 
 

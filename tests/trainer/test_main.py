@@ -148,7 +148,11 @@ class TestWarmTrainer:
         (tmp_path / "tmp").mkdir()
         temporary = str(tmp_path / "tmp")
         begin = Begin(work_directory=tmp_path).model_dump_json()
-        done = subprocess.run([sys.executable, "-c", program, begin], cwd=ROOT, capture_output=True, text=True)
+        environment = {**os.environ, "HOME": "/nonexistent"}  # without a cache of the user
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        done = subprocess.run(
+            [sys.executable, "-c", program, begin], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert done.stdout.split() == [str(tmp_path), temporary, temporary, "False"], done.stderr
 
     def test_it_exits_at_the_end_of_its_input(self) -> None:

@@ -57,6 +57,7 @@ from worker.deliveries.targets import (
 )
 from worker.health import write_heartbeat
 from worker.jobs import workdir
+from worker.jobs.evaluation_record import record_evaluation
 from worker.jobs.lease import LeaseKeeper, owner_name
 from worker.node.resources import Resources, errors_logged
 from worker.reconciler.cleanup import clean_work_directories
@@ -227,13 +228,14 @@ class DeliverySender:
         """Raises DeliveryError."""
         keeper = self._leases[delivery.id]
 
-        def load(session: Session) -> tuple[dict[str, File], DeliveryVerdict | None]:
+        def load(session: Session) -> tuple[dict[str, File], DeliveryVerdict | None, dict[str, Any] | None]:
             delivery.same_name = deliveries.of_name(session, delivery)
             is_result = delivery.model == delivery.job.fine_tuned_model
             verdict = evaluations.verdict_on_delivery(session, delivery.job) if is_result else None
-            return files.get_visible(session, delivery.checkpoint.file_ids), verdict
+            rows = files.get_visible(session, delivery.checkpoint.file_ids)
+            return rows, verdict, evaluations.newest_headline(session, delivery.model)
 
-        rows, verdict = keeper.transact(load)
+        rows, verdict, evaluation = keeper.transact(load)
         if verdict is not None and not verdict.is_allowed:
             refusal = EvaluationPending if verdict.is_allowed is None else DeliveryRefused
             raise refusal(f"The condition of the evaluation (promote_if) does not allow it: {verdict.reason}")
@@ -241,6 +243,7 @@ class DeliverySender:
             raise DeliveryRefused("Files of the adapter were deleted, so it cannot be delivered")
         try:
             fetch_adapter(self.resources.storage, list(rows.values()), keeper.directory)
+            record_evaluation(keeper.directory, evaluation)
             return target.deliver(delivery, keeper.directory)
         finally:
             workdir.remove(keeper.directory)

@@ -9,14 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.orm import Session
 
 from app.db.jobs import evaluations
 from app.db.jobs.leases import FencedError, Retries
 from app.db.tables import Evaluation, File
 from app.domain.evaluations.graders import make_plan
+from app.domain.evaluations.results import GradedEvaluation
 from app.domain.evaluations.spec import (
     ANSWERS,
     OUTBOX,
@@ -29,7 +33,6 @@ from app.domain.evaluations.spec import (
     GenerationStarted,
     ModelAnswer,
 )
-from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from worker.evaluations import prepare
@@ -101,7 +104,8 @@ class Evaluator(ProgramRunner[Evaluation]):
         """Replace the plan by the one with the counted rows and tokens."""
         measured = attempt.transact(lambda session: evaluations.seconds_per_answer(session, loaded.base.name))
         plan = make_plan(loaded.settings, len(inputs.rows), inputs.prompt_tokens, measured, loaded.job.progress)
-        attempt.update(plan=plan.model_dump())
+        seconds = plan.estimated_seconds
+        attempt.update(plan=plan.model_dump(), estimated_finish=None if seconds is None else _in_seconds(seconds))
 
     def _generate(
         self, attempt: ProgramAttempt[Evaluation], rows: int
@@ -116,7 +120,7 @@ class Evaluator(ProgramRunner[Evaluation]):
         started, answers = _read_answers(answers_path, rows)
         return started, answers, time.monotonic() - began
 
-    def _grade(self, attempt: ProgramAttempt[Evaluation], rows: int) -> EvaluationSummary:
+    def _grade(self, attempt: ProgramAttempt[Evaluation], rows: int) -> GradedEvaluation:
         """Grade the answers in a process of its own: what a client sends decides how long a comparison takes."""
         limits = ProgramLimits(GRADING_MEMORY_BYTES, GRADING_SECONDS + GRADING_SECONDS_PER_ROW * rows)
         ended = attempt.run_program("grading", [*self._grade_command, str(attempt.directory)], 1, limits)
@@ -124,10 +128,10 @@ class Evaluator(ProgramRunner[Evaluation]):
             text = f"The grading needs more than its {GRADING_MEMORY_BYTES:,} bytes of memory; evaluate fewer rows"
             raise AttemptFailed(EvaluationErrorCode.OUT_OF_MEMORY, text, is_final=True)
         ended.check({})
-        return EvaluationSummary.model_validate_json((attempt.directory / SUMMARY).read_bytes())
+        return GradedEvaluation.model_validate_json((attempt.directory / SUMMARY).read_bytes())
 
-    def _publish(self, attempt: ProgramAttempt[Evaluation], summary: EvaluationSummary) -> None:
-        evaluation = attempt.row
+    def _publish(self, attempt: ProgramAttempt[Evaluation], graded: GradedEvaluation) -> None:
+        evaluation, summary = attempt.row, graded.summary
 
         def succeed(session: Session, stored: list[File]) -> None:
             ids = {file.filename: file.id for file in stored}
@@ -136,7 +140,7 @@ class Evaluator(ProgramRunner[Evaluation]):
                 attempt.lease,
                 f"Evaluation {evaluation.id} succeeded. {clean_text(summary_sentence(summary))}",
                 precision=summary.precision,
-                summary=summary.model_dump(mode="json"),
+                **graded.model_dump(mode="json"),
                 results_file_id=ids[RESULTS],
                 report_file_id=ids[REPORT],
             )
@@ -146,8 +150,8 @@ class Evaluator(ProgramRunner[Evaluation]):
 
 
 def _progress_writer(attempt: ProgramAttempt[Evaluation], answers: Path, total: int) -> Callable[[], None]:
-    """A function that writes the number of answers to the row if it has changed."""
-    written = -1
+    """A function that writes the number of answers to the row if it has changed, and when the last one is expected."""
+    written, began = -1, time.monotonic()
 
     def write() -> None:
         nonlocal written
@@ -155,10 +159,18 @@ def _progress_writer(attempt: ProgramAttempt[Evaluation], answers: Path, total: 
         if count == written or attempt.fenced:
             return
         written = count
+        columns: dict[str, Any] = {"progress": {"answers": count, "total_answers": total}}
+        if count:  # until then that of the plan
+            columns["estimated_finish"] = _in_seconds((time.monotonic() - began) * (total - count) / count)
         with suppress(FencedError):  # the watchdog kills the process
-            attempt.update(progress={"answers": count, "total_answers": total})
+            attempt.update(**columns)
 
     return write
+
+
+def _in_seconds(seconds: float) -> ColumnElement[datetime]:
+    """The time in so many seconds, by the clock of the database."""
+    return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
 def _read_answers(path: Path, count: int) -> tuple[GenerationStarted, dict[str, list[ModelAnswer]]]:

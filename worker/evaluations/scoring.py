@@ -54,7 +54,7 @@ def score(grader: Grader, row: EvaluationRow, output: str) -> Scored:
         return Scored(None, str(error))
     match grader:
         case StringCheck():
-            return Scored(float(COMPARISONS[grader.operation](text, reference)))
+            return Scored(float(COMPARISONS[grader.operation](text, reference)), label=text)
         case TextSimilarity():
             return Scored(similarity(grader.evaluation_metric, text, reference))
         case LabelAccuracy():

@@ -11,8 +11,9 @@ import numpy as np
 
 from app.domain.datasets.warnings import LineCount
 from app.domain.error_text.json_text import counted
-from app.domain.evaluations.graders import EvaluationSettings, Grader, LabelAccuracy
-from app.domain.evaluations.rows import REFERENCE_ANSWER, EvaluationRow, label_of
+from app.domain.evaluations.graders import BINARY_TYPES, EvaluationSettings, Grader, LabelAccuracy, StringCheck
+from app.domain.evaluations.results import ScoreDistribution, distribution
+from app.domain.evaluations.rows import MAX_NAME_CHARACTERS, REFERENCE_ANSWER, EvaluationRow, label_of
 from app.domain.evaluations.spec import GradingSpec, ModelAnswer, Scored
 from app.domain.evaluations.summary import (
     AnswerCounts,
@@ -27,13 +28,14 @@ from app.domain.evaluations.summary import (
     Score,
     decide,
 )
-from app.domain.evaluations.templates import compared_text
+from app.domain.evaluations.templates import compared_text, uses_answer
 from worker.evaluations.scoring import NO_ANSWER
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 RESAMPLES = 10_000
 SEED = 0
 MIN_ROWS = 2
+MAX_CLASSES, MIN_ROWS_PER_CLASS = 20, 2  # expected answers of a string check that are taken for classes
 BASE, ADAPTER, REFERENCE = "base", "adapter", "reference"
 ENDED_AT_LIMIT = "ended at max_new_tokens"
 
@@ -124,8 +126,20 @@ def summarize(outcome: Outcome) -> EvaluationSummary:
     )
 
 
+def distributions(outcome: Outcome) -> list[ScoreDistribution]:
+    """Those of the graders whose scores are not only 0 and 1."""
+    found = []
+    for grader in outcome.evaluation.settings.graders:
+        if grader.type not in BINARY_TYPES:
+            by_model = outcome.scores[grader.name]
+            scores = ([one.value for one in by_model[model] if one.value is not None] for model in (BASE, ADAPTER))
+            found.append(distribution(grader, *scores))
+    return found
+
+
 def result_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    """A JSON object per row: question, expected answer, answers, scores, and the reasons of missing scores."""
+    """A JSON object per row: the prompt, its last message, the expected answer, answers, scores, and the reasons of
+    missing scores."""
     return (_result_row(outcome, index, row) for index, row in enumerate(outcome.rows))
 
 
@@ -137,6 +151,8 @@ def _result_row(outcome: Outcome, index: int, row: EvaluationRow) -> dict[str, A
     }
     return {
         "line": row.line,
+        "messages": list(row.messages),
+        "prompt": row.prompt,
         "question": row.question,
         "reference_answer": row.item.get(REFERENCE_ANSWER),
         "answers": {
@@ -176,7 +192,7 @@ def _summarize_grader(outcome: Outcome, grader: Grader) -> GraderSummary:
         **by_model,
         difference=_difference(scores[ADAPTER], scores[BASE]),
         reference_difference=_difference(scores[ADAPTER], scores[REFERENCE]) if has_reference else None,
-        confusion=_confusion(outcome, grader) if isinstance(grader, LabelAccuracy) else None,
+        confusion=_confusion(outcome, grader),
         fields=_fields(scores) if grader.type == "json_fields" else None,
     )
 
@@ -199,10 +215,19 @@ def _difference(left: Sequence[Scored], right: Sequence[Scored]) -> Difference |
     return paired_difference(*zip(*pairs, strict=True)) if pairs else None
 
 
-def _confusion(outcome: Outcome, grader: LabelAccuracy) -> ConfusionByModel:
-    expected = [label_of(compared_text(grader.reference, row.item), grader) for row in outcome.rows]
-    given = [label_of(label, grader) for label in grader.labels or ()]
-    labels = list(dict.fromkeys(given)) or sorted(set(expected))
+def _confusion(outcome: Outcome, grader: Grader) -> ConfusionByModel | None:
+    """Of `label_accuracy`, and of a string check of equal texts whose expected answers are few and short."""
+    if isinstance(grader, LabelAccuracy):
+        expected = [label_of(compared_text(grader.reference, row.item), grader) for row in outcome.rows]
+        labels = list(dict.fromkeys(label_of(label, grader) for label in grader.labels or ())) or sorted(set(expected))
+    elif isinstance(grader, StringCheck) and grader.operation == "eq" and not uses_answer(grader.reference):
+        expected = [compared_text(grader.reference, row.item) for row in outcome.rows]
+        labels = sorted(set(expected))
+        is_long = any(len(label) > MAX_NAME_CHARACTERS for label in labels)
+        if is_long or len(labels) > min(MAX_CLASSES, len(expected) // MIN_ROWS_PER_CLASS):
+            return None
+    else:
+        return None
     index = {label: number for number, label in enumerate(labels)}
 
     def matrix(scored: Sequence[Scored]) -> ConfusionMatrix:
@@ -256,9 +281,12 @@ def _warnings(outcome: Outcome) -> list[str]:
     if len(outcome.rows) < (rows_in_file := outcome.evaluation.rows_in_file):
         text = f"{len(outcome.rows):,} of {rows_in_file:,} rows were selected at random, always the same ones"
         warnings.append(f"{text}; a larger max_rows evaluates more.")
+    settings = outcome.evaluation.settings
+    are_labels = settings.graders and all(isinstance(grader, LabelAccuracy) for grader in settings.graders)
+    is_only_labels = are_labels and settings.max_new_tokens >= MAX_NAME_CHARACTERS  # a longer answer is no label
     for model, answers in outcome.answers.items():
         counts = _count(answers)
-        if counts.cut:
+        if counts.cut and not is_only_labels:
             cut = counted(counts.cut, "answer")
             warnings.append(f"{cut} of {model} {ENDED_AT_LIMIT}; a larger one may change scores.")
         if counts.failed:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -11,7 +14,7 @@ from app.db import files
 from app.db.jobs import checkpoints
 from app.db.jobs.claims import NoLongerDesiredError
 from app.db.scheduling import gpu_reservations, measurements
-from app.db.tables import BaseModelRow, File, Job, Snapshot
+from app.db.tables import BaseModelRow, File, Job, JobTokens, Snapshot
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.base_models.catalog import RefusedModel
 from app.domain.jobs.layer_patterns import PatternError, match_spec
@@ -21,7 +24,7 @@ from app.domain.planning.execution_plan import Measurement
 from app.log import get_logger
 from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
-from worker.jobs import stored_files
+from worker.jobs import job_tokens, stored_files
 from worker.jobs.base_and_adapter import (
     AttemptFailed,
     FetchedAdapter,
@@ -89,6 +92,7 @@ class Inputs:
     training_file: File
     validation_file: File | None
     snapshots: list[Snapshot]
+    tokens: JobTokens | None
     parent_adapter_files: list[File] | None
     measurements: list[Measurement]
     memory_kills: int
@@ -101,8 +105,8 @@ def prepare(attempt: JobAttempt) -> DiskSpace:
     Raises PreparationError, AttemptFailed, FencedError, OSError.
     """
     resources, job, directory = attempt.resources, attempt.row, attempt.directory
-    device = training_device(resources.settings.device)
-    inputs = attempt.transact(lambda session: load_inputs(session, job, device.name))
+    device, gpus = training_device(resources.settings.device), resources.settings.gpus_per_job
+    inputs = attempt.transact(lambda session: load_inputs(session, job, device.name, gpus))
     base = verify_base(inputs.base)
     needed = reserve_space(attempt, inputs.base)
     attempt.check()
@@ -115,8 +119,14 @@ def prepare(attempt: JobAttempt) -> DiskSpace:
     if inputs.parent_adapter_files is not None:
         adapter = fetch_adapter(resources.storage, inputs.parent_adapter_files, inputs.base, directory)
     attempt.check()
+    datasets = {"training": inputs.training_file}
+    if inputs.validation_file is not None:
+        datasets["validation"] = inputs.validation_file
+    tokens = job_tokens.fetch(resources.storage, inputs.tokens, datasets, directory)
     resume_from = stored_files.restore_snapshot(attempt, inputs.snapshots)
-    spec = trainer_spec(resources.settings, job, inputs, base, training_file, validation_file, resume_from, adapter)
+    spec = trainer_spec(
+        resources.settings, job, inputs, base, training_file, validation_file, resume_from, adapter, tokens
+    )
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return needed
 
@@ -147,7 +157,7 @@ def reserve_space(attempt: JobAttempt, base: BaseModelRow) -> DiskSpace:
     return needed
 
 
-def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
+def load_inputs(session: Session, job: Job, device_name: str = "", gpus: int = 1) -> Inputs:
     """Load the rows. Raises AttemptFailed if an operator has removed the base model in the meantime."""
     base = load_base(session, job.project_id, job.base_model)
     training_file = files.get_even_deleted(session, job.training_file_id)
@@ -161,8 +171,11 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
         training_file=training_file,
         validation_file=validation_file,
         snapshots=checkpoints.snapshots(session, job.id),
+        tokens=checkpoints.job_tokens(session, job.id),
         parent_adapter_files=parent_adapter_files,
-        measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
+        measurements=measurements.similar(
+            session, device_name, gpus, base.manifest_sha256, spec.quantization, spec.method
+        ),
         memory_kills=measurements.count_memory_kills(session, job.id),
         slot_bytes=gpu_reservations.slot_bytes(session, job.id, job.attempt),
     )
@@ -193,6 +206,7 @@ def trainer_spec(
     validation_file: Path | None,
     resume_from: Path | None,
     adapter: FetchedAdapter | None = None,
+    tokens: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainerSpec:
     """The spec of the job's trainer, with one run that has the job's id. Raises PreparationError."""
     spec = JobSpec.model_validate(job.spec)
@@ -214,6 +228,7 @@ def trainer_spec(
         start_adapter=adapter.directory if adapter else None,
         start_adapter_sha256=adapter.manifest_sha256 if adapter else None,
         start_adapter_name=spec.continued_from,
+        **tokens,
     )
     entry = inputs.base.catalog_entry
     described = {

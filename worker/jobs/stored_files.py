@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import DATABASE_UNAVAILABLE, first_line, transaction
 from app.db.jobs import checkpoints, leases
-from app.db.tables import File, Job, Snapshot
+from app.db.tables import File, Job, JobTokens, Snapshot
 from app.domain.jobs.events import SnapshotSaved, resume_message
 from app.log import get_logger
 from app.storage import Storage
@@ -202,7 +202,7 @@ def _put_snapshot(attempt: JobAttempt, source: Path, record: SnapshotSaved) -> N
             lambda session: _is_stored(session, job, record.step),
         )
     newest_first = attempt.transact(lambda session: checkpoints.snapshots(session, job.id))
-    drop_snapshots(resources, newest_first[checkpoints.KEPT_SNAPSHOTS :])
+    drop(resources, newest_first[checkpoints.KEPT_SNAPSHOTS :])
 
 
 def restore_snapshot(attempt: JobAttempt, rows: Sequence[Snapshot]) -> Path | None:
@@ -213,20 +213,20 @@ def restore_snapshot(attempt: JobAttempt, rows: Sequence[Snapshot]) -> Path | No
     if row is not None or attempt.row.train_attempts > 1:
         level, text = resume_message(row.step if row else None, problems)
         attempt.append_event(text, level=level, data={"step": row.step if row else 0})
-    drop_snapshots(resources, rows[: len(problems)])
+    drop(resources, rows[: len(problems)])
     return destination
 
 
-def drop_snapshots(resources: Resources, rows: Sequence[Snapshot]) -> None:
-    """Delete snapshots: objects first, rows after, so that a crash leaves rows, which are found again."""
-    deleted_ids = [row.id for row in rows if discard(resources.storage, row.storage_keys.values())]
-    if not deleted_ids:
+def drop(resources: Resources, rows: Sequence[Snapshot | JobTokens]) -> None:
+    """Delete snapshots and tokens: objects first, rows after, so that a crash leaves rows, which are found again."""
+    deleted = [row for row in rows if discard(resources.storage, row.storage_keys.values())]
+    if not deleted:
         return
     try:
         with transaction(resources.sessions) as session:
-            checkpoints.delete_snapshots(session, deleted_ids)
+            checkpoints.delete_rows(session, deleted)
     except DATABASE_UNAVAILABLE as error:
-        log.warning("snapshot rows not deleted", error=first_line(error))
+        log.warning("rows of snapshots and tokens not deleted", error=first_line(error))
 
 
 def _is_stored(session: Session, job: Job, step: int) -> bool:

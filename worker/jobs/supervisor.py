@@ -102,7 +102,7 @@ class JobSupervisor(Runner[Job, JobAttempt]):
             log.info("attempt ended", reason=outcome.reason.value)
         finally:
             disk_space.release(attempt)
-            self._drop_snapshots_if_ended(attempt.row)
+            self._drop_leftovers_if_ended(attempt.row)
 
     @contextmanager
     def _hold_slot(self) -> Iterator[int | None]:
@@ -217,13 +217,13 @@ class JobSupervisor(Runner[Job, JobAttempt]):
             outcome = AttemptOutcome(Reason.TRAINER_CRASHED, "The trainer could not be started")
             raise PreparationError(outcome) from error
 
-    def _drop_snapshots_if_ended(self, job: Job) -> None:
+    def _drop_leftovers_if_ended(self, job: Job) -> None:
         """A job that has ended is never resumed. The reconciler does the same for jobs whose worker died."""
         try:
             with transaction(self.resources.sessions) as session:
                 row = session.get(Job, job.id)
-                rows = checkpoints.snapshots(session, job.id) if row and row.state in TERMINAL else []
+                rows = checkpoints.kept_until_end(session, job.id) if row and row.state in TERMINAL else []
         except DATABASE_UNAVAILABLE as error:
             log.warning("snapshots not dropped", error=first_line(error))
             return
-        stored_files.drop_snapshots(self.resources, rows)
+        stored_files.drop(self.resources, rows)

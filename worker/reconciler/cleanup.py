@@ -50,7 +50,7 @@ def clean_up(resources: Resources) -> None:
     clean_work_directories(resources)
     purge_files(resources)  # what needs storage comes last: an unreachable bucket must not stop the rest
     purge_upload_parts(resources)
-    drop_snapshots(resources)
+    drop_leftovers(resources)
 
 
 def apply_retention(resources: Resources) -> None:
@@ -138,10 +138,11 @@ def _delete(storage: Storage, key: str) -> bool:
     return True
 
 
-def drop_snapshots(resources: Resources) -> None:
+def drop_leftovers(resources: Resources) -> None:
+    """Delete the snapshots and the tokens of jobs that have ended."""
     with transaction(resources.sessions) as session:
-        rows = checkpoints.leftover_snapshots(session)
-    stored_files.drop_snapshots(resources, rows)
+        rows = checkpoints.leftovers(session)
+    stored_files.drop(resources, rows)
 
 
 def delete_reserved_space(resources: Resources) -> None:

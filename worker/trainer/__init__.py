@@ -21,6 +21,14 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # later batch. Torch reads the variable when it initializes CUDA; the longer names are its earlier ones.
 if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}:
     os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+# torch.compile makes a dozen small functions (kernels/compiled.py), which need no pool of processes beside the trainer.
+# After their comparison an error of the compiler leaves a function as it is. Both are variables because settings of
+# torch are those of a thread, and the threads of autograd compile as well.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCHDYNAMO_SUPPRESS_ERRORS", "1")
+# torch's default for what it compiles is in the directory for temporary files, which ends with the job.
+if os.access(home := os.path.expanduser("~"), os.W_OK):
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(home, ".cache", "tunery", "torchinductor"))
 # NVIDIA's images of PyTorch set it to 1, and torch then multiplies float32 in TF32 (runtime/device.py).
 os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
 # By default OpenMP's threads spin while they wait for each other. If other programs use the cores as well, a waiting

@@ -38,6 +38,7 @@ from app.system.artifact_directory import (
 from app.system.model_files import linear_layers
 from worker.trainer.checkpoint.checkpoint import TOKENIZER_FILES, staged, step_directory
 from worker.trainer.distributed import parallel
+from worker.trainer.objective.optimizer import allocate_moments, moments_of, restore_moments
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.training.state import Run
 from worker.trainer.validation.early_stopping import TENSOR_PREFIX, BestValidation
@@ -239,14 +240,13 @@ def restore(run: Run, snapshot: LoadedSnapshot) -> None:
 
 
 def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
+    if any(name.startswith("optimizer/") for name in tensors):  # a complete run needs none
+        allocate_moments(run.optimizer)
     with torch.no_grad():
         for name, parameter in run.adapter.named_parameters().items():
             parameter.copy_(tensors[f"adapter/{name}"])
-            moments = {key: f"optimizer/{name}/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            if moments["step"] in tensors:  # fused AdamW has its step count on the parameter's device, too
-                run.optimizer.state[parameter] = {
-                    key: tensors[saved].clone().to(parameter.device) for key, saved in moments.items()
-                }
+            saved = {key: tensors.get(f"optimizer/{name}/{key}") for key in moments_of(run.optimizer, parameter)}
+            restore_moments(run.optimizer, parameter, saved)
 
 
 def _restore_random_state(run: Run, snapshot: LoadedSnapshot) -> None:
@@ -268,6 +268,6 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
     tensors |= {f"{TENSOR_PREFIX}{name}": tensor for name, tensor in run.best.tensors.items()}
     for name, parameter in run.adapter.named_parameters().items():
         tensors[f"adapter/{name}"] = parameter.detach()
-        for key, value in run.optimizer.state.get(parameter, {}).items():
+        for key, value in moments_of(run.optimizer, parameter).items():
             tensors[f"optimizer/{name}/{key}"] = value
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

@@ -128,6 +128,24 @@ UPLOAD_FILE = _form(
             "maximum": 2592000,
             "description": "The file is deleted automatically after this time: an hour to 30 days.",
         },
+        "columns": {
+            "type": "string",
+            "description": "Makes chat examples of a table: the columns of input and output (`text,label`), and "
+            "optionally of the system prompt; a name with a comma in double quotes. #1, #2, ... in a table whose first "
+            "row is no header.",
+        },
+        "held_out_percent": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 50,
+            "description": "Keeps this share of the rows in a second file, for validation.",
+        },
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 2147483647,
+            "description": "Of the choice of these rows. Default: 0.",
+        },
     },
 )
 UPLOAD_PART = _form("data", data=BYTES | {"description": "The bytes of this part, up to 64 MiB."})

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from app.api.auth import JobDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.schemas.common import list_of
-from app.api.schemas.evaluations import EvaluationBody
+from app.api.schemas.evaluations import EvaluationBody, EvaluationRowBody
 from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import PageDep, list_page
 from app.db.tables import Evaluation
 from app.domain.evaluations.graders import CreateEvaluation
+from app.domain.evaluations.results import Verdict
 from app.services import resources
 from app.services.jobs import evaluations
+
+Filter = Annotated[
+    Literal["got_worse", "still_wrong"] | None, Query(description="Only rows with this verdict. Default: all.")
+]
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{job_id}/evaluations", tags=["Evaluations"], route_class=IdempotentRoute
@@ -42,6 +47,17 @@ def get_evaluation(evaluation_id: str, job: JobDep, session: SessionDep) -> Any:
     """Once it has `succeeded`: the summary, and two files, the results per row as JSON lines and a report in
     Markdown; download them from `/v1/files/{id}/content`."""
     return resources.get(session, Evaluation, evaluation_id, Evaluation.job_id == job.id)
+
+
+@router.get("/{evaluation_id}/rows", response_model=list_of(EvaluationRowBody), summary="List rows of an evaluation")
+def list_evaluation_rows(
+    evaluation_id: str, job: JobDep, session: SessionDep, app_state: AppStateDep, page: PageDep, filter: Filter = None
+) -> Any:
+    """The prompt, the answers and their scores of each row, in the order of the file. A page has at most 8 MiB, so it
+    may have fewer rows than `limit`."""
+    evaluation = get_evaluation(evaluation_id, job, session)
+    rows, has_more = evaluations.read_rows(session, app_state.storage, evaluation, page, filter and Verdict(filter))
+    return list_page(rows, len(rows)) | {"has_more": has_more}
 
 
 @router.post("/{evaluation_id}/cancel", response_model=EvaluationBody, summary="Cancel an evaluation")

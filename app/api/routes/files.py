@@ -24,6 +24,7 @@ from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limi
 from app.db.engine import transaction
 from app.db.files import delete
 from app.db.tables import File
+from app.domain.datasets.preparation import PREPARATION_FIELDS, Preparation
 from app.domain.error_text.json_text import as_json, listed
 from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.domain.methods import METHODS
@@ -34,12 +35,13 @@ from app.services.datasets import profile
 from app.services.datasets.check_process import CheckProcess
 from app.services.datasets.profile import MAX_PREVIEW_ROWS, ProfileInputs
 from app.services.files import files
+from app.services.files.file_preparation import ingest_prepared
 from app.services.files.files import StagedFile, is_long
 from app.services.resources import Page
 
 # Of files that clients upload and of files that a service creates.
 AnyPurpose = Literal[Purpose, "fine-tune-results", "assistants_output", "batch_output"]
-FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]", *PREPARATION_FIELDS)
 MAX_LIST = 10_000
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=IdempotentRoute)
@@ -49,7 +51,13 @@ router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=IdempotentRou
 async def create_file(
     request: Request, caller: CallerDep, app_state: AppStateDep, idempotent_request: IdempotentRequestDep
 ) -> Any:
-    """The file is streamed to disk. Each line of a file for fine-tuning is checked; an error lists ten findings."""
+    """The file is streamed to disk. Each line of a file for fine-tuning is checked; an error lists ten findings.
+
+    With `columns` a table becomes chat examples, each row one: CSV, TSV, Excel (.xlsx) or Parquet. With
+    `held_out_percent` a second file gets so many of the rows, and `held_out_file_id` names it: with the shares of each
+    label, if the outputs are few different ones, and without rows whose input is also in the first file. A job on the
+    first file validates and evaluates with the second one by default. An error lists 20 rows.
+    """
     settings, io_pools = app_state.settings, app_state.io_pools
     max_bytes = settings.max_file_bytes
     body = limit_body(request, max_bytes + MAX_FORM_OVERHEAD_BYTES, partial(files.file_too_large, max_bytes))
@@ -57,20 +65,22 @@ async def create_file(
     try:
         form = await read_form(io_pools, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         file = _new_file(caller.project_id, form)
+        preparation = Preparation.parse(form.fields)
+        ingest = files.ingest_file if preparation is None else partial(ingest_prepared, preparation=preparation)
         accept = partial(
-            files.ingest_file,
+            ingest,
             app_state.sessions,
             app_state.storage,
             file,
-            _expires_after(form.fields),
-            staged,
-            settings.max_line_bytes,
+            expires_after=_expires_after(form.fields),
+            staged=staged,
+            max_line_bytes=settings.max_line_bytes,
             before_insert=lambda session: idempotent_request.reserve(session, _fingerprint(form, staged)),
             after_insert=lambda session, created: idempotent_request.store_response(
                 session, 200, FileBody.model_validate(created).model_dump_json()
             ),
         )
-        if is_long(file.purpose, staged.size_bytes):
+        if preparation is not None or is_long(file.purpose, staged.size_bytes):
             file = await app_state.check_limiter.run(request, caller.key_id, True, lambda check: accept(check=check))
         else:
             file = await io_pools.finishing(staged.size_bytes).run(caller.key_id, accept, check=CheckProcess())

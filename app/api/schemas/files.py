@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from app.api.schemas.common import Body, Strict, UnixTime
+from app.domain.datasets.template_arguments import StoredIfSet
 from app.domain.files import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, FileOrigin, Purpose
 from app.domain.jobs.create_job import Id
+
+
+class LabelRows(Body):
+    training: int
+    """Rows of the training file with this label."""
+    held_out: int
+    """Rows of the held-out file with it."""
+
+
+class PreparationBody(Body):
+    columns: str | None
+    """The columns of the table that became input, output and system prompt; null for JSON lines."""
+    held_out_percent: int | None
+    """The requested share of rows in the held-out file; null: none."""
+    seed: int
+    """The seed of the choice: the same file, share and seed give the same two files."""
+    rows: int
+    """Rows of both files."""
+    held_out_rows: int
+    """Rows of the held-out file."""
+    skipped_rows: int
+    """Rows of the table without input or output, which are in neither file."""
+    labels: dict[str, LabelRows] | None
+    """Of a classification, the rows of each label, the most frequent first; null for other outputs."""
+    held_out_max_bytes: int
+    """The longest row of the held-out file."""
+    grader: Literal["label_accuracy", "json_fields", "text_similarity"] | None
+    """The grader that suits the outputs, which the evaluation of a job on the file has by default; null: none does."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _name_counts(cls, labels: Any) -> Any:
+        by_rows = sorted((labels or {}).items(), key=lambda item: -sum(item[1]))
+        return labels and {label: dict(zip(LabelRows.model_fields, counts, strict=True)) for label, counts in by_rows}
 
 
 class FileBody(Body):
@@ -30,6 +65,14 @@ class FileBody(Body):
     """The number of lines of a JSONL file that are not blank."""
     origin: FileOrigin | None
     """Where an imported file comes from; null for other files."""
+    held_out_file_id: Annotated[str | None, StoredIfSet] = None
+    """The file with the held-out rows, which jobs on this one use for validation and evaluation by default; absent
+    without one.
+    """
+    training_file_id: Annotated[str | None, StoredIfSet] = None
+    """Of a held-out file: the file with the other rows; else absent."""
+    preparation: Annotated[PreparationBody | None, StoredIfSet] = None
+    """How the file was made of the one that was sent; absent for a file that was stored as it is."""
 
 
 class UpdateFile(Strict):

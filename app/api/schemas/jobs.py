@@ -17,6 +17,7 @@ from app.api.schemas.evaluations import EvaluationError
 from app.api.schemas.queue import QueuedFields
 from app.domain.artifacts.engines import Compatibility, job_compatibility
 from app.domain.datasets.template_arguments import ChatTemplateArguments
+from app.domain.evaluations.headline import Headline, headline
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
@@ -126,6 +127,8 @@ class EvaluationOfJob(Body):
     """The file of held-out rows."""
     precision: str | None = None
     """The precision in which the base model answered."""
+    headline: Headline | None = None
+    """The main result in numbers and in a sentence; null until it has succeeded, and without graders."""
     summary: EvaluationSummary | None = None
     """The result; null until it has succeeded."""
     error: EvaluationError | None = None
@@ -290,7 +293,9 @@ def _error(row: Any) -> dict[str, Any] | None:
 
 def _evaluation(row: Any) -> dict[str, Any] | None:
     if row.evaluation is not None:
-        return _fields(EvaluationOfJob, row.evaluation)
+        found = headline(row.evaluation["summary"])
+        shown = {"headline": found.model_dump(mode="json") if found else None}
+        return (_fields(EvaluationOfJob, row.evaluation) or {}) | shown
     requested = row.spec.get("evaluation")
     if requested is None or row.state in (JobState.FAILED, JobState.CANCELLED):
         return None

@@ -94,11 +94,13 @@ class Client:
         items = list(islice(self.pages(path, min(count or max_page, max_page), **params), count))
         return items[:limit], len(items) > len(items[:limit])
 
-    def upload(self, file: BinaryIO, filename: str, purpose: str, expires_after: Json | None) -> Json:
+    def upload(
+        self, file: BinaryIO, filename: str, purpose: str, expires_after: Json | None, fields: Json, size_bytes: int
+    ) -> Json:
         """Upload a file in one request. The other fields precede the content, so the server can reject it early."""
-        fields = {f"expires_after[{name}]": value for name, value in (expires_after or {}).items()}
-        content = (filename, file, MIME_TYPE)
-        return self._request_json("POST", "files", data={"purpose": purpose} | fields, files={"file": content})
+        expiry = {f"expires_after[{name}]": value for name, value in (expires_after or {}).items()}
+        request: Json = {"data": {"purpose": purpose} | fields | expiry, "files": {"file": (filename, file, MIME_TYPE)}}
+        return self._request_json("POST", "files", timeout=_completion(size_bytes), **request)
 
     def put_file(self, url: str, file: BinaryIO, first_byte: int, size_bytes: int) -> Json:
         """Upload a file from `first_byte` to its end."""

@@ -55,16 +55,17 @@ def upload_with_progress(
     purpose: str = PURPOSE,
     upload_id: str | None = None,
     expires_after: Json | None = None,
+    fields: Json | None = None,
 ) -> Json:
     """Upload a file with a progress bar and return its object; `upload_id` resumes an interrupted upload.
 
-    Raises UsageError if it cannot be read.
+    With `fields`, those of a preparation, it is sent in one request of any size. Raises UsageError if it is unreadable.
     """
     require_readable(path)
     size_bytes = path.stat().st_size
     with bytes_progress() as bar, bar.open(path, "rb", description=f"uploading {path.name}") as file:
-        if upload_id is None and size_bytes < MIN_RESUMABLE_BYTES:
-            return client.upload(file, path.name, purpose, expires_after)
+        if fields or (upload_id is None and size_bytes < MIN_RESUMABLE_BYTES):
+            return client.upload(file, path.name, purpose, expires_after, fields or {}, size_bytes)
         if upload_id:
             upload = client.get(f"uploads/{upload_id}")
             if upload["bytes"] != size_bytes:

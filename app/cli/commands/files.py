@@ -1,5 +1,6 @@
 """`tunery files`: upload, list, validate, convert and download files."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,22 +13,29 @@ from app.cli.client.transfers import (
     download_file,
     is_path,
     prepare_place,
+    require_readable,
     upload_with_progress,
     uploaded_files,
 )
-from app.cli.errors import CommandExit
+from app.cli.errors import CommandExit, UsageError
 from app.cli.job_options import Model
 from app.cli.options import with_client
 from app.cli.output.console import print_line, print_note, size_text, time_text
+from app.cli.output.file_preview import preview_lines
 from app.cli.output.results import Columns, Result, fields, line, print_rows, table
 from app.cli.resource import Resource
-from app.domain.error_text.json_text import counted
+from app.domain.datasets.held_out import MAX_PERCENT, MAX_SEED
+from app.domain.datasets.jsonl import MAX_LINE_BYTES
+from app.domain.error_text.json_text import as_json, counted
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
+    from app.system.table_files import Preview
 
 commands = typer.Typer(no_args_is_help=True, help="Datasets and results on the server.")
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet")
+MAX_COLUMNS_SHOWN = 20
 BAR_CHARACTERS = 40
 MAX_FINDINGS_SHOWN = 20
 TRAINED, CONTEXT = "bold green", "dim"
@@ -37,13 +45,74 @@ TRAINED, CONTEXT = "bold green", "dim"
 @with_client
 def upload(
     client: "Client",
-    path: Annotated[Path, typer.Argument(help="JSONL file with one chat or prompt/completion example per line.")],
+    path: Annotated[Path, typer.Argument(help="JSONL file with one example per line, or a CSV, TSV, XLSX or Parquet.")],
     purpose: Annotated[str, typer.Option(help="Purpose of the file.")] = "fine-tune",
     resume: Annotated[str | None, typer.Option(help="Id of an interrupted upload to resume.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Of a table: the columns of input and output, text,label. Default: those with usual names."),
+    ] = None,
+    held_out_percent: Annotated[
+        int | None, typer.Option(min=1, max=MAX_PERCENT, help="Keep so many percent of the rows for validation.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of the choice of these rows. Default: 0.")
+    ] = None,
+    header: Annotated[
+        bool | None, typer.Option(help="Of a table: whether its first row has names. Default: as it looks.")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show rows, labels and chats, and upload nothing.")
+    ] = False,
 ) -> Result:
-    """Upload a file and print its id. An upload of 64 MB or more is resumed after a lost connection."""
-    file = upload_with_progress(client, path, purpose, resume)
-    return line(file, file["id"])
+    """Upload a file and print its id. An upload of 64 MB or more is resumed after a lost connection.
+
+    A table becomes chat examples, one a row. Held-out rows become a second file, which jobs on the first one use for
+    validation and evaluation by default.
+    """
+    is_table = purpose == "fine-tune" and path.suffix.lower() in TABLE_SUFFIXES
+    options = (columns, held_out_percent, seed, header)
+    if not (is_table or preview or any(option is not None for option in options)):
+        file = upload_with_progress(client, path, purpose, resume)
+        return line(file, file["id"])
+    if resume is not None:
+        raise UsageError("--resume is for a file that is stored as it is; send a table, or a file to split, again.")
+    found = _preview(path, columns, held_out_percent, seed, header)
+    if preview:
+        return Result(asdict(found), lambda: print_line("\n".join(preview_lines(found))))
+    for text in preview_lines(found):
+        print_note(text)
+    given = {"columns": found.columns and str(found.columns), "held_out_percent": held_out_percent, "seed": seed}
+    fields = {name: str(value) for name, value in given.items() if value is not None}
+    file = upload_with_progress(client, path, purpose, fields=fields)
+    held_out = f"Held-out rows: {file['held_out_file_id']}" if "held_out_file_id" in file else ""
+    return line(file, file["id"], held_out)
+
+
+def _preview(
+    path: Path, columns: str | None, held_out_percent: int | None, seed: int | None, header: bool | None
+) -> "Preview":
+    """Raises UsageError for a file that the server would refuse."""
+    from app.domain.datasets.preparation import Preparation  # slow imports, which `--help` does not need
+    from app.domain.datasets.tables import Columns as TableColumns
+    from app.domain.datasets.tables import TableError
+    from app.system.table_files import preview_file
+
+    require_readable(path)
+    try:
+        named = TableColumns.parse(columns) if columns is not None else None
+        if named is not None and header is not None and named.has_header != header:
+            raise TableError("a table without a header has the columns #1, #2, ..., and one with a header has names")
+        with path.open("rb") as file:
+            found = preview_file(file, Preparation(named, held_out_percent, seed or 0), header, MAX_LINE_BYTES)
+    except TableError as error:
+        raise UsageError(f"{path.name}: {error}") from None
+    if found.names and found.columns is None:
+        names = ", ".join(map(as_json, found.names[:MAX_COLUMNS_SHOWN]))
+        raise UsageError(f"{path.name} has the columns {names}. Name those of input and output: --columns text,label")
+    if found.problem:
+        raise UsageError(f"{path.name}: {found.problem}")
+    return found
 
 
 @commands.command("list")
@@ -75,6 +144,8 @@ Resource(commands, file_path, FileId).add_show(
         "size": ("bytes", size_text),
         "lines": ("line_count", "{:,}".format),
         "SHA-256": "sha256",
+        "held-out rows": "held_out_file_id",
+        "training rows": "training_file_id",
         "origin": ("origin", lambda origin: f"{origin['service']} {origin['id']}"),
         "purpose": "purpose",
         "created": ("created_at", time_text),

@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.tables import Checkpoint, Job, Snapshot
+from app.db.tables import Checkpoint, Job, JobTokens, Snapshot
 from app.domain.jobs.states import TERMINAL
 
 KEPT_CHECKPOINTS = 3
@@ -97,16 +97,32 @@ def snapshots(session: Session, job_id: str) -> list[Snapshot]:
     )
 
 
-def leftover_snapshots(session: Session, limit: int = 100) -> list[Snapshot]:
-    """Snapshots of jobs that have ended."""
+def job_tokens(session: Session, job_id: str) -> JobTokens | None:
+    """The stored tokens of a job's files; a repeated validation has the newest."""
+    newest_first = select(JobTokens).where(JobTokens.job_id == job_id).order_by(JobTokens.created_at.desc())
+    return session.scalars(newest_first.limit(1)).first()
+
+
+def kept_until_end(session: Session, job_id: str) -> list[Snapshot | JobTokens]:
+    """What is kept of a job for its next attempts alone."""
+    return [*snapshots(session, job_id), *session.scalars(select(JobTokens).where(JobTokens.job_id == job_id))]
+
+
+def leftovers(session: Session, limit: int = 100) -> list[Snapshot | JobTokens]:
+    """The same of jobs that have ended."""
     ended = select(Job.id).where(Job.state.in_([state.value for state in TERMINAL]))
-    return list(session.scalars(select(Snapshot).where(Snapshot.job_id.in_(ended)).limit(limit)))
+    return [
+        *session.scalars(select(Snapshot).where(Snapshot.job_id.in_(ended)).limit(limit)),
+        *session.scalars(select(JobTokens).where(JobTokens.job_id.in_(ended)).limit(limit)),
+    ]
 
 
-def delete_snapshots(session: Session, snapshot_ids: Iterable[str]) -> None:
-    session.execute(delete(Snapshot).where(Snapshot.id.in_(list(snapshot_ids))))
+def delete_rows(session: Session, rows: Iterable[Snapshot | JobTokens]) -> None:
+    for row in rows:
+        session.execute(delete(type(row)).where(type(row).id == row.id))
 
 
-def snapshot_storage_keys(session: Session) -> set[str]:
-    """The storage keys of all snapshots; there are two snapshots for each unfinished job."""
-    return {key for keys in session.scalars(select(Snapshot.storage_keys)) for key in keys.values()}
+def storage_keys(session: Session) -> set[str]:
+    """The storage keys of all snapshots and tokens; there are two snapshots for each unfinished job."""
+    columns = (Snapshot.storage_keys, JobTokens.storage_keys)
+    return {key for column in columns for keys in session.scalars(select(column)) for key in keys.values()}

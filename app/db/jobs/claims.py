@@ -28,6 +28,9 @@ CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train":
 STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
 STORAGE_WAIT_SECONDS = 86_400.0
 AT_ONCE = Retries(0.0, 3)
+TWO_DEVICES_LOST = (
+    "The GPUs of two workers failed while the job ran on them, without progress between; it is not tried on a third"
+)
 
 
 class NoLongerDesiredError(RuntimeError):
@@ -170,16 +173,20 @@ def finish_attempt(
     """End the current attempt of a job whose row the caller has locked: its holder, or the reaper of expired leases.
 
     `reason` decides the next state; state, lease, attempt, event and `columns` change together. A crash is retried
-    after the delay of `retries`, doubled with each consecutive crash, and the last of them fails the job.
+    after the delay of `retries`, doubled with each consecutive crash, and the last of them fails the job, as the loss
+    of the GPUs of two workers does.
     """
+    outcome = reason
+    streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
+    if reason in CRASHES and streak >= retries.max_streak:
+        outcome = Reason.WORKER_CRASH_LOOP
+        message = f"{message}; gave up after {streak} attempts in a row that ended like this"
     if job.lease_owner is not None and job.state == JobState.RUNNING:
         device_losses.count(session, job.lease_owner, job.id, reason)
-    streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
-    outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= retries.max_streak else reason
+        if reason == Reason.DEVICE_LOST and device_losses.was_elsewhere(session, job.id, job.lease_owner):
+            outcome, message = Reason.WORKER_CRASH_LOOP, TWO_DEVICES_LOST
     state = _next_state(job, outcome)
-    if outcome == Reason.WORKER_CRASH_LOOP:
-        message = f"{message}; gave up after {streak} attempts in a row that ended like this"
-    elif reason in CRASHES and state == JobState.QUEUED:
+    if reason in CRASHES and state == JobState.QUEUED:
         message = f"{message}; the job is queued again"
     values: dict[str, Any] = {
         "state": state,

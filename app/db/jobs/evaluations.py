@@ -88,6 +88,15 @@ def verdict_on_delivery(session: Session, job: Job) -> DeliveryVerdict:
     return delivery_verdict(True, WorkState(gate.state), gate.summary)
 
 
+def newest_headline(session: Session, model: str) -> dict[str, Any] | None:
+    """The id, the file and the headline of the newest evaluation of a model that succeeded and had graders."""
+    query = select(Evaluation).where(Evaluation.model == model, Evaluation.state == WorkState.SUCCEEDED)
+    for row in session.scalars(query.order_by(Evaluation.seq.desc())):
+        if row.headline is not None:
+            return {"id": row.id, "file": row.file_id, **row.headline.model_dump(mode="json")}
+    return None
+
+
 # --- the holder -------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +132,7 @@ def claim(
     )
     columns = {
         "progress": null(),
+        "estimated_finish": null(),
         "started_at": func.clock_timestamp(),
         "worker": owner,
         "gpu_uuids": null(),

@@ -1,4 +1,4 @@
-"""The stored objects that rows name: of files, of upload parts, and of the snapshots of jobs."""
+"""The stored objects that rows name: of files, of upload parts, and of the snapshots and tokens of jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.jobs import checkpoints
-from app.db.tables import Export, File, Job, Snapshot, UploadPart
+from app.db.tables import Export, File, Job, JobTokens, Snapshot, UploadPart
 from app.system.files import ObjectDigest
 
 PREFIXES = ("files", "jobs", "uploads", "exports")  # of all keys that rows name
@@ -47,11 +47,14 @@ def named_objects(connection: Connection) -> Iterator[NamedObject]:
         owner = f"snapshot of job {snapshot.job_id} at step {snapshot.step}"
         for name, key in snapshot.storage_keys.items():
             yield NamedObject(key, owner, sha256=snapshot.manifest_sha256 if name == MANIFEST else None)
+    for tokens in connection.execute(select(JobTokens.job_id, JobTokens.storage_keys, JobTokens.sha256)):
+        for role, key in tokens.storage_keys.items():
+            yield NamedObject(key, f"{role} tokens of job {tokens.job_id}", sha256=tokens.sha256[role])
 
 
 def keys_without_row(session: Session, keys: Sequence[str]) -> list[str]:
     """Those that no row names and no running attempt writes."""
-    unnamed = set(keys) - files.keys_in_use(session, keys) - checkpoints.snapshot_storage_keys(session)
+    unnamed = set(keys) - files.keys_in_use(session, keys) - checkpoints.storage_keys(session)
     return abandoned(session, unnamed)
 
 

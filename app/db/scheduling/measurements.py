@@ -76,15 +76,23 @@ def finish(session: Session, job: Job, measured: Measured) -> None:
 
 
 def similar(
-    session: Session, device_name: str, base_manifest_sha256: str, quantization: QuantizationSpec | None, method: str
+    session: Session,
+    device_name: str,
+    gpus: int,
+    base_manifest_sha256: str,
+    quantization: QuantizationSpec | None,
+    method: str,
 ) -> list[Measurement]:
-    """Measurements of the newest jobs with this device, base, quantization and method, in any mode; newest first.
+    """Measurements of the newest jobs with this device and number of GPUs, base, quantization and method, in any mode;
+    newest first.
 
     Only finished jobs count: on a CPU, the steps of a complete run take up to a quarter longer than the probe's.
     """
     rows = session.scalars(
         select(MeasurementRow)
+        .join(Attempt, (Attempt.job_id == MeasurementRow.job_id) & (Attempt.attempt == MeasurementRow.attempt))
         .where(
+            Attempt.gpus == gpus,
             MeasurementRow.device_name == device_name,
             MeasurementRow.base_manifest_sha256 == base_manifest_sha256,
             MeasurementRow.quantization == quantization_key(quantization),

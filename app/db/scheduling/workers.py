@@ -71,6 +71,12 @@ def gpu_workers(session: Session) -> list[Worker]:
     return [worker for worker in alive(session) if worker.queue == "gpu" and worker.out_of_service_at is None]
 
 
+def gpus_per_job(session: Session) -> int:
+    """The GPUs of a job on the living workers that train on some, the fewest if they differ; 0 without one."""
+    devices = [worker_device(worker.about) for worker in gpu_workers(session)]
+    return min((device.gpus for device in devices if device and device.kind == "cuda"), default=0)
+
+
 def candidate_devices(
     session: Session, spec: JobSpec, manifest_sha256: str, need: JobRequirements
 ) -> list[DeviceGroup]:
@@ -85,7 +91,7 @@ def candidate_devices(
         DeviceGroup(
             device,
             count,
-            measurements.similar(session, device.name, manifest_sha256, spec.quantization, spec.method),
+            measurements.similar(session, device.name, device.gpus, manifest_sha256, spec.quantization, spec.method),
             slots,
             slot_bytes,
         )

@@ -28,6 +28,7 @@ from app.db.tables.jobs import Checkpoint as Checkpoint
 from app.db.tables.jobs import Job as Job
 from app.db.tables.jobs import JobEvent as JobEvent
 from app.db.tables.jobs import JobLog as JobLog
+from app.db.tables.jobs import JobTokens as JobTokens
 from app.db.tables.jobs import Snapshot as Snapshot
 from app.db.tables.jobs import TunedModel as TunedModel
 from app.db.tables.operations import RetentionRule as RetentionRule

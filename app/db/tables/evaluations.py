@@ -18,6 +18,7 @@ from app.db.tables.base import (
     checks,
     lease_constraints,
 )
+from app.domain.evaluations.headline import Headline, headline
 from app.domain.jobs.states import FINISHED_WORK, WorkState
 
 
@@ -45,6 +46,7 @@ class Evaluation(CheckpointWork, Base):
     # the state, in addition to that of every LeasedRow
     plan: Mapped[dict[str, Any]]  # {rows, prompt_tokens, max_answer_tokens, estimated_seconds}
     progress: Mapped[dict[str, Any] | None]  # {answers, total_answers}
+    estimated_finish: Mapped[datetime | None]  # of a running one
     # of the newest attempt: its worker, and its reservation on GPUs that several slots share; NULL on others
     worker: Mapped[str | None]
     gpu_uuids: Mapped[list[str] | None]
@@ -53,8 +55,18 @@ class Evaluation(CheckpointWork, Base):
     # the result
     precision: Mapped[str | None]  # in which the base model answered
     summary: Mapped[dict[str, Any] | None]
+    distributions: Mapped[list[dict[str, Any]] | None]  # a results.ScoreDistribution for each grader of such scores
+    row_index: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # a results.RowIndex: 100 kB at most
     results_file_id: Mapped[str | None]
     report_file_id: Mapped[str | None]
+
+    @property
+    def expected_finish(self) -> datetime | None:
+        return self.estimated_finish if self.state == WorkState.RUNNING else None
+
+    @property
+    def headline(self) -> Headline | None:
+        return headline(self.summary)
 
     @property
     def attempt_started_at(self) -> datetime | None:

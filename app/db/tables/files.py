@@ -43,6 +43,10 @@ class File(Base):
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     origin: Mapped[dict[str, Any] | None]  # a files.FileOrigin: where an imported file comes from
+    # A file that was made of another one: how (files.FilePreparation), and which file has the rest of its rows.
+    preparation: Mapped[dict[str, Any] | None]
+    held_out_file_id: Mapped[str | None]  # of a training file
+    training_file_id: Mapped[str | None]  # of a held-out file
     purged_at: Mapped[datetime | None]  # since when storage has no object of this row: its content was deleted
     # [{name, key, bytes}]: a tar that is assembled when it is read; its key names no object.
     archive_members: Mapped[list[dict[str, Any]] | None]

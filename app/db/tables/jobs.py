@@ -269,6 +269,20 @@ class Snapshot(Base):
     created_at: Mapped[Time]
 
 
+class JobTokens(Base):
+    """The tokens of a job's files as its validation read them (app.domain.datasets.stored_tokens)."""
+
+    __tablename__ = "job_tokens"
+
+    id: Mapped[Key]
+    project_id: Mapped[ProjectId]
+    job_id: Mapped[IndexedJobId]
+    rendered_at: Mapped[str]  # the time that chat templates printed
+    storage_keys: Mapped[dict[str, Any]]  # "training", "validation" -> key
+    sha256: Mapped[dict[str, Any]]  # of the same
+    created_at: Mapped[Time]
+
+
 class TunedModel(Base):
     """An `ft:` model: the public name of a finished job's adapter, or of one of its checkpoints."""
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import METHODS, PREFERRED, REJECTED
+from app.domain.methods import METHODS
+
+PREFERRED, REJECTED = 1, -1  # roles: preferred or desirable, rejected or undesirable; 0 is neither
 
 
 @dataclass(frozen=True)

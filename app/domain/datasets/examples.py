@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
+from app.domain.datasets.documents import PREFERRED, REJECTED
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, quote_all, read_lines
 from app.domain.datasets.messages import (
     Problem,
@@ -66,6 +67,19 @@ class Example:
     @property
     def is_pair(self) -> bool:
         return bool(self.preferred)
+
+    @property
+    def answers(self) -> list[tuple[int, tuple[dict[str, Any], ...], int]]:
+        """(role, messages, index of the first one that may be trained) of each answer: both of a pair, the last of a
+        labelled conversation, else all together.
+        """
+        first = len(self.messages)
+        if self.is_pair:
+            sides = ((PREFERRED, self.preferred), (REJECTED, self.non_preferred))
+            return [(role, (*self.messages, *answer), first) for role, answer in sides]
+        if self.label is None:
+            return [(0, self.messages, 0)]
+        return [(PREFERRED if self.label else REJECTED, self.messages, first - 1)]
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,23 @@ MAX_NAMES = 8
 TAB = "\t"
 DELIMITERS = f",;{TAB}|"
 QUOTED = re.compile('"[^"]*"')
-ZIP = b"PK\x03\x04"
+ZIP, PARQUET = b"PK\x03\x04", b"PAR1"
 JSON_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
 NO_TABLE = re.compile(r"^\s*\[|[{}\0]")  # a line with JSON, which may be broken, or binary data
 RULE = "but every line must be a JSON object"
-WAY = 'convert the file in the dashboard (Datasets) or with the code of the README ("From a CSV to a training file")'
+WAY = (
+    "name its columns of input and output (columns=text,label with POST /v1/files, --columns with tunery files "
+    "upload), or drop it in the dashboard (Datasets)"
+)
 
 
 def other_format(line: bytes) -> str | None:
     """What a file with this first line is, and how to convert it; None if it may have JSON lines."""
     line = line[:SAMPLE_BYTES]
     if line.startswith(ZIP):
-        return f"an Excel workbook (or another ZIP archive), {RULE}: save the sheet as CSV, then {WAY}"
+        return f"an Excel workbook (or another ZIP archive), {RULE}: {WAY}"
+    if line.startswith(PARQUET):
+        return f"a Parquet file, {RULE}: {WAY}"
     if JSON_ARRAY.match(line):
         return f"a JSON array of all examples, {RULE}: write each item into a line of its own (jq -c '.[]')"
     text = line.decode("utf-8", "replace")

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any, BinaryIO
 
-from app.domain.datasets.documents import Document, cut_at_end
+from app.domain.datasets.documents import PREFERRED, REJECTED, Document, cut_at_end
 from app.domain.datasets.examples import Example, detect_format, read_examples
 from app.domain.datasets.jsonl import Finding, Line, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import LABELS, DatasetReport, RenderedExample, add_example, add_row
 from app.domain.datasets.warnings import RowIndex, row_digest
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import PREFERRED, REJECTED, MethodName
+from app.domain.methods import MethodName
 
 SIDES = {PREFERRED: "preferred", REJECTED: "non_preferred", 0: None}
 MAX_SHOWN = 100  # groups of duplicates, overlapping rows
@@ -117,7 +117,7 @@ def _profile_example(profile: DatasetProfile, example: Example, renderer: Render
         return
     profile.tokenized += 1
     profile.report.examples += 1
-    rendered = add_example(example, renderer, profile.report)
+    rendered = add_example(example, renderer.documents_or_refusal(example), profile.report)
     if rendered is None:
         return
     profile.lengths[max(map(len, rendered.documents), default=0)] += 1

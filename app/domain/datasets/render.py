@@ -1,4 +1,4 @@
-"""Rendering and tokenization: examples -> tokens and loss mask, as plain lists.
+"""Rendering: examples -> texts and their trained spans, and from these tokens and loss mask, as plain lists.
 
 The mask follows from the chat template that also renders prompts at inference. The trained span of a turn is from the
 start of generation (the template rendered up to the turn, with the generation prompt) to the end-of-turn token.
@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, BinaryIO, Self
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages, with_reasoning_as
 from app.domain.datasets.chat_template import TemplateRefused as TemplateRefused
@@ -29,21 +28,22 @@ from app.domain.datasets.conversations import (
     check_trained_calls,
     spans_by_parts,
     split_conversation,
-    within_spans,
 )
 from app.domain.datasets.documents import Document, truncate
+from app.domain.datasets.encoding import BATCH_CHARACTERS, RenderedText, TextEncoder
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import METHODS
 
+ExampleDocuments = tuple[Example, list[Document] | TemplateRefused]  # an example, and its documents of any length
 RenderedLine = tuple[int, list[Document]]  # the number of a line, and its documents within the context length
 
 MAX_MESSAGES_IN_ONE_RENDERING = 64  # a longer conversation is rendered in parts
-SHOWN_CHARACTERS = 60  # of a text at which the tokenizer fails
+PRINTS_TIME = "strftime_now"  # the function by which a template prints the time
+BATCH_EXAMPLES = 64  # encoded in one call
 _QUESTION, _REASONING = {"role": "user", "content": "a"}, "reasoning of an answer"
 MAX_MESSAGES = 1_000  # of a conversation that cannot be rendered in parts: quadratic time, at most some seconds
 
@@ -60,6 +60,7 @@ class Renderer:
         bos_tokens: Sequence[int] = (),
         now: datetime | None = None,
         embedding_rows: int | None = None,
+        tokenizer_sha256: str = "",
     ) -> None:
         """`stops` end generation besides the eos token; `bos_tokens` begin every text that has no chat template.
 
@@ -73,10 +74,11 @@ class Renderer:
         self.bos_tokens = list(bos_tokens)
         self.now = now or datetime.now()
         self.template = ChatTemplate(chat_template, special_tokens, self.now) if chat_template else None
-        self._rowless = _rowless_tokens(tokenizer, embedding_rows)
-        self._embedding_rows = embedding_rows
+        self._encoder = TextEncoder(tokenizer, embedding_rows)
+        # everything that decides the tokens of an example, but the example itself
+        self.identity: list[Any] = [tokenizer_sha256, chat_template, dict(special_tokens), self.stops, self.bos_tokens]
+        self.identity += [embedding_rows, self.now.isoformat() if PRINTS_TIME in (chat_template or "") else None]
         self._stop = _alternation(self.stops)
-        self._can_encode_in_parts = _can_encode_in_parts(tokenizer)
         self.special_pattern = _alternation(_special_texts(tokenizer))
         self._last_special = _alternation(_special_texts(tokenizer), r"\s*\Z")
         self._arguments: dict[str, Any] = {}
@@ -94,7 +96,7 @@ class Renderer:
     @property
     def rowless_tokens(self) -> list[str]:
         """The tokens for which the embedding of the model has no row."""
-        return list(self._rowless.values())
+        return list(self._encoder.rowless.values())
 
     @property
     def stop_ids(self) -> list[int]:
@@ -103,32 +105,75 @@ class Renderer:
         return [token for token in ids if token is not None]
 
     def documents(self, example: Example) -> list[Document]:
-        """The documents of an example, by the method of its parameters. Raises TemplateRefused."""
-        return METHODS[example.parameters.method].documents_of(
-            self.with_arguments(example.chat_template_kwargs), example
-        )
+        """The documents of each answer of an example. Raises TemplateRefused."""
+        return self._encoder.documents(self._texts(example))
 
-    def answers(self, example: Example) -> list[Document]:
-        """The documents of a text, of a completion, or of the trained answers of a conversation."""
+    def documents_or_refusal(self, example: Example) -> list[Document] | TemplateRefused:
+        """The documents of an example, or why the template or the tokenizer refuses it."""
+        try:
+            return self.documents(example)
+        except TemplateRefused as error:
+            return error
+
+    def documents_of_each(self, items: Iterable[Example | Finding]) -> Iterator[ExampleDocuments | Finding]:
+        """Yield each example with its documents, or why the template refuses it; findings are passed on, in order.
+
+        Up to BATCH_EXAMPLES examples are rendered before the tokenizer encodes them in one call.
+        """
+        batch: list[tuple[Example | Finding, list[RenderedText] | TemplateRefused]] = []
+        characters = 0
+        for item in items:
+            texts = self._texts_or_refusal(item) if isinstance(item, Example) else []
+            batch.append((item, texts))
+            characters += 0 if isinstance(texts, TemplateRefused) else sum(map(len, texts))
+            if len(batch) == BATCH_EXAMPLES or characters > BATCH_CHARACTERS:
+                yield from self._encoded(batch)
+                batch, characters = [], 0
+        yield from self._encoded(batch)
+
+    def _encoded(
+        self, batch: Sequence[tuple[Example | Finding, list[RenderedText] | TemplateRefused]]
+    ) -> Iterator[ExampleDocuments | Finding]:
+        documents = self._encoder.documents_of_each([texts for _, texts in batch if isinstance(texts, list)])
+        for item, texts in batch:
+            found = next(documents) if isinstance(texts, list) else texts
+            yield (item, found) if isinstance(item, Example) else item
+
+    def _texts(self, example: Example) -> list[RenderedText]:
+        renderer = self.with_arguments(example.chat_template_kwargs)
+        return [
+            replace(text, role=role)
+            for role, messages, first in example.answers
+            for text in renderer._answer(example, messages, first)
+        ]
+
+    def _texts_or_refusal(self, example: Example) -> list[RenderedText] | TemplateRefused:
+        try:
+            return self._texts(example)
+        except TemplateRefused as error:
+            return error
+
+    def _answer(self, example: Example, messages: Sequence[Message], first: int) -> list[RenderedText]:
         if example.text is not None:
             return [self._plain(example.line, example.text)]
         if example.completion is not None:
             return [self._completion(example.line, str(example.prompt), example.completion)]
-        return self.conversation(example, example.messages)
+        return self._conversation(example, messages, first)
 
     def lines(
         self, max_line_bytes: int, parameters: DataParameters, file: BinaryIO, check: Callable[[], None] = lambda: None
     ) -> Iterator[RenderedLine | Finding]:
         """Yield each line of a dataset, or what is wrong with it. `check` is called for each, and may raise."""
-        for example in read_examples(file, max_line_bytes, parameters):
+        for item in self.documents_of_each(read_examples(file, max_line_bytes, parameters)):
             check()
-            if isinstance(example, Finding):
-                yield example
+            if isinstance(item, Finding):
+                yield item
                 continue
-            try:
-                yield example.line, truncate(self.documents(example), parameters)
-            except TemplateRefused as error:
-                yield Finding(example.line, str(error), "template_refused")
+            example, documents = item
+            if isinstance(documents, TemplateRefused):
+                yield Finding(example.line, str(documents), "template_refused")
+            else:
+                yield example.line, truncate(documents, parameters)
 
     def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
         """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused."""
@@ -173,9 +218,7 @@ class Renderer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. Raises TemplateRefused for one without a row in the embedding."""
-        tokens = list(encode(self.tokenizer, text).ids)
-        self._check_rows(tokens)
-        return tokens
+        return self._encoder.tokens(text)
 
     def encode_plain(self, text: str) -> list[int]:
         """The tokens of a text without a chat template, as at inference: after the beginning-of-sequence token."""
@@ -196,8 +239,8 @@ class Renderer:
 
     # --- a conversation ----------------------------------------------------------------------------------------------
 
-    def conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
-        """One document, or one per trained turn if the template renders earlier turns differently later on.
+    def _conversation(self, example: Example, messages: Sequence[Message], first: int) -> list[RenderedText]:
+        """One text, or one per trained turn if the template renders earlier turns differently later on.
 
         The trained turns are the assistant messages from index `first` on whose weight is not 0.
         """
@@ -214,14 +257,14 @@ class Renderer:
             found = [self._span(normalized, i, tools, text) for i in trained]
             spans = [span for span in found if span is not None] if None not in found else None
         if spans is None:
-            documents = [self._turn(line, normalized, i, tools) for i in trained]
+            texts = [self._turn(line, normalized, i, tools) for i in trained]
         else:
             self._check_trained(parts, dict(zip(trained, spans, strict=True)), text)
-            documents = [self._document(line, text, spans)]
+            texts = [RenderedText(line, text, spans)]
         if example.parameters.line_rules > 1:
             for part in parts:
                 check_each_call(self.renders_differently, part, trained_turns)
-        return documents
+        return texts
 
     def _by_parts(
         self, messages: list[Message], trained: Sequence[int], tools: Sequence[Message], text: str
@@ -255,8 +298,8 @@ class Renderer:
             return None
         return span
 
-    def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> Document:
-        """The document of the conversation up to this turn."""
+    def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> RenderedText:
+        """The conversation up to this turn."""
         through = self.text(messages[: turn + 1], tools)
         span = self._span(messages, turn, tools, through)
         if span is None:
@@ -265,7 +308,7 @@ class Renderer:
                 "so the trained text would differ from the generated text"
             )
         self._check_trained([Part.whole(messages, tools)], {turn: span}, through)
-        return self._document(line, through, [span])
+        return RenderedText(line, through, [span])
 
     def _end_of_turn(self, text: str, start: int) -> int:
         """The end of the first stop token, at which generation stops; without one the end of the text.
@@ -298,67 +341,13 @@ class Renderer:
 
     # --- without a chat template --------------------------------------------------------------------------------------
 
-    def _completion(self, line: int, prompt: str, completion: str) -> Document:
+    def _completion(self, line: int, prompt: str, completion: str) -> RenderedText:
         text = prompt + completion + self.eos
-        return self._document(line, text, [Span(len(prompt), len(text))], self.bos_tokens)
+        return RenderedText(line, text, [Span(len(prompt), len(text))], self.bos_tokens)
 
-    def _plain(self, line: int, text: str) -> Document:
+    def _plain(self, line: int, text: str) -> RenderedText:
         text += self.eos
-        return replace(self._document(line, text, [Span(0, len(text))], self.bos_tokens), is_text=True)
-
-    # --- tokens ------------------------------------------------------------------------------------------------------
-
-    def _document(self, line: int, text: str, spans: Sequence[Span], bos_tokens: Sequence[int] = ()) -> Document:
-        tokens, starts = self._tokens(text, spans)
-        labelled = within_spans(starts, spans)
-        if tokens[: len(bos_tokens)] != list(bos_tokens):
-            tokens, labelled = [*bos_tokens, *tokens], [False] * len(bos_tokens) + labelled
-        if labelled:
-            labelled[0] = False  # no token precedes the first one to predict it
-        return Document(line, tokens, labelled)
-
-    def _tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
-        """The tokens, and the index of the character at which each begins.
-
-        The text is encoded in parts that begin at the answers, so that the tokens of a prompt are the same at
-        inference: in one text the newline at the end of a prompt may merge with the following characters.
-        """
-        boundaries = (
-            sorted({0, len(text), *(span.start for span in spans)}) if self._can_encode_in_parts else [0, len(text)]
-        )
-        tokens: list[int] = []
-        starts: list[int] = []
-        for begin, end in pairwise(boundaries):
-            encoding = encode(self.tokenizer, text[begin:end])
-            tokens += encoding.ids
-            starts += [begin + start for start, _ in encoding.offsets]
-        self._check_rows(tokens)
-        return tokens, starts
-
-    def _check_rows(self, tokens: Sequence[int]) -> None:
-        if self._rowless and (rowless := next((token for token in tokens if token in self._rowless), None)):
-            raise TemplateRefused(
-                f"the token {as_json(self._rowless[rowless])} ({rowless:,}) has no row in the embedding of the base "
-                f"model, which has {self._embedding_rows:,}; remove it from the text"
-            )
-
-
-def encode(tokenizer: Tokenizer, text: str, *, special: bool = False) -> Encoding:
-    """The tokens of a text, with those that the tokenizer adds if `special`.
-
-    Raises TemplateRefused that names the text if the tokenizer fails at it: by its regular expressions, for instance,
-    which give up after many steps.
-    """
-    try:
-        return tokenizer.encode(text, add_special_tokens=special)
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust; no Exception, and its class cannot be imported
-            raise
-        shown = as_json(text[:SHOWN_CHARACTERS])
-        raise TemplateRefused(
-            f"the model's tokenizer fails at the text that begins with {shown} ({len(text):,} characters): {error}; "
-            "shorten it, or break up long repetitions"
-        ) from None
+        return RenderedText(line, text, [Span(0, len(text))], self.bos_tokens, is_text=True)
 
 
 def _is_printed(renderer: Renderer, messages: Sequence[Message], text: str) -> bool:
@@ -380,18 +369,3 @@ def _alternation(words: Iterable[str], tail: str = "") -> re.Pattern[str] | None
 
 def _special_texts(tokenizer: Tokenizer) -> list[str]:
     return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-
-
-def _rowless_tokens(tokenizer: Tokenizer, rows: int | None) -> dict[int, str]:
-    """The tokens beyond the embedding's rows, by id."""
-    if rows is None or tokenizer.get_vocab_size(with_added_tokens=True) <= rows:
-        return {}
-    return {
-        token_id: token for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items() if token_id >= rows
-    }
-
-
-def _can_encode_in_parts(tokenizer: Tokenizer) -> bool:
-    """Whether a text can be encoded in parts; not if the tokenizer adds a space at the beginning of each."""
-    part = list(encode(tokenizer, "a b").ids)
-    return str(tokenizer.decode(part + part, skip_special_tokens=False)) == "a ba b"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from app.domain.datasets.chat_template import TemplateRefused
-from app.domain.datasets.documents import Document, exceeds_context, split_examples, truncate
+from app.domain.datasets.documents import PREFERRED, REJECTED, Document, exceeds_context, split_examples, truncate
 from app.domain.datasets.examples import MAX_FINDINGS, Example, read_examples
 from app.domain.datasets.jsonl import Finding, format_findings
-from app.domain.datasets.render import Renderer
+from app.domain.datasets.render import RenderedLine, Renderer
 from app.domain.datasets.warnings import (
     DatasetWarning,
     LineCount,
@@ -20,7 +21,7 @@ from app.domain.datasets.warnings import (
     warning_codes,
 )
 from app.domain.jobs.spec import DataParameters
-from app.domain.methods import METHODS, PREFERRED, REJECTED, MethodName
+from app.domain.methods import METHODS, MethodName
 from app.domain.planning.packing import SequenceLengths
 
 LABELS = {PREFERRED: "desirable", REJECTED: "undesirable"}
@@ -98,31 +99,39 @@ class DatasetReport:
 
 def build_report(renderer: Renderer, parameters: DataParameters, max_line_bytes: int, file: BinaryIO) -> DatasetReport:
     """Read a file as the trainer does."""
-    return build_report_with_rows(renderer, parameters, max_line_bytes, None, file)[0]
+    report = DatasetReport()
+    for _ in read_kept(renderer, parameters, max_line_bytes, file, report, RowIndex()):
+        pass
+    return report
 
 
-def build_report_with_rows(
+def read_kept(
     renderer: Renderer,
     parameters: DataParameters,
     max_line_bytes: int,
-    training_rows: RowIndex | None,
     file: BinaryIO,
-) -> tuple[DatasetReport, RowIndex]:
-    """The report and the rows of a file. Of a validation file the rows that `training_rows` has too are reported."""
-    report, rows = DatasetReport(), RowIndex()
-    for item in read_examples(file, max_line_bytes, parameters):
+    report: DatasetReport,
+    rows: RowIndex,
+    training_rows: RowIndex | None = None,
+) -> Iterator[RenderedLine]:
+    """Yield the trainable documents of each line, and add everything else that a file has to `report` and `rows`.
+
+    Of a validation file the rows that `training_rows` has too are reported.
+    """
+    for item in renderer.documents_of_each(read_examples(file, max_line_bytes, parameters)):
         if isinstance(item, Finding):
             report.add_finding(item)
         else:
+            example, found = item
             report.examples += 1
-            digest, earlier = add_row(item, renderer, report, rows)
+            digest, earlier = add_row(example, renderer, report, rows)
             report.different_rows += earlier is None
             if earlier is None and training_rows is not None and digest in training_rows.lines:
-                report.add_warning("overlap", item.line)
-            add_example(item, renderer, report)
+                report.add_warning("overlap", example.line)
+            if rendered := add_example(example, found, report):
+                yield example.line, rendered.kept
         if report.finding_count >= MAX_FINDINGS_READ:
             break
-    return report, rows
 
 
 def add_row(example: Example, renderer: Renderer, report: DatasetReport, rows: RowIndex) -> tuple[int, int | None]:
@@ -146,12 +155,12 @@ class RenderedExample:
     kept: list[Document]
 
 
-def add_example(example: Example, renderer: Renderer, report: DatasetReport) -> RenderedExample | None:
-    """Render an example and add it to the report; None, with a finding, if the template refuses it."""
-    try:
-        documents = renderer.documents(example)
-    except TemplateRefused as error:
-        report.add_finding(Finding(example.line, str(error), "template_refused"))
+def add_example(
+    example: Example, documents: list[Document] | TemplateRefused, report: DatasetReport
+) -> RenderedExample | None:
+    """Add a rendered example to the report; None, with a finding, if the template refuses it."""
+    if isinstance(documents, TemplateRefused):
+        report.add_finding(Finding(example.line, str(documents), "template_refused"))
         return None
     if any(exceeds_context(document, example.parameters.context_length) for document in documents):
         report.cut.add(example.line)

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.domain.evaluations.templates import SAMPLE, paths_of
+from app.domain.evaluations.templates import paths_of, uses_answer
 
 MAX_GRADERS = 16
 MAX_TEMPLATE_CHARACTERS = 20_000
@@ -149,7 +149,7 @@ class ScoreModel(Shape):
 
 
 def _check_item_template(text: str) -> str:
-    if any(path.namespace == SAMPLE for path in paths_of(text)):
+    if uses_answer(text):
         raise ValueError("this template may use {{ item... }} only, as it is the expected answer")
     return text
 
@@ -202,6 +202,7 @@ Grader = Annotated[
 
 
 GRADER_TYPES = ("string_check", "text_similarity", "score_model", "label_accuracy", "json_valid", "json_fields")
+BINARY_TYPES = ("string_check", "label_accuracy", "json_valid")  # with the scores 0 and 1
 
 
 def templates_of(grader: Any) -> list[str]:

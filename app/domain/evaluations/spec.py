@@ -4,7 +4,7 @@ WORKDIR/spec.json is a GenerationSpec. WORKDIR/prompts.jsonl has a Prompt per ro
 then an Answer per row and model to WORKDIR/answers.jsonl.
 
 WORKDIR/grading.json is a GradingSpec. WORKDIR/rows.jsonl has an object per row: the EvaluationRow, the ModelAnswer by
-model, and the Scored by grader and model of the graders that ask an endpoint. The program writes an EvaluationSummary
+model, and the Scored by grader and model of the graders that ask an endpoint. The program writes a GradedEvaluation
 to WORKDIR/summary.json, and the files for the user to WORKDIR/outbox.
 """
 
@@ -101,7 +101,7 @@ class Scored:
     value: float | None
     error: str | None = None
     fields: dict[str, bool] | None = None  # of `json_fields`: whether each is right
-    label: str | None = None  # of `label_accuracy`: the answer as it is compared
+    label: str | None = None  # of `label_accuracy` and `string_check`: the answer as it is compared
 
 
 class GradingSpec(Frozen):

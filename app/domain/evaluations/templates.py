@@ -61,6 +61,11 @@ def paths_of(template: str) -> tuple[Path, ...]:
     return tuple(part for part in parts_of(template) if isinstance(part, Path))
 
 
+def uses_answer(template: str) -> bool:
+    """Whether the template has a value of the answer."""
+    return any(path.namespace == SAMPLE for path in paths_of(template))
+
+
 def render(template: str, item: Mapping[str, Any], output_text: str) -> str:
     """The template with the values of one row and one answer. Values that are no strings are printed as JSON.
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_ar
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.fields import FieldInfo
 
+from app.domain.datasets.held_out import MAX_SEED
 from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.error_text.json_text import as_json
 from app.domain.error_text.validation_text import bounds_of, check_shape
@@ -23,7 +24,6 @@ from app.domain.jobs.definitions import Parameters
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import HYPERPARAMETERS, QuantizationParameters
 from app.domain.jobs.request_parameters import DEFINITIONS, IN_HYPERPARAMETERS, collect, keys_of, method_of
-from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, JobSpec, SamplePrompt
 from app.domain.methods import METHOD_PARAMETERS, METHODS, OWNERS
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
@@ -144,7 +144,7 @@ class CreateJob(Shape):
     """Default: a random number, which the job shows."""
     chat_template_kwargs: ChatTemplateArguments | None = None
     """Arguments of the base model's chat template, for every prompt of the job and its adapter; a row of a file may
-    have its own, which win key by key.
+    have its own, which win key by key. Default: none; of an `ft:` model, those that it was trained with ({}: none).
     """
     sample_prompts: Annotated[list[SamplePrompt] | None, Field(max_length=MAX_SAMPLE_PROMPTS)] = None
     """Base model and adapter answer each with 64 tokens, at every validation or end of an epoch."""
@@ -312,6 +312,8 @@ def settings_of_spec(spec: JobSpec, **columns: Any) -> Json:
     settings["model"] = spec.continued_from or spec.base_model  # not its alias, which may name another model today
     settings |= hyperparameters | {f"lora.{name}": value for name, value in plain["lora"].items()}
     settings |= {f"quantization.{name}": value for name, value in (quantization or {}).items()}
+    if spec.continued_from and spec.chat_template_kwargs is None:
+        settings["chat_template_kwargs"] = {}  # none, which absent would not say: those of the continued adapter
     settings = {name: value for name, value in settings.items() if value is not None}
     return settings if quantization else settings | {"quantization": None}  # null means a 16-bit base
 

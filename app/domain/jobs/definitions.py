@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from app.domain.base_models.catalog import CatalogEntry
-
-if TYPE_CHECKING:  # the spec checks the hyperparameters of its method, which are made of these parts
-    from app.domain.jobs.spec import LoraSpec
+from app.domain.datasets.template_arguments import ChatTemplateArguments
+from app.domain.jobs.hyperparameters import LoraSpec
 
 AUTO = "auto"
 
@@ -22,6 +21,7 @@ class ParentAdapter(NamedTuple):
 
     model: str  # "ft:..."
     lora: LoraSpec
+    chat_template_kwargs: ChatTemplateArguments | None = None
 
 
 class ResolutionContext(NamedTuple):
@@ -30,6 +30,8 @@ class ResolutionContext(NamedTuple):
     entry: CatalogEntry
     n_examples: int
     parent: ParentAdapter | None = None
+    file_bytes: int = 0  # of the training file
+    gpus: int = 0  # of each job, on workers that have them; 0: there is none
 
 
 Info: TypeAlias = ValidationInfo[ResolutionContext]

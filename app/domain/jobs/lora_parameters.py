@@ -10,8 +10,8 @@ from pydantic import AfterValidator, AliasChoices, AliasPath, Field, PlainValida
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.definitions import Auto, CommaSeparated, Info, ParameterError, Parameters
+from app.domain.jobs.hyperparameters import ALPHA, Bounds
 from app.domain.jobs.layer_patterns import MAX_KEYS, key_problem
-from app.domain.jobs.spec import ALPHA, Bounds
 
 ALL_LINEAR = "all-linear"
 DEFAULT_RANK = 16

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.base_models.catalog import CatalogEntry
+from app.domain.datasets.held_out import MAX_SEED
+from app.domain.datasets.template_arguments import KEY as TEMPLATE_ARGUMENTS
 from app.domain.datasets.template_arguments import given_arguments
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.jobs.definitions import ParentAdapter, ResolutionContext
+from app.domain.jobs.hyperparameters import LEARNING_RATE, Hyperparameters, LoraSpec
 from app.domain.jobs.layer_patterns import PatternError, match_patterns
 from app.domain.jobs.lora_parameters import FIXED_BY_PARENT, LoraParameters
 from app.domain.jobs.parameters import (
@@ -26,30 +29,27 @@ from app.domain.jobs.parameters import (
     auto_learning_rate,
 )
 from app.domain.jobs.request_parameters import RequestParameters, collect
-from app.domain.jobs.spec import (
-    LEARNING_RATE,
-    LINE_RULES,
-    Hyperparameters,
-    JobSpec,
-    LayerPatterns,
-    LoraSpec,
-    QuantizationSpec,
-)
+from app.domain.jobs.spec import LINE_RULES, JobSpec, LayerPatterns, QuantizationSpec
 from app.domain.methods import METHODS, Method
 from app.errors import combine_errors
 
-MAX_SEED = 2_147_483_647
-
 
 def resolve(
-    body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_examples: int, parent: ParentAdapter | None = None
+    body: Mapping[str, Any],
+    base_model: str,
+    entry: CatalogEntry,
+    n_examples: int,
+    parent: ParentAdapter | None = None,
+    file_bytes: int = 0,
+    gpus: int = 0,
 ) -> JobSpec:
     """Turn a create body into a JobSpec for a training file of `n_examples` lines, on a base model or an adapter.
 
+    With `gpus` of each job, "auto" of the batch fills them.
     Raises BadRequest: the first problem's `param` and code, a message that lists them all.
     """
     request = collect(body)
-    context = ResolutionContext(entry, max(1, n_examples), parent)
+    context = ResolutionContext(entry, max(1, n_examples), parent, file_bytes, gpus)
     method = METHODS[request.method or "supervised"]  # another one is a problem already
     # each also after a problem of an earlier one, as all are reported
     lora = _resolve_lora(request, context)
@@ -59,7 +59,7 @@ def resolve(
     hyperparameters = _hyperparameters(request, context, method, lora, has_validation_file)
     if lora is None or hyperparameters is None or request.problems:
         raise combine_errors(request.problems)
-    seed = body.get("seed")
+    seed, is_given = body.get("seed"), body.get(TEMPLATE_ARGUMENTS) is not None
     return JobSpec(
         base_model=base_model,
         method=method.name,
@@ -70,7 +70,7 @@ def resolve(
         quantization=quantization,
         dtype_is_free=quantization is not None and request.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,
-        chat_template_kwargs=given_arguments(body),
+        chat_template_kwargs=given_arguments(body) if is_given or not parent else parent.chat_template_kwargs,
         sample_prompts=tuple(body.get("sample_prompts") or ()),
         evaluation=EvaluationRequest.model_validate(body["evaluation"]) if body.get("evaluation") else None,
         seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,

@@ -7,82 +7,31 @@ reads: one base model, one quantization, and one run.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.domain.base_models.catalog import CatalogEntry, StatSignature
 from app.domain.datasets.template_arguments import ChatTemplateArguments, StoredArguments, StoredIfSet
-from app.domain.error_text.json_text import plain_number
 from app.domain.evaluations.graders import EvaluationRequest
 from app.domain.files import JobFileOrigins
+from app.domain.jobs.hyperparameters import Bounds
+from app.domain.jobs.hyperparameters import EarlyStopping as EarlyStopping
+from app.domain.jobs.hyperparameters import Frozen as Frozen
+from app.domain.jobs.hyperparameters import Hyperparameters as Hyperparameters
+from app.domain.jobs.hyperparameters import LayerPatterns as LayerPatterns
+from app.domain.jobs.hyperparameters import LoraSpec as LoraSpec
 from app.domain.methods import METHODS, OWNERS, MethodName
 from app.domain.planning.execution_plan import Measurement
 
-
-@dataclass(frozen=True)
-class Bounds:
-    minimum: float
-    maximum: float
-
-    def __contains__(self, value: float) -> bool:
-        return self.minimum <= value <= self.maximum  # false for NaN
-
-    def __str__(self) -> str:
-        return f"from {plain_number(self.minimum)} to {plain_number(self.maximum)}"
-
-
-LEARNING_RATE = Bounds(1e-12, 10)  # AdamW moves a weight by up to the rate in each step; 1e-6 to 1e-2 are in use
-ALPHA = Bounds(1e-3, 100_000)  # 1 to 1,024 are in use
-EARLY_STOPPING_THRESHOLD = Bounds(0, 100)  # nats; a loss of 12 is that of guessing among all tokens
 SHARE_WEIGHT = Bounds(1e-6, 1e6)  # GPU time is divided by it
-
-
 SPEC_VERSION: Literal[1] = 1
 # Which checks a line of a dataset must pass. 2 also refuses what 1 accepted and then omitted from training or
 # changed. A job keeps the rules under which it was created, so its files stay valid.
 LineRules = Literal[1, 2]
 LINE_RULES: LineRules = 2
-
-
-class Frozen(BaseModel):
-    """Immutable; an unknown key is an error, so that a typo does not become a default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LoraSpec(Frozen):
-    """h = W x + scale * B A x; scale is alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2106.09685, 2312.03732)."""
-
-    r: Annotated[int, Field(ge=1, le=256)]
-    alpha: Annotated[float, Field(gt=0)]
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[str, ...]
-    use_rslora: bool = False
-    use_dora: bool = False  # arXiv 2402.09353
-    # Regular expression for the end of a layer's name -> rank, as requested. In a RunSpec and in everything that
-    # is published the keys are single layers: their full names, escaped (app.domain.jobs.layer_patterns).
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
-    modules_to_save: tuple[str, ...] = ()  # fully trained and saved with A and B
-    target_parameters: tuple[str, ...] = ()  # stacked weights of experts, by the ends of their names, as in PEFT
-    # All of them. Stored only when true: workers of earlier releases do not know it.
-    experts: Annotated[bool, Field(exclude_if=lambda adapted: not adapted)] = False
-    bias: Literal["none"] = "none"
-    init: Literal["default"] = "default"
-
-    @property
-    def adapts_experts(self) -> bool:
-        return self.experts or bool(self.target_parameters)
-
-
-class LayerPatterns(Frozen):
-    """`rank_pattern` and `alpha_pattern` of a LoraSpec with one key for each layer that they match."""
-
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
 
 
 class QuantizationSpec(Frozen):
@@ -106,42 +55,6 @@ class QuantizationSpec(Frozen):
         if self.bits == 8 and (self.type is not None or self.double_quant is not None):
             raise ValueError("type and double_quant belong to 4 bits; 8 bits have one scale a row, no choice")
         return self
-
-
-class EarlyStopping(Frozen):
-    """Stop when the full validation loss was not more than `threshold` nats below the reference in `patience`
-    validations in a row. The reference is the loss of the last validation that was lower by more than `threshold`."""
-
-    patience: Annotated[int, Field(ge=1, le=100)] = 3
-    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-
-
-class Hyperparameters(Frozen):
-    n_epochs: Annotated[int, Field(ge=1, le=50)]
-    batch_size: Annotated[int, Field(ge=1, le=256)]  # examples per optimizer step
-    learning_rate: Annotated[float, Field(gt=0)]
-    learning_rate_multiplier: Annotated[float, Field(gt=0)] | None
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_grad_norm: Annotated[float, Field(gt=0)]
-    lr_scheduler_type: Literal["linear", "cosine", "constant"]
-    context_length: Annotated[int, Field(ge=1)]  # tokens
-    packing: bool = True
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
-    early_stopping: EarlyStopping | None = None
-    promote_best: bool = False  # the result is the adapter with the lowest full validation loss, not the last one
-    # Of single methods (app.domain.methods). `beta` without a loss_type is that of the sigmoid loss.
-    beta: Annotated[float, Field(gt=0)] | None = None
-    loss_type: Annotated[Literal["sigmoid", "ipo", "simpo"] | None, StoredIfSet] = None
-    simpo_gamma: Annotated[float | None, Field(ge=0), StoredIfSet] = None
-    desirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
-    undesirable_weight: Annotated[float | None, Field(gt=0), StoredIfSet] = None
-
-    @property
-    def label_weights(self) -> tuple[float, float]:
-        """The weights of desirable and undesirable answers in the loss."""
-        return self.desirable_weight or 1.0, self.undesirable_weight or 1.0
 
 
 class DataParameters(Frozen):
@@ -218,6 +131,14 @@ class BaseSpec(Frozen):
     )
 
 
+class TokensFile(Frozen):
+    """The stored tokens of a dataset (app.domain.datasets.stored_tokens)."""
+
+    path: Path
+    sha256: str
+    dataset_sha256: str
+
+
 class RunSpec(Frozen):
     """One adapter to train. Paths are absolute or relative to the work directory."""
 
@@ -235,6 +156,10 @@ class RunSpec(Frozen):
     training_file_sha256: str
     validation_file: Path | None = None
     validation_file_sha256: str | None = None
+    # Of the validation; absent: tokenize. Its templates printed the time `rendered_at`.
+    training_tokens: TokensFile | None = None
+    validation_tokens: TokensFile | None = None
+    rendered_at: str | None = None
     resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
     chat_template_kwargs: StoredArguments = None
     sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
@@ -245,8 +170,9 @@ class RunSpec(Frozen):
 
     @model_validator(mode="after")
     def _has_hyperparameters_of_method(self) -> RunSpec:
-        if problems := list(METHODS[self.method].problems(self.hyperparameters, OWNERS)):
-            raise ValueError(f"{self.run_id}: {'; '.join(problems)}")
+        if problems := METHODS[self.method].problems(self.hyperparameters, OWNERS):
+            text = "; ".join(f"{param} {problem}" for param, problem in problems.items())
+            raise PydanticCustomError("invalid_spec", "{text}", {"param": next(iter(problems)), "text": text})
         return self
 
 

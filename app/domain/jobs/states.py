@@ -104,8 +104,9 @@ class Reason(StrEnum):
     DEVICE_LOST = (
         "device_lost",
         JobState.QUEUED,
-        "a GPU failed or disappeared while the job ran on it, which is no crash of the job; a worker with three of "
-        "these in a row is out of service until `tunery workers --resume`",
+        "a GPU failed or disappeared while the job ran on it, which is no crash of the job; on two workers it fails "
+        "the job with `worker_crash_loop`; a worker with three of these in a row is out of service until "
+        "`tunery workers --resume`",
     )
     STALLED = (
         "stalled",
@@ -115,7 +116,7 @@ class Reason(StrEnum):
     WORKER_CRASH_LOOP = (
         "worker_crash_loop",
         JobState.FAILED,
-        "Three consecutive attempts crashed without a new snapshot between them.",
+        "Three consecutive attempts crashed without a new snapshot between them, or the GPUs of two workers failed.",
         "Ask the operator: the log of the job has the reason of each crash.",
         "…; gave up after … attempts in a row that ended like this",
     )
@@ -211,7 +212,7 @@ class Reason(StrEnum):
 
 
 # Crashed attempts count towards the crash streak of the job; drained and paused ones do not, nor does a lost GPU, which
-# counts for its worker.
+# counts for its worker (app.db.scheduling.device_losses).
 CRASHES = frozenset(
     {
         Reason.WORKER_LOST,

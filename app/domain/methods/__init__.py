@@ -8,11 +8,11 @@ from pydantic import AfterValidator, WithJsonSchema
 
 from app.domain.methods.dpo import DPO
 from app.domain.methods.kto import KTO
-from app.domain.methods.method import PREFERRED, REJECTED, Method
+from app.domain.methods.method import Method
 from app.domain.methods.orpo import ORPO
 from app.domain.methods.supervised import SUPERVISED
 
-__all__ = ["METHODS", "METHOD_PARAMETERS", "OWNERS", "PREFERRED", "REJECTED", "Method", "MethodName"]
+__all__ = ["METHODS", "METHOD_PARAMETERS", "OWNERS", "Method", "MethodName"]
 
 METHODS: dict[str, Method] = {method.name: method for method in (SUPERVISED, DPO, ORPO, KTO)}
 METHOD_PARAMETERS = tuple(method.parameters for method in METHODS.values())

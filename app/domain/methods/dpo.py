@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from app.domain.jobs.definitions import Auto, ParameterError, Parameters, ResolutionContext
-from app.domain.methods.method import Beta, Method, documents_of_pair
+from app.domain.jobs.hyperparameters import Hyperparameters
+from app.domain.methods.method import Beta, Method
 
 SIMPO_GAMMA = 0.5  # TRL's default; the paper has 0.3 to 1.6
 # 0.1 is TRL's default, and the low end of DPO's paper (0.1 to 0.5). SimPO has its paper's 2: its rewards are means over
@@ -39,18 +40,23 @@ class DpoParameters(Parameters):
     """Of the loss simpo alone: the margin by which the preferred answer must win; 0.5 by default."""
 
 
+def _absent(hyperparameters: Hyperparameters) -> tuple[str, ...]:
+    if hyperparameters.loss_type is None:  # a job of a release with DPO's loss alone
+        return "loss_type", "simpo_gamma"
+    return () if hyperparameters.loss_type == "simpo" else ("simpo_gamma",)
+
+
 DPO = Method(
     name="dpo",
     title="DPO: learn a preference between two answers",
     rows="preference pairs",
     formats=("preference",),
-    documents_of=documents_of_pair,
     metrics=("reward_accuracy", "reward_margin"),
     untrainable="pairs without two different answers",
     nothing_trainable="No pair has two different answers within {context_length:,} tokens. Give each pair "
     "two different outputs",
     parameters=DpoParameters,
-    required=lambda hyperparameters: ("beta", "simpo_gamma") if hyperparameters.loss_type == "simpo" else ("beta",),
+    absent=_absent,
     # Published pairs of both stages differ by 4 (OLMo 7B: 2e-6, 5e-7) to 40 (Zephyr 7B with QLoRA: 2e-4, 5e-6); in the
     # middle of those, on a log scale, is a tenth.
     rate_factor=0.1,

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from app.domain.jobs.definitions import Auto, Parameters
-from app.domain.methods.method import Beta, Method, documents_of_labelled_answer
+from app.domain.methods.method import Beta, Method
 
 
 class KtoParameters(Parameters):
@@ -23,13 +23,11 @@ KTO = Method(
     title="KTO: learn which answers are desirable",
     rows="desirable and undesirable answers",
     formats=("labelled",),
-    documents_of=documents_of_labelled_answer,
     metrics=("reward_desirable", "reward_undesirable", "kl"),
     untrainable="answers without a token to train on",
     nothing_trainable="No answer has a token to train on within {context_length:,} tokens: every one is empty, or "
     "begins after the truncation. Write the answers",
     parameters=KtoParameters,
-    required=lambda _: tuple(KtoParameters.model_fields),
     rate_factor=0.1,  # the paper and TRL advise the rates that pairs have: 5e-7 to 5e-6
     extra_forwards=lambda _: 3,  # the reference, and the mismatched answers with the adapter and with the reference
     min_batch_size=2,  # an answer is compared with that of another example of the step

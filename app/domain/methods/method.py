@@ -5,22 +5,15 @@ The loss itself needs torch and stands in worker/trainer/objective.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticKnownError
 
 from app.domain.jobs.definitions import Info, Parameters
-
-if TYPE_CHECKING:  # the specs, which these modules read, name the methods
-    from app.domain.datasets.documents import Document
-    from app.domain.datasets.examples import Example
-    from app.domain.datasets.render import Renderer
-    from app.domain.jobs.spec import Hyperparameters
-
-PREFERRED, REJECTED = 1, -1  # roles of a document: preferred or desirable, rejected or undesirable; 0 is neither
+from app.domain.jobs.hyperparameters import Hyperparameters
 
 MAX_BETA = 2  # OpenAI's; 0.01 to 0.5 are in use
 
@@ -52,47 +45,25 @@ class Method:
     title: str  # in a list of methods
     rows: str  # what it trains on, in words
     formats: tuple[str, ...]  # names of its rows' formats (app.domain.datasets.examples)
-    documents_of: Callable[[Renderer, Example], list[Document]]  # raises TemplateRefused
     metrics: tuple[str, ...]  # besides the loss; their names follow "train_", "valid_" and "full_valid_"
     untrainable: str  # the noun of examples that contribute nothing
     nothing_trainable: str  # what is wrong with a file of such examples, with {context_length}, and a remedy
     parameters: type[Parameters] = Parameters  # its own hyperparameters, beside those of every method
-    required: Callable[[Hyperparameters], tuple[str, ...]] = lambda _: ()  # those of them that a stored spec has
+    absent: Callable[[Hyperparameters], tuple[str, ...]] = lambda _: ()  # those of them that a stored spec lacks
     rate_factor: float = 1.0  # times the learning rate of supervised training
     extra_forwards: Callable[[Hyperparameters], int] = lambda _: 0  # without gradients, beside supervised training
     has_pairs: bool = False  # the documents of an example are two answers, which share a packed batch
     min_batch_size: int = 1  # examples
 
-    def problems(self, hyperparameters: Hyperparameters, of_methods: Iterable[str]) -> Iterator[str]:
-        """Yield what is missing for this method, and what belongs to others; `of_methods` are the hyperparameters that
-        not every method has.
+    def problems(self, hyperparameters: Hyperparameters, of_methods: Iterable[str]) -> dict[str, str]:
+        """{parameter: what is wrong with it in a stored spec}; `of_methods` are the hyperparameters that not every
+        method has.
         """
         given = {name for name in of_methods if getattr(hyperparameters, name) is not None}
-        for name in sorted(set(self.required(hyperparameters)) - given):
-            yield f"{self.name} needs a {name} among its hyperparameters"
-        for name in sorted(given - self.parameters.model_fields.keys()):
-            yield f"{self.name} has no hyperparameter {name}"
+        needed = self.parameters.model_fields.keys() - set(self.absent(hyperparameters))
+        problems = dict.fromkeys(sorted(needed - given), f"is missing, and {self.name} needs it")
+        loss = f" with the loss {hyperparameters.loss_type}" if hyperparameters.loss_type else ""
+        problems |= dict.fromkeys(sorted(given - needed), f"does not belong to {self.name}{loss}; leave it out")
         if hyperparameters.batch_size < self.min_batch_size:
-            yield f"{self.name} needs a batch_size of at least {self.min_batch_size}"
-
-
-def documents_of_answers(renderer: Renderer, example: Example) -> list[Document]:
-    """The documents of a text, of a completion, or of every trained answer of a conversation."""
-    return renderer.answers(example)
-
-
-def documents_of_pair(renderer: Renderer, example: Example) -> list[Document]:
-    """The documents of the preferred answer, then those of the rejected one."""
-    return [
-        replace(document, role=role)
-        for role, answer in ((PREFERRED, example.preferred), (REJECTED, example.non_preferred))
-        for document in renderer.conversation(example, (*example.messages, *answer), first=len(example.messages))
-    ]
-
-
-def documents_of_labelled_answer(renderer: Renderer, example: Example) -> list[Document]:
-    """The document of the last answer, which is desirable or not."""
-    is_chat = example.completion is None
-    last = len(example.messages) - 1
-    documents = renderer.conversation(example, example.messages, last) if is_chat else renderer.answers(example)
-    return [replace(document, role=PREFERRED if example.label else REJECTED) for document in documents]
+            problems["batch_size"] = f"is below {self.min_batch_size}, the least of {self.name}"
+        return {f"hyperparameters.{name}": text for name, text in problems.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from app.domain.methods.method import Method, documents_of_answers
+from app.domain.methods.method import Method
 
 SUPERVISED = Method(
     name="supervised",
     title="Supervised: learn the answers",
     rows="answers or text",
     formats=("chat", "completion", "text"),
-    documents_of=documents_of_answers,
     metrics=("mean_token_accuracy",),
     untrainable="examples without a token to train on",
     nothing_trainable="No example has a token to train on within {context_length:,} tokens: every answer is empty, has "

@@ -12,8 +12,14 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from app.domain.base_models.catalog import IGNORED_LAYERS, CatalogEntry
-from app.domain.jobs.layer_patterns import rank_of
-from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
+from app.domain.jobs.spec import Hyperparameters, JobSpec, LoraSpec, QuantizationSpec
+from app.domain.planning.adapter_size import (
+    adapter_bytes_per_token,
+    adapter_parameters,
+    fully_trained_modules,
+    trained_norm_bytes_per_token,
+    trained_parameters,
+)
 from app.domain.planning.execution_plan import ExecutionPlan
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -24,12 +30,14 @@ KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the firs
 LOSS_BYTES = 32 << 20  # of logits in one chunk: 128 tokens at V = 49,152, so that most of it fits into the cache
 MIN_CHUNK_TOKENS = 128
 CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
+GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
 BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 # Weights of experts that are dequantized at once, by device (worker/trainer/model/experts.py): on a GPU those of all
 # experts of a layer of Qwen3 30B-A3B (402 million) or gpt-oss 20B (531 million), so that nothing is read back.
 EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
-OPTIMIZER_BYTES = 16  # per trained parameter: master copy, gradient and two moments in float32
+MASTER_BYTES, GRADIENT_BYTES = 4, 4  # per trained parameter: float32
+MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}  # both moments; those in 8 bits have a scale for 256 numbers, 0.03 bytes
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
 # kernels on CUDA expand them. It has no float32, no larger heads and no capped scores (Gemma 2).
 MAX_FLASH_HEAD_SIZE = 256
@@ -60,7 +68,8 @@ class MemoryEstimate:
     activations: int
     live_layer: int  # additional memory of the backward of one layer
     loss: int
-    verify: int
+    verify: int  # without the moments of the optimizer, which are freed before
+    forwards: int  # of batches that are longer than those of the steps, without gradients
     kernels: int  # kernels that CPU libraries compile and cache for each new shape, and their buffers
 
     @property
@@ -71,7 +80,8 @@ class MemoryEstimate:
     @property
     def working(self) -> int:
         """Memory that a step allocates and frees."""
-        return max(self.activations + max(self.live_layer, self.loss), self.verify) + self.kernels
+        step = self.activations + max(self.live_layer, self.loss)
+        return max(step, self.verify, self.forwards) + self.kernels
 
     @property
     def total(self) -> int:
@@ -110,11 +120,12 @@ def estimate_memory(
     row_tokens: int,
     mean_attended_tokens: int = 0,
     max_attended_tokens: int = 0,
+    forward_tokens: int = 0,
 ) -> MemoryEstimate:
     """The peak memory of a job whose largest packed batch has `row_tokens` tokens.
 
     `mean_attended_tokens` is the length of a token's document, averaged over all tokens, `max_attended_tokens` the same
-    averaged over the batch in which it is largest.
+    averaged over the batch in which it is largest. `forward_tokens` are those of a longer batch without gradients.
     """
     width = compute_dtype_bytes(spec.quantization, plan)
     trained = trained_parameters(entry, spec.layer_lora)
@@ -135,14 +146,25 @@ def estimate_memory(
     return MemoryEstimate(
         process=PROCESS_BYTES[kind],
         base=int(base_bytes(entry, spec.quantization, width)),
-        adapter=trained * OPTIMIZER_BYTES,
+        adapter=trained * optimizer_bytes(spec.hyperparameters),
         cache=cache_bytes(entry, spec.quantization, width) if plan.cache_weights else 0,
         activations=int(overhead * _activations(batch)),
         live_layer=int(overhead * _live_layer(batch)) + _embedding(batch),
         loss=int(overhead * _loss(batch)) + _head(batch),
-        verify=int(overhead * _verification(entry, trained)),
+        verify=max(0, int(overhead * _verification(entry) + _adapters_in_check(trained, spec.hyperparameters))),
+        forwards=int(overhead * _forward(batch, forward_tokens)) if forward_tokens else 0,
         kernels=KERNEL_BYTES[kind],
     )
+
+
+def optimizer_bytes(hyperparameters: Hyperparameters) -> int:
+    """Bytes of a trained parameter: its master, its gradient and its moments."""
+    return MASTER_BYTES + GRADIENT_BYTES + MOMENT_BYTES[hyperparameters.optimizer]
+
+
+def min_loss_chunk_tokens(plan: ExecutionPlan) -> int:
+    """Longer chunks of the loss save a few percent of the time: not where a plan recomputes everything to fit."""
+    return CUDA_CHUNK_TOKENS if plan.cuda_kernels and plan.recompute != "everything" else MIN_CHUNK_TOKENS
 
 
 def loss_chunk_tokens(vocabulary: int, min_tokens: int) -> int:
@@ -181,25 +203,6 @@ def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, widt
     return entry.linear_parameters * width if quantization is not None else 0
 
 
-def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
-    """P: r x (inputs + outputs) of all target layers; rank patterns apply if the entry lists the layers."""
-    experts = sum(lora.r * count * (out + width) for count, out, width in _adapted_experts(entry, lora))
-    if targets := _targets(entry, lora):
-        return experts + sum(rank_of(lora, name) * sum(shape) for name, shape in targets.items())
-    return experts + entry.decoder_layers * sum(
-        lora.r * sum(entry.target_modules[name]) for name in lora.target_modules
-    )
-
-
-def _adapted_experts(entry: CatalogEntry, lora: LoraSpec) -> list[tuple[int, int, int]]:
-    """[experts, out, in] of the adapted stacks of experts, as far as the entry lists them."""
-    return [
-        shape
-        for name, shape in entry.experts.items()
-        if lora.experts or any(name.endswith(f".{target}") for target in lora.target_parameters)
-    ]
-
-
 def live_expert_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, kind: DeviceKind, width: int) -> int:
     """Bytes of the weights of experts that are dequantized, or converted from 16 bits, at once; int8 is dequantized to
     float32 first."""
@@ -209,31 +212,6 @@ def live_expert_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None
     largest = max((count * out * width for count, out, width in entry.experts.values()), default=in_a_layer)
     number_bytes = width + (4 if quantization is not None and quantization.bits == 8 else 0)
     return number_bytes * min(largest, EXPERT_WEIGHTS[kind])
-
-
-def ranks_of_layer(entry: CatalogEntry, lora: LoraSpec) -> float:
-    """The sum of the ranks of a decoder layer's targets, averaged over the layers."""
-    if lora.rank_pattern and (targets := _targets(entry, lora)):
-        return sum(rank_of(lora, name) for name in targets) / max(1, entry.decoder_layers)
-    return lora.r * len(lora.target_modules)
-
-
-def trained_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
-    """P, DoRA's magnitudes, and the fully trained matrices; fully trained norms are negligible."""
-    magnitudes = entry.decoder_layers * _outputs(entry, lora) if lora.use_dora else 0
-    matrices = sum(name in IGNORED_LAYERS for name in fully_trained_modules(entry, lora))
-    return adapter_parameters(entry, lora) + magnitudes + matrices * entry.vocab_size * entry.hidden_size
-
-
-def fully_trained_modules(entry: CatalogEntry, lora: LoraSpec) -> list[str]:
-    """The last names of the fully trained modules; "norm" matches every norm, as in PEFT."""
-    suffixes = tuple(name.rpartition(".")[2] for name in lora.modules_to_save)
-    return [name for name in entry.whole_modules if name.endswith(suffixes)] if suffixes else []
-
-
-def _targets(entry: CatalogEntry, lora: LoraSpec) -> dict[str, tuple[int, int]]:
-    """{full name: [out, in]} of the target layers; empty if the entry does not list the layers."""
-    return {name: shape for name, shape in entry.layers.items() if name.split(".")[-1] in lora.target_modules}
 
 
 def offloaded_bytes(hidden_size: int, layers: int, width: int, row_tokens: int) -> int:
@@ -257,29 +235,6 @@ def kept_bytes_per_token(batch: _LargestBatch, elementwise: bool) -> int:
     if elementwise:
         others += trained_norm_bytes_per_token(entry, batch.lora, width)
     return _attention_bytes(batch) + others + adapter_bytes_per_token(entry, batch.lora, width, batch.plan.cuda_kernels)
-
-
-def trained_norm_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int) -> int:
-    """Bytes per token that a layer keeps with elementwise recomputation, because a fully trained norm has none."""
-    return 2 * width * entry.hidden_size if set(fully_trained_modules(entry, lora)) - IGNORED_LAYERS else 0
-
-
-def adapter_bytes_per_token(entry: CatalogEntry, lora: LoraSpec, width: int, draws_masks_again: bool = False) -> int:
-    """Bytes per token that the adapter of one layer saves: A x, dropout masks, and with DoRA W x and B A x.
-
-    Adapted experts also keep the inputs of each product, for each expert of the token.
-    """
-    magnitudes = 2 * _outputs(entry, lora) if lora.use_dora else 0
-    has_masks = lora.dropout and (lora.use_dora or not draws_masks_again)
-    masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if has_masks else 0
-    of_experts = sum(count * (inputs + lora.r) for count, _, inputs in _adapted_experts(entry, lora))
-    numbers = ranks_of_layer(entry, lora) + entry.active_experts * of_experts / max(1, entry.decoder_layers)
-    return int(width * numbers) + width * magnitudes + masks
-
-
-def _outputs(entry: CatalogEntry, lora: LoraSpec) -> int:
-    """The outputs of all targets of a decoder layer."""
-    return sum(entry.target_modules[name][0] for name in lora.target_modules)
 
 
 def _has_flash(entry: CatalogEntry, dtype: str) -> bool:
@@ -311,32 +266,65 @@ def _activations(batch: _LargestBatch) -> int:
     entry, layers = batch.entry, batch.entry.decoder_layers
     recomputed = {"layers": batch.plan.recompute_layers, "everything": layers}.get(batch.plan.recompute, 0)
     saved = kept_bytes_per_token(batch, elementwise=batch.plan.recompute != "nothing")
-    ends = (4 + 3 * batch.width) * entry.hidden_size
     factors = adapter_parameters(entry, batch.lora) * batch.width * (layers - recomputed) // max(1, layers)
     kept = min(recomputed, OFFLOADED_LAYERS) if batch.plan.offload else recomputed
-    return batch.tokens * (kept * batch.width * entry.hidden_size + (layers - recomputed) * saved + ends) + factors
+    of_layers = kept * batch.width * entry.hidden_size + (layers - recomputed) * saved
+    return batch.tokens * (of_layers + _end_bytes_per_token(batch)) + factors
+
+
+def _end_bytes_per_token(batch: _LargestBatch) -> int:
+    """Bytes per token that the embedding and the last norm keep."""
+    return (4 + 3 * batch.width) * batch.entry.hidden_size
 
 
 def _live_layer(batch: _LargestBatch) -> int:
-    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight.
-
-    The weight may be that of the experts of a layer, as far as they are dequantized at once.
-    """
+    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight."""
     d, f = batch.entry.hidden_size, batch.entry.intermediate_size
     per_token = batch.width * (d + 3 * f)
     if batch.plan.recompute in ("elementwise", "layers"):
         per_token += 2 * batch.width * f
     if batch.plan.recompute in ("layers", "everything"):
         per_token += kept_bytes_per_token(batch, elementwise=False) + 2 * batch.width * f
+    if batch.plan.mlp_chunk_tokens:
+        return _live_tiled_layer(batch) + _live_weight(batch)
+    return batch.tokens * per_token + _live_weight(batch)
+
+
+def _live_tiled_layer(batch: _LargestBatch) -> int:
+    """The same with an MLP in chunks: gate, up, product and their gradients exist for the tokens of one chunk.
+
+    All tokens have what attention and the norms keep, the gradient and the output of the layer, either the gradient of
+    the MLP's input in chunks and as a whole or that of attention. What the ends of the model keep is freed by then.
+    """
+    f, width = batch.entry.intermediate_size, batch.width
+    of_mlp = batch.lora.model_copy(
+        update={"target_modules": tuple(name for name in batch.lora.target_modules if name in GATED_MLP_LAYERS)}
+    )
+    adapters = adapter_bytes_per_token(batch.entry, of_mlp, width, batch.plan.cuda_kernels)
+    kept = kept_bytes_per_token(batch, elementwise=False) - 3 * width * f - adapters
+    per_token = kept + 4 * width * batch.entry.hidden_size + _attention_bytes(batch) - _end_bytes_per_token(batch)
+    return batch.tokens * per_token + min(batch.tokens, batch.plan.mlp_chunk_tokens) * (8 * width * f + adapters)
+
+
+def _live_weight(batch: _LargestBatch) -> int:
+    """One dequantized weight, or the experts of a layer that are dequantized at once."""
     is_cached = batch.plan.cache_weights and batch.weight_bytes == batch.width
-    weight = 0 if is_cached else batch.weight_bytes * d * max(f, batch.entry.query_size)
-    return batch.tokens * per_token + max(weight, batch.live_expert_bytes)
+    entry = batch.entry
+    weight = batch.weight_bytes * entry.hidden_size * max(entry.intermediate_size, entry.query_size)
+    return max(0 if is_cached else weight, batch.live_expert_bytes)
+
+
+def _forward(batch: _LargestBatch, tokens: int) -> int:
+    """A layer of a pass without gradients: the residual stream, its norm and its sum, and gate, up and product."""
+    d, f = batch.entry.hidden_size, batch.entry.intermediate_size
+    chunk_tokens = min(tokens, batch.plan.mlp_chunk_tokens or tokens)
+    return batch.width * (tokens * 4 * d + chunk_tokens * 3 * f) + _live_weight(batch)
 
 
 def _loss(batch: _LargestBatch) -> int:
     """One chunk of logits in the compute dtype and in float32; the labelled hidden states and their gradient."""
-    vocabulary, min_rows = batch.entry.vocab_size, CUDA_CHUNK_TOKENS if batch.plan.cuda_kernels else MIN_CHUNK_TOKENS
-    rows = min(batch.tokens, loss_chunk_tokens(vocabulary, min_rows))
+    vocabulary = batch.entry.vocab_size
+    rows = min(batch.tokens, loss_chunk_tokens(vocabulary, min_loss_chunk_tokens(batch.plan)))
     return rows * vocabulary * (4 + batch.width) + 2 * batch.tokens * batch.width * batch.entry.hidden_size
 
 
@@ -361,12 +349,19 @@ def _head(batch: _LargestBatch) -> int:
     return (2 * batch.width + 8) * batch.entry.vocab_size * batch.entry.hidden_size
 
 
-def _verification(entry: CatalogEntry, trained: int) -> int:
-    """The saved and the trained adapter, a chunk of the head, one layer of a short batch in float32, and logits."""
+def _adapters_in_check(trained: int, hyperparameters: Hyperparameters) -> int:
+    """PEFT's copy of the adapter, and that of the last step while the best one is in place, less what is free by then:
+    gradients and moments. It is negative for moments in float32.
+    """
+    return trained * (2 * MASTER_BYTES - GRADIENT_BYTES - MOMENT_BYTES[hyperparameters.optimizer])
+
+
+def _verification(entry: CatalogEntry) -> int:
+    """A chunk of the head, one layer of a short batch in float32, and logits."""
     head = 4 * min(entry.vocab_size, VERIFY_HEAD_ROWS) * entry.hidden_size
     logits = (
         4 * 4 * VERIFY_LOGITS * entry.vocab_size
     )  # of the trainer, of PEFT, their difference and its absolute value
     weight = 4 * entry.hidden_size * max(entry.intermediate_size, entry.query_size)
     row = VERIFY_TOKENS * 4 * (4 * entry.hidden_size + 3 * entry.intermediate_size)
-    return 2 * 4 * trained + head + logits + weight + row
+    return head + logits + weight + row

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from app.domain.datasets.chat_template import UnusableTemplate
 from app.errors import BadRequest, Unavailable
@@ -60,11 +60,26 @@ class CheckProcess:
 
         Raises CheckCancelledError, TimeoutError after `deadline_seconds`, and as LimitedProcess.
         """
+        (result,) = self.stream(
+            function, *arguments, files=files, deadline_seconds=deadline_seconds, memory_bytes=memory_bytes
+        )
+        return cast("Result", result)
+
+    def stream(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        files: Sequence[BinaryIO],
+        deadline_seconds: float | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> Iterator[Any]:
+        """As `run`, for the items of a generator; the deadline is that of all."""
         check = self._check(deadline_seconds)
         check()
         with LimitedProcess(files, memory_bytes=memory_bytes, niceness=NICENESS) as process:
-            result: Result = process.call(function, *arguments, check=check)
-        return result
+            for item in process.stream(function, *arguments, check=check):
+                check()
+                yield item
 
     def run_with_renderer(
         self,

@@ -169,8 +169,8 @@ def ingest_file(
 
 
 @contextlib.contextmanager
-def inserting(sessions: Sessions, storage: Storage, key: str) -> Iterator[Session]:
-    """The transaction that inserts the row of a stored object, which is deleted if the row is not inserted.
+def inserting(sessions: Sessions, storage: Storage, *keys: str) -> Iterator[Session]:
+    """The transaction that inserts the rows of stored objects, which are deleted if the rows are not inserted.
 
     After the insert, the commit may have succeeded without a response, so the object must stay. Without a row it is
     invisible, and the cleanup deletes it.
@@ -182,7 +182,8 @@ def inserting(sessions: Sessions, storage: Storage, key: str) -> Iterator[Sessio
             is_inserted = True
     except BaseException:
         if not is_inserted:
-            discard_object(storage, key)
+            for key in keys:
+                discard_object(storage, key)
         raise
 
 

@@ -1,8 +1,9 @@
-"""Use cases of evaluations: create, cancel. The caller owns the transaction."""
+"""Use cases of evaluations: create, cancel, read rows. The caller owns the transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -10,13 +11,19 @@ from app.db.base_models import models
 from app.db.jobs import evaluations
 from app.db.tables import Evaluation, Job
 from app.domain.error_text.json_text import as_json
-from app.domain.evaluations.graders import CreateEvaluation
+from app.domain.evaluations import results
+from app.domain.evaluations.graders import CreateEvaluation, EvaluationSettings
+from app.domain.evaluations.results import RowIndex, Verdict, index_rows, page_of
 from app.domain.jobs.states import WorkState
 from app.errors import BadRequest, combine_errors
 from app.job_queue import WorkerNotifier
+from app.services import resources
 from app.services.access import quotas
+from app.services.files import files
 from app.services.jobs.records import lock_files, select_checkpoint
 from app.services.jobs.requests import find_evaluation_file, grader_problems
+from app.services.resources import Page
+from app.storage import Storage
 from app.telemetry.tracing import link_to
 
 MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training jobs
@@ -58,3 +65,33 @@ def cancel(session: Session, evaluation: Evaluation) -> Evaluation:
         raise BadRequest(text, code="invalid_evaluation_state")
     session.refresh(evaluation)
     return evaluation
+
+
+def read_rows(
+    session: Session, storage: Storage, evaluation: Evaluation, page: Page, verdict: Verdict | None
+) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a page, in the order of the results file, and whether others follow. Raises BadRequest, NotFound."""
+    if evaluation.results_file_id is None:
+        text = f"Evaluation {evaluation.id} is {evaluation.state}; it has rows once it has succeeded."
+        raise BadRequest(text, code="invalid_evaluation_state")
+    file = files.get(session, evaluation.project_id, evaluation.results_file_id)
+    with files.open_content(storage, file) as content:
+        if evaluation.row_index is not None:
+            index = RowIndex.model_validate(evaluation.row_index)
+        else:  # of an earlier release
+            try:
+                index = index_rows(content, EvaluationSettings.model_validate(evaluation.settings))
+            except ValueError as error:
+                text = f"The rows of evaluation {evaluation.id} cannot be listed: {error}. Download the file {file.id}."
+                raise BadRequest(text) from error
+        is_number = page.after is None or (page.after.isascii() and page.after.isdecimal() and len(page.after) < 10)
+        if not is_number:
+            raise resources.unknown_cursor_error("row", page.after or "")
+        numbers, has_more = page_of(index, int(page.after or 0), page.limit, verdict)
+        return [_row(row) for row in results.read_rows(content, index, numbers)], has_more
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as its body shows it. Results of an earlier release have no prompt."""
+    shown = {name: row[name] for name in ("line", "verdict", "question", "reference_answer", "answers", "scores")}
+    return shown | {"id": str(row["number"]), "messages": row.get("messages", []), "errors": row.get("errors", {})}

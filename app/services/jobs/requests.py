@@ -14,10 +14,11 @@ from app.db.base_models import models
 from app.db.base_models.models import is_offered_to
 from app.db.files import is_visible_to
 from app.db.jobs import checkpoints, jobs
+from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, DeliveryTarget, File, Job, Project
 from app.domain.datasets.warnings import EXPERTS_FROZEN, SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, templates_of
+from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings, ScoreModel, templates_of
 from app.domain.files import JobFileOrigins
 from app.domain.jobs.create_job import CreateJob, parse_clone, parse_create, settings_of_spec
 from app.domain.jobs.definitions import ParentAdapter
@@ -31,6 +32,13 @@ from app.services.jobs.records import trained_base
 EVALUATION_PURPOSES = ("evals", "fine-tune")
 FILES = ("training_file", "validation_file")
 MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
+# Of evaluations of held-out rows that no request describes: the grader, and the longest answer in tokens.
+SIMILARITY = {"input": OUTPUT, "reference": REFERENCE, "evaluation_metric": "fuzzy_match"}
+DEFAULT_EVALUATIONS: dict[str, tuple[dict[str, Any], int]] = {
+    "label_accuracy": ({"type": "label_accuracy", "name": "label"}, 64),
+    "json_fields": ({"type": "json_fields", "name": "fields"}, 256),
+    "text_similarity": ({"type": "text_similarity", "name": "similarity"} | SIMILARITY, 256),
+}
 
 # The fields of a create body that a job stores, and their columns. A clone repeats them.
 COLUMNS = {
@@ -70,7 +78,8 @@ def build_job(
 ) -> Job:
     """The row of a new job, which is not added: its rows were found, and every "auto" is replaced by a value.
 
-    `body` is a create body; with an `original` its changes. `endpoints` are those that the operator has named. Raises
+    `body` is a create body; with an `original` its changes. A create body without `validation_file` or `evaluation`
+    gets those of the held-out rows of its training file. `endpoints` are those that the operator has named. Raises
     BadRequest with all problems, NotFound if the only problem is a missing model or file, or NotPermitted.
     """
     request, problems = parse_create(body) if original is None else _parse_clone(session, original, body)
@@ -91,13 +100,15 @@ def build_job(
         if problems:
             raise combine_errors(problems) from None
         raise
+    if original is None and (defaults := _held_out_defaults(session, project_id, body, base, files_by_param)):
+        return build_job(session, project_id, is_admin, {**body, **defaults}, endpoints)
     if request.evaluation is not None:
         problems += grader_problems(request.evaluation, endpoints, "evaluation.")
         find_evaluation_file(session, project_id, request.evaluation.file, "evaluation.file", problems)
     for param, file in files_by_param.items():
         problems += _purpose_problems(file, param)
     problems += _integration_problems(request.integrations or ())
-    spec = _resolve_spec(request, base, parent, files_by_param, problems)
+    spec = _resolve_spec(request, base, parent, files_by_param, workers.gpus_per_job(session), problems)
     if request.urgent and not is_admin and not project.may_be_urgent:
         text = (
             "urgent: the jobs of this project may not precede those of other projects; send false, and use priority to"
@@ -121,6 +132,29 @@ def build_job(
         request=dict(body),
         warnings=warnings,
     )
+
+
+def _held_out_defaults(
+    session: Session, project_id: str, body: Mapping[str, Any], base: BaseModelRow, files_by_param: Mapping[str, File]
+) -> dict[str, Any]:
+    """The `validation_file` and the `evaluation` that a body leaves out and the training file has held-out rows for.
+
+    No evaluation without a grader for the rows, and none with a row that may be longer than the context: it would fail
+    the job. A token has at least one byte.
+    """
+    training_file = files_by_param.get("training_file")
+    held_out_id = training_file.held_out_file_id if training_file else None
+    missing = {"validation_file", "evaluation"} - body.keys()
+    held_out = files.get(session, project_id, held_out_id) if held_out_id and missing else None
+    if held_out is None or held_out.preparation is None:
+        return {}
+    facts = held_out.preparation
+    defaults: dict[str, Any] = {"validation_file": held_out.id}
+    if facts["grader"] is not None:
+        grader, max_tokens = DEFAULT_EVALUATIONS[facts["grader"]]
+        if facts["held_out_max_bytes"] + max_tokens <= base.catalog_entry.context_length:
+            defaults["evaluation"] = {"file": held_out.id, "graders": [grader], "max_new_tokens": max_tokens}
+    return {name: value for name, value in defaults.items() if name in missing}
 
 
 def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter | None]:
@@ -192,7 +226,8 @@ def _find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[
     base = trained_base(session, project_id, job, checkpoint)
     if isinstance(base, str):
         raise _cannot_continue(name, base)
-    return base, ParentAdapter(name, JobSpec.model_validate(job.spec).lora)
+    spec = JobSpec.model_validate(job.spec)
+    return base, ParentAdapter(name, spec.lora, spec.chat_template_kwargs)
 
 
 def _cannot_continue(name: str, why: str) -> BadRequest:
@@ -211,12 +246,13 @@ def _resolve_spec(
     base: BaseModelRow,
     parent: ParentAdapter | None,
     files_by_param: Mapping[str, File],
+    gpus: int,
     problems: list[BadRequest],
 ) -> JobSpec:
     """Raises BadRequest with `problems` and those of the parameters."""
+    file, body = files_by_param["training_file"], request.model_dump(exclude_unset=True)
     try:
-        line_count = files_by_param["training_file"].line_count or 0
-        spec = resolve(request.model_dump(exclude_unset=True), base.name, base.catalog_entry, line_count, parent)
+        spec = resolve(body, base.name, base.catalog_entry, file.line_count or 0, parent, file.bytes, gpus)
     except BadRequest as error:
         raise combine_errors([*problems, error]) from error
     if problems:

@@ -143,7 +143,7 @@ export default {
   <div class="t-stack">
     <div :class="['t-drop', { 't-over': isOver }]" @dragover.prevent="isOver = true" @dragleave="isOver = false"
          @drop.prevent="isOver = false; add($event.dataTransfer.files)">
-      <input ref="input" type="file" multiple class="t-sr-only" tabindex="-1" aria-hidden="true" accept=".jsonl,.json,.csv,.tsv,.txt"
+      <input ref="input" type="file" multiple class="t-sr-only" tabindex="-1" aria-hidden="true" accept=".jsonl,.json,.csv,.tsv,.xlsx,.parquet,.txt"
              @change="add($event.target.files); $event.target.value = ''">
       <p><button type="button" class="t-button t-primary" @click="choose">Choose files</button>
         <span class="t-muted"> or drop files here</span></p>

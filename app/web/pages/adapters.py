@@ -67,7 +67,8 @@ class AdapterPage(View):
             return
         _show_provenance(job, adapter)
         if self.may("answers:write"):
-            TryIt(self, adapter["base_model"], adapter["fine_tuned_model"])
+            with card("Try it"):
+                TryIt(self, adapter["base_model"], adapter["fine_tuned_model"])
         tag("h2", "Files")
         DataTable("Files of the adapter", FILE_COLUMNS, [*adapter["files"], adapter["archive"]])
         with tag("section", classes="t-stack", aria_label="Exports"):

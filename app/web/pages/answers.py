@@ -1,4 +1,4 @@
-"""Try it: the answers of base model and adapter to one prompt, side by side, as they are generated."""
+"""Try it: a chat with the adapter and one with the base model, side by side, with the same questions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nicegui.elements.mixins.text_element import TextElement
 from app.domain.error_text.json_text import counted
 from app.web.api_client import ApiClient, ApiError
 from app.web.api_streams import stream_answer
-from app.web.components.elements import box, button, card, error_note, tag
+from app.web.components.elements import box, button, error_note, refilled, tag
 from app.web.components.forms import text_area, text_field
 from app.web.formatting import clean_lines, duration
 from app.web.frame import View
@@ -24,16 +24,17 @@ BUSY, BUSY_PAUSE_SECONDS, BUSY_SECONDS = 429, 2.0, 240.0  # a worker answers one
 
 
 class TryIt:
-    """The form, and a column for each model."""
+    """The form, and a column for each model, which keeps its own conversation."""
 
     def __init__(self, view: View, base_model: str, tuned_model: str) -> None:
         self._api = view.api
         self._client = ui.context.client
         self._task: asyncio.Task[None] | None = None
-        with card("Try it"):
+        with box("t-stack"):
             hint = (
-                "Both models get the same messages, the adapter first. An engine that the adapter was delivered to "
-                "answers; without one, an idle worker, which loads the model first and answers one question at a time."
+                "Both models get the same questions, the adapter first, at temperature 0. An engine that the adapter "
+                "was delivered to answers; without one, an idle worker, which loads the model first and answers one "
+                "question at a time."
             )
             self._prompt = text_area("Question", hint=hint)
             with box("t-grid"):
@@ -43,9 +44,11 @@ class TryIt:
                 )
             with box("t-actions"):
                 self._button = button("Ask both", self._toggle, "t-primary")
+                self._new = button("New chat", self._start_anew)
+                self._new.set_visibility(False)
             with box("t-grid"):
-                self._base = _AnswerPanel("Base model", base_model)
                 self._adapter = _AnswerPanel("Adapter", tuned_model)
+                self._base = _AnswerPanel("Base model", base_model)
         self._client.on_delete(self._stop)
 
     def _toggle(self) -> None:
@@ -61,17 +64,21 @@ class TryIt:
         if self._task is not None:
             self._task.cancel()
 
+    def _start_anew(self) -> None:
+        self._stop()
+        for panel in (self._adapter, self._base):
+            panel.clear()
+        self._new.set_visibility(False)
+
     async def _ask(self) -> None:
-        system = self._system.value.strip()
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": self._prompt.value})
+        system, question = self._system.value.strip(), self._prompt.value
         tokens = self._tokens.value  # the API refuses what is none of its numbers
-        limit = {"max_tokens": int(tokens) if tokens.isdecimal() else tokens}
-        body = {"messages": messages, "temperature": 0} | limit
+        body = {"temperature": 0, "max_tokens": int(tokens) if tokens.isdecimal() else tokens}
         self._button.set_text("Stop")
+        self._new.set_visibility(True)
         try:
-            adapter = asyncio.create_task(self._adapter.show(self._api, body))
-            await asyncio.gather(adapter, self._base.show(self._api, body, after=adapter))
+            adapter = asyncio.create_task(self._adapter.show(self._api, system, question, body))
+            await asyncio.gather(adapter, self._base.show(self._api, system, question, body, after=adapter))
         finally:
             if not self._button.is_deleted:
                 self._button.set_text("Ask both")
@@ -80,26 +87,47 @@ class TryIt:
 class _AnswerPanel:
     def __init__(self, label: str, model: str) -> None:
         self._model = model
+        self._answer = ""  # the last complete one
         with tag("section", classes="t-stack", aria_label=f"Answer of the {label.lower()}"):
             tag("div", label, "t-label t-muted")
             tag("bdi", model, "t-mono t-wrap")
+            self._past = box("t-chat")
+            self.clear_past()
             self._text = tag("p", "", "t-answer", dir="auto", aria_live="polite")
             self._text.set_visibility(False)
             self._state: TextElement = box("t-hint", role="status")
 
-    async def show(self, api: ApiClient, body: dict[str, Any], after: asyncio.Task[None] | None = None) -> None:
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self.clear_past()
+        self._state.clear()
+        self._state.set_text("")
+        self._show_text("")
+
+    def clear_past(self) -> None:
+        self._turns: list[dict[str, str]] = []  # complete questions and answers
+        self._past.clear()
+        self._past.set_visibility(False)
+
+    async def show(
+        self, api: ApiClient, system: str, question: str, body: dict[str, Any], after: asyncio.Task[None] | None = None
+    ) -> None:
         """Repeat the request until a worker is free; an error stands below what has arrived.
 
         With `after` it is sent when that one has ended: a single idle worker answers one question at a time.
         """
+        self._show_turns()
         self._state.clear()
         self._show_text("")
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [*self._turns, {"role": "user", "content": question}]
         try:
             if after is not None:
                 self._state.set_text("Waits for the adapter's answer ...")
                 await asyncio.wait({after})
             deadline = time.monotonic() + BUSY_SECONDS
-            while (error := await self._refusal(api, body)) and error.status == BUSY and time.monotonic() < deadline:
+            request = body | {"messages": messages}
+            while (error := await self._refusal(api, request)) and error.status == BUSY and time.monotonic() < deadline:
                 self._state.set_text("Every worker is busy: the question is asked again every 2 s ...")
                 await asyncio.sleep(BUSY_PAUSE_SECONDS)
         except asyncio.CancelledError:
@@ -109,6 +137,16 @@ class _AnswerPanel:
             self._state.set_text("")
             with self._state:
                 error_note(error, "No complete answer")
+        else:
+            self._turns += [messages[-1], {"role": "assistant", "content": self._answer}]
+
+    def _show_turns(self) -> None:
+        """Show the questions and answers before the one that is asked now."""
+        self._past.set_visibility(bool(self._turns))
+        with refilled(self._past):
+            for turn in self._turns:
+                with box(f"t-message t-{turn['role']}"):
+                    tag("p", clean_lines(turn["content"], MAX_ANSWER_CHARACTERS), dir="auto")
 
     async def _refusal(self, api: ApiClient, body: dict[str, Any]) -> ApiError | None:
         """Show the answer as it arrives; why it is not complete."""
@@ -126,6 +164,7 @@ class _AnswerPanel:
             return error
         finally:
             self._show_text(text)
+        self._answer = text
         if not text:
             self._show_text("(an empty answer)")
         size = counted(tokens[-1], "token") if tokens else "Complete"

@@ -33,8 +33,8 @@ async def show_rows(api: ApiClient, file_id: str) -> None:
 
     def show_more() -> None:
         with body:
-            for _ in range(min(ROWS_SHOWN, len(rows))):
-                _show_row(*rows.pop(0))
+            for number, row in [rows.pop(0) for _ in range(min(ROWS_SHOWN, len(rows)))]:
+                show_row(f"Line {number:,}", row)
         more.set_visibility(bool(rows))
         end.set_visibility(not rows and not is_whole)
 
@@ -78,7 +78,7 @@ async def show_line(api: ApiClient, file_id: str, number: int, parent: Any) -> N
         if line is None:
             tag("p", f"The file has no line {number:,}.")
         else:
-            _show_row(number, _parse(line))
+            show_row(f"Line {number:,}", _parse(line))
     parent.client.run_javascript(show_parent)
 
 
@@ -106,10 +106,19 @@ def _parse(line: bytes) -> Any:
         return line.decode("utf-8", "replace")
 
 
-def _show_row(number: int, row: Any) -> None:
+def show_chat(title: str, messages: list[Any]) -> None:
+    """Show messages below a title; a role that is none of a chat is shown as it is."""
+    _show_messages(title, [_message(one) for one in messages])
+
+
+def show_row(title: str, row: Any) -> None:
+    _show_messages(title, _messages(row))
+
+
+def _show_messages(title: str, messages: list[tuple[str, str]]) -> None:
     with box("t-chat"):
-        tag("div", f"Line {number:,}", "t-label t-muted")
-        for role, text in _messages(row):
+        tag("div", title, "t-label t-muted")
+        for role, text in messages:
             with box(f"t-message t-{role if role in STYLED_ROLES else 'user'}"):
                 tag("div", role, "t-role")
                 tag("p", text, dir="auto")

@@ -1,61 +1,90 @@
-"""A CSV becomes JSONL: choose the columns, see the first examples, and upload the result."""
+"""A dropped table, or JSON lines to split: choose columns and held-out rows, see the chats, then train."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import islice
-from pathlib import PurePath
-from typing import Any
+import functools
 
 from nicegui import ui
 
+from app.domain.datasets.held_out import MAX_PERCENT, MAX_SEED
+from app.domain.datasets.jsonl import MAX_LINE_BYTES
+from app.domain.datasets.preparation import Preparation, Prepared
+from app.domain.datasets.tables import Columns, TableError
 from app.domain.error_text.json_text import counted
+from app.system.table_files import Preview, preview_file, read_seconds
 from app.web.api_client import ApiError, Json
-from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
-from app.web.components.forms import Field, select_field, text_field
-from app.web.csv_tables import Columns, TableError, json_line
-from app.web.formatting import size
+from app.web.components.data_table import DataTable, lead_column, number_column
+from app.web.components.elements import box, busy, button, card, error_note, facts, link, note, refilled, tag
+from app.web.components.forms import Field, checkbox, select_field, text_field
+from app.web.dropped_tables import EXPIRED, DroppedTable, DroppedTableError
+from app.web.formatting import count, size
 from app.web.frame import View, screen
-from app.web.transfers import create_upload, send_piece
+from app.web.pages.chat_rows import show_row
 
-PREVIEW_ROWS = 3
-PIECE_BYTES = 4 << 20
 MAX_LISTED_COLUMNS = 500  # a select with more is slow; any column can be typed
-USER_NAMES = ("user", "prompt", "question", "input", "text", "instruction", "message")
-ASSISTANT_NAMES = ("assistant", "completion", "answer", "output", "label", "response", "target")
+MAX_LABELS_SHOWN = 30
+DEFAULT_PERCENT = "10"
+PREVIEWS = asyncio.Semaphore(2)  # each is a process
+LABEL_COLUMNS = (
+    lead_column("Label", "label"),
+    number_column("For training", "training", count),
+    number_column("For validation", "held_out", count),
+)
+HEADER_LABEL = "The first row has the names of the columns"
+SPLIT_HELP = (
+    "Rows that are not trained. The job measures the loss on them, and afterwards compares base model and adapter on "
+    f"them. 1 to {MAX_PERCENT} %, or empty for none; rows with the same input stay together."
+)
 
 
-@screen("/datasets/convert/{table_id}", "CSV to JSONL")
+@screen("/datasets/convert/{table_id}", "New dataset")
 class ConvertPage(View):
     async def build(self) -> None:
-        tag("h1", "CSV to JSONL")
+        tag("h1", "New dataset")
         try:
-            table = self.tables.get(self.session.token, self.path("table_id"))
-            names = await asyncio.to_thread(table.header)
-        except TableError as error:
-            error_note(error, "The file cannot be read")
-            link("Datasets", "/datasets", "t-button")
+            self._table = self.tables.get(self.session.token, self.path("table_id"))
+            found = await self._preview(None, None)
+        except (DroppedTableError, TableError) as error:
+            self._show_unusable(error)
             return
-        self._table, self._names = table, names
-        about = f"{table.filename}: {counted(len(names), 'column')}, {size(table.size_bytes)}."
-        tag("p", about, "t-lede")
-        with card("Columns"):
-            text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
-            tag("p", text + "For a classification the answer is the label.", "t-lede")
-            first, last = (names[0], names[-1]) if len(names) == 2 else ("", "")
-            with box("t-grid"):
-                self._user = self._column_field("User (question)", _guess(names, USER_NAMES, first))
-                self._assistant = self._column_field("Assistant (answer)", _guess(names, ASSISTANT_NAMES, last))
-                self._system = self._column_field("System prompt (optional)", "", "None")
+        self._is_table = bool(found.names)
+        about = f", {counted(len(found.names), 'column')}" if self._is_table else ""
+        tag("p", f"{self._table.filename}: {size(self._table.size_bytes)}{about}.", "t-lede")
+        if self._is_table:
+            with card("Columns"):
+                text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
+                tag("p", text + "For a classification the answer is the label.", "t-lede")
+                self._header = checkbox(HEADER_LABEL, "true" if found.has_header else "", self._change_header)
+                self._columns_box = box("t-grid")
+                self._show_columns(found)
+        with card("Rows for validation"), box("t-grid"):
+            self._percent = text_field(
+                "Keep for validation (%)", DEFAULT_PERCENT, SPLIT_HELP, self._show_preview, "number"
+            )
+            self._seed = text_field(
+                "Seed", "0", "The same file, share and seed give the same rows.", self._show_preview, "number"
+            )
         with card("Preview"):
-            self._preview = box("t-stack")
+            self._shown = box("t-stack", aria_live="polite")
         with box("t-actions"):
-            button("Convert and upload", self._convert, "t-primary")
+            if self.may("jobs:write"):
+                button("Train", functools.partial(self._upload, True), "t-primary")
+            button("Upload only", functools.partial(self._upload, False), "" if self.may("jobs:write") else "t-primary")
             link("Cancel", "/datasets", "t-button")
         self._result = tag("div")
         ui.timer(0.05, self._show_preview, once=True)
+
+    def _show_unusable(self, error: Exception) -> None:
+        error_note(ApiError(str(error), 400), "The file cannot be read")
+        link("Datasets", "/datasets", "t-button")
+
+    def _show_columns(self, found: Preview) -> None:
+        self._names, guessed = found.names, found.columns
+        with refilled(self._columns_box):
+            self._user = self._column_field("User (question)", guessed.input if guessed else "")
+            self._assistant = self._column_field("Assistant (answer)", guessed.output if guessed else "")
+            self._system = self._column_field("System prompt (optional)", "", "None")
 
     def _column_field(self, label: str, value: str, nothing: str = "Choose a column") -> Field:
         """A select, or a text field where a select would be slow."""
@@ -64,16 +93,39 @@ class ConvertPage(View):
         options = {"": nothing} | {name: name for name in self._names if name.strip()}
         return select_field(label, options, value, on_change=self._show_preview)
 
-    def _columns(self, is_marked: bool = True) -> Columns | None:
-        """The chosen columns; None, with an error at the field if `is_marked`, if one does not exist."""
-        errors = {field: self._error(field) for field in (self._user, self._assistant, self._system)}
+    async def _change_header(self) -> None:
+        self._show_columns(await self._preview(None, bool(self._header.value)))
+        await self._show_preview()
+
+    async def _preview(self, preparation: Preparation | None, has_header: bool | None) -> Preview:
+        """Without a preparation only the columns are read. Raises TableError, DroppedTableError."""
+        path = self._table.path
+
+        def read() -> Preview:
+            with path.open("rb") as file:
+                return preview_file(file, preparation, has_header, MAX_LINE_BYTES)
+
+        async with PREVIEWS:
+            try:
+                return await asyncio.to_thread(read)
+            except FileNotFoundError:  # uploaded in another tab, or older than an hour
+                raise DroppedTableError(EXPIRED) from None
+
+    def _preparation(self, is_marked: bool = True) -> Preparation | None:
+        """What was chosen; None, with errors at the fields if `is_marked`, if it cannot be used."""
+        errors = {self._percent: _number_error(self._percent, 1, MAX_PERCENT)} if self._percent.value else {}
+        errors[self._seed] = _number_error(self._seed, 0, MAX_SEED)
+        if self._is_table:
+            errors |= {field: self._column_error(field) for field in (self._user, self._assistant, self._system)}
         for field, error in errors.items():
             field.set_error(error if is_marked else "")
         if any(errors.values()):
             return None
-        return Columns(self._user.value, self._assistant.value, self._system.value or None)
+        names = (self._user.value, self._assistant.value, self._system.value or None) if self._is_table else None
+        percent = int(self._percent.value) if self._percent.value else None
+        return Preparation(Columns(*names) if names else None, percent, int(self._seed.value))
 
-    def _error(self, field: Field) -> str:
+    def _column_error(self, field: Field) -> str:
         if not field.value:
             return "" if field is self._system else "Choose a column."
         if field.value not in self._names:
@@ -82,68 +134,71 @@ class ConvertPage(View):
         return "The question and the answer are the same column. Choose two." if is_twice else ""
 
     async def _show_preview(self) -> None:
-        columns = self._columns(is_marked=bool(self._user.value and self._assistant.value))
-        with refilled(self._preview):
-            if columns is None:
-                tag("p", "The first rows appear when the columns are chosen.", "t-muted")
+        is_marked = not self._is_table or bool(self._user.value and self._assistant.value)
+        preparation = self._preparation(is_marked)
+        with refilled(self._shown):
+            if preparation is None:
+                tag("p", "The first rows appear when the fields are complete.", "t-muted")
                 return
-            try:
-                examples = await asyncio.to_thread(lambda: list(islice(self._table.examples(columns), PREVIEW_ROWS)))
-            except TableError as error:
-                error_note(error, "The table has a problem")
-                return
-            if not examples:
-                note("No row has both", "Every row has an empty question or an empty answer.", "warn")
-            for example in examples:
-                line = json_line(example).decode()
-                tag("pre", line, "t-code t-log", tabindex="0")
+            waiting = busy("Reading the file ...")
+        problem: Exception | None = None
+        try:
+            found = await self._preview(preparation, None)
+        except (DroppedTableError, TableError) as error:
+            problem = error
+        if waiting.is_deleted:  # a later choice has its own preview
+            return
+        with refilled(self._shown):
+            if problem is not None or found.problem:
+                error_note(ApiError(str(problem or found.problem), 400), "The file has a problem")
+            if problem is None and found.prepared is not None:
+                _show_prepared(found.prepared)
+            for number, example in enumerate(found.examples if problem is None else (), start=1):
+                show_row(f"Example {number}", example)
 
-    async def _convert(self) -> None:
-        columns = self._columns()
-        if columns is None:
+    async def _upload(self, is_training: bool) -> None:
+        preparation = self._preparation()
+        if preparation is None:
             return
         with refilled(self._result):
-            waiting = busy("Converting ...")
+            busy("Uploading; every row is checked ...")
         try:
-            file = await self._upload(columns, waiting.set_text)
+            file = await self._send(preparation, self._table)
         finally:
             self._result.clear()
         self.tables.discard(self._table)
-        ui.navigate.to(f"/datasets/{file['id']}")
+        ui.navigate.to(f"/jobs/new?file={file['id']}" if is_training else f"/datasets/{file['id']}")
 
-    async def _upload(self, columns: Columns, show: Any) -> Json:
-        """Convert twice: for the size, and for the content; neither copy is kept in memory or on disk."""
-        total = await asyncio.to_thread(lambda: sum(map(len, self._lines(columns))))
-        if not total:
-            raise TableError("No row has both a question and an answer. Choose other columns.")
-        api = self.api
-        upload = await create_upload(api, f"{PurePath(self._table.filename).stem[:200]}.jsonl", total)
-        try:
-            lines, offset = self._lines(columns), 0
-            while offset < total:
-                piece = await asyncio.to_thread(_next_piece, lines)
-                is_last = offset + len(piece) == total
-                show("Checking every line ..." if is_last else f"Uploading: {size(offset)} of {size(total)}")
-                upload = await send_piece(api, upload, offset, piece)
-                offset += len(piece)
-        except ApiError:
-            with suppress(ApiError):  # it expires within an hour
-                await api.post(f"uploads/{upload['id']}/cancel")
-            raise
-        return dict(upload["file"])
-
-    def _lines(self, columns: Columns) -> Iterator[bytes]:
-        return map(json_line, self._table.examples(columns))
+    async def _send(self, preparation: Preparation, table: DroppedTable) -> Json:
+        given = {
+            "columns": preparation.columns,
+            "held_out_percent": preparation.held_out_percent,
+            "seed": preparation.seed if preparation.held_out_percent else None,
+        }
+        fields = {"purpose": "fine-tune"} | {name: str(value) for name, value in given.items() if value is not None}
+        seconds = 30 + 2 * read_seconds(table.size_bytes)
+        return await self.api.upload(table.path, table.filename, fields, seconds)
 
 
-def _next_piece(lines: Iterator[bytes]) -> bytes:
-    piece = bytearray()
-    for line in lines:
-        piece += line
-        if len(piece) >= PIECE_BYTES:
-            break
-    return bytes(piece)
+def _number_error(field: Field, low: int, high: int) -> str:
+    text = field.value
+    is_number = text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high
+    return "" if is_number else f"Write a whole number from {low} to {high:,}."
 
 
-def _guess(names: list[str], likely: tuple[str, ...], default: str) -> str:
-    return next((name for one in likely for name in names if name.strip().lower() == one), default)
+def _show_prepared(prepared: Prepared) -> None:
+    shown = {"Rows": prepared.rows, "For training": prepared.rows - prepared.held_out_rows}
+    shown |= {"For validation": prepared.held_out_rows}
+    if prepared.skipped_rows:
+        shown["Left out, without question or answer"] = prepared.skipped_rows
+    facts({name: f"{number:,}" for name, number in shown.items()})
+    if not prepared.held_out_rows:
+        note("No rows are kept for validation", "Nothing will show how good the adapter is on new rows.", "warn")
+    if prepared.labels:
+        rows = [
+            {"label": label, "training": training, "held_out": held_out}
+            for label, (training, held_out) in prepared.labels.items()
+        ]
+        DataTable("Rows of each label", LABEL_COLUMNS, rows[:MAX_LABELS_SHOWN], key="label")
+        if (more := len(rows) - MAX_LABELS_SHOWN) > 0:
+            tag("p", f"and {counted(more, 'more label')}", "t-muted")

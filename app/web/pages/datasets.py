@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from nicegui import ui
 
@@ -43,8 +44,10 @@ COLUMNS = (
     number_column("Uploaded", "created_at", ago),
 )
 USE_COLUMN = text_column("Use", "id", lambda file_id: {"text": "New job", "href": f"/jobs/new?file={file_id}"})
+SPLIT_LABEL = "Keep rows for validation"
 HINT = (
-    "JSONL (one example per line) or CSV (one row per example; you choose the columns). Several files at once are "
+    "JSONL (one example per line), or CSV, TSV, XLSX and Parquet (one row per example; you choose the columns). "
+    "Several files at once are "
     "possible; an interrupted upload continues when you drop the file again."
 )
 
@@ -72,8 +75,10 @@ class DatasetPage(View):
         file = await self.api.get(f"files/{self._file_id}")
         with page_head(file["filename"]):
             link("Download", f"/files/{self._file_id}/content", "t-button", download="")
+            if self.may("files:write") and not (file.get("held_out_file_id") or file.get("training_file_id")):
+                button(SPLIT_LABEL, partial(self._split, file))
             if self.may("jobs:write"):
-                link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
+                link("Train", f"/jobs/new?file={self._file_id}", "t-button t-primary")
         with card():
             facts(
                 {
@@ -82,6 +87,7 @@ class DatasetPage(View):
                     "Uploaded": moment(file["created_at"]),
                 }
             )
+            _show_split(file)
             for label, value in (("Id", file["id"]), ("SHA-256", file["sha256"])):
                 with box("t-row t-muted"):
                     tag("span", label)
@@ -94,6 +100,14 @@ class DatasetPage(View):
             await show_rows(self.api, self._file_id)
         if LINE_NUMBER.fullmatch(line := self.query("line")):
             ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
+
+    async def _split(self, file: Json) -> None:
+        """Copy the file here, and open the page that splits it into two new files; this one stays."""
+        table = self.tables.create(self.session.token, file["filename"], file["bytes"])
+        async with self.api.stream("GET", f"files/{self._file_id}/content", read_seconds=20) as response:
+            async for chunk in response.aiter_bytes():
+                table.append(chunk)
+        ui.navigate.to(f"/datasets/convert/{table.id}")
 
     async def _build_choices(self) -> None:
         models = await self.api.base_models()
@@ -150,3 +164,16 @@ class DatasetPage(View):
                     button("Check again", self._load_report)
             else:
                 show_report(report, self._open_line)
+
+
+def _show_split(file: Json) -> None:
+    """How the rows were split, with a link to the other file."""
+    made = file.get("preparation")
+    if made is None:
+        return
+    if made["held_out_percent"]:
+        facts({"Held out": f"{made['held_out_rows']:,} of {made['rows']:,} rows", "Seed": str(made["seed"])})
+    if held_out := file.get("held_out_file_id"):
+        link("The rows kept for validation", f"/datasets/{held_out}")
+    if training := file.get("training_file_id"):
+        link("The rows for training", f"/datasets/{training}")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,14 @@ from tests.sentences import Reviewed
 
 OWNER = "gpu0@a#1"
 PRECISION = "4 bits (nf4, as in the training), computed in bfloat16"
+ABOUT_ANSWER = {"tokens": 3, "cut": False, "error": None}
 ROW = {
+    "line": 1,
     "question": "Where is my card?",
-    "answers": {"base": {"text": "A card is a card."}, "adapter": {"text": "shipping"}},
+    "reference_answer": "shipping",
+    "answers": {"base": {"text": "A card\nis a card."} | ABOUT_ANSWER, "adapter": {"text": "shipping"} | ABOUT_ANSWER},
+    "scores": {"label": {"base": 0.0, "adapter": 1.0}},
+    "errors": {},
 }
 
 
@@ -129,3 +136,45 @@ class TestCompare:
         done = tunery("compare", trained_job.id, "--prompt", "Where is my card?", "--system", "Be short.", "--json")
         assert done.json == {"precision": PRECISION, "answers": [ROW]}
         assert [file["purpose"] for file in tunery("files", "list", "--json").json].count("evals") == 0
+
+
+class TestEvals:
+    @pytest.fixture
+    def evaluated(self, tunery: Tunery, trained_job: Job, heldout: Path, work: Callable[..., None]) -> Job:
+        work()
+        label = ("--label", "reference_answer")
+        assert tunery("eval", trained_job.id, "--file", heldout, *label).exit_code == 0
+        return trained_job
+
+    def test_the_result_is_the_same_in_the_job_and_its_evaluations(self, tunery: Tunery, evaluated: Job) -> None:
+        headline = tunery("jobs", "get", evaluated.id, "--json").json["evaluation"]["headline"]
+        assert headline["adapter"]["right"] == 186
+        assert headline["brief"] in tunery("evals", "list", evaluated.id).out
+        assert headline["brief"] in tunery("jobs", "list").out
+        for command in (("jobs", "get", evaluated.id), ("evals", "get", evaluated.id)):
+            assert headline["text"] in tunery(*command).out
+        (one,) = tunery("evals", "list", evaluated.id, "--json").json
+        assert tunery("evals", "get", evaluated.id, one["id"], "--json").json == one
+
+    def test_rows_have_both_answers_on_one_line_and_can_be_filtered(
+        self, tunery: Tunery, evaluated: Job, reviewed: Reviewed
+    ) -> None:
+        reviewed(tunery("evals", "rows", evaluated.id).out)
+        (row,) = tunery("evals", "rows", evaluated.id, "--json").json
+        assert (row["verdict"], row["scores"], row["answers"]) == ("right", ROW["scores"], ROW["answers"])
+        assert tunery("evals", "rows", evaluated.id, "--filter", "got_worse", "--json").json == []
+
+    def test_a_running_one_has_its_progress_and_is_cancelled(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions
+    ) -> None:
+        assert tunery("evals", "get", trained_job.id).exit_code == 3
+        tunery("eval", trained_job.id, "--file", heldout, "--detach")
+        with transaction(sessions) as session:
+            held = evaluations.claim(session, OWNER, 60)
+            assert held is not None
+            held.progress = {"answers": 1, "total_answers": 2}
+            held.estimated_finish = datetime.now(UTC) + timedelta(hours=1)
+        shown = tunery("evals", "get", trained_job.id).out
+        assert re.search(r"1 of 2 answers of both models, about (1:00:00|59:\d\d) left", shown)
+        assert tunery("evals", "cancel", trained_job.id).out.endswith("cancelled\n")
+        assert tunery("evals", "get", trained_job.id, "--json").json["estimated_finish"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -26,6 +27,8 @@ from app.db.scheduling import workers
 from app.db.tables import Evaluation, Export, File, Job, Project, WebhookEndpoint
 from app.db.webhooks import deliveries as webhook_deliveries
 from app.domain.artifacts.exports import ExportErrorCode, ExportKind, ExportType, Quantization
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.results import index_rows
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.worker_capacity import worker_capacity
 from app.main import create_app
@@ -51,6 +54,7 @@ LOG = "loading SmolLM2-135M-Instruct: 272 tensors\nattention: flash, packed batc
     f"step {step}/300 loss {2.6 * 0.99**step:.3f} grad_norm 0.61 880 tokens/s\n" for step in range(120, 141)
 )
 GB = 1_000_000_000
+LABEL_SETTINGS = {"graders": [{"type": "label_accuracy", "name": "label"}]}
 HEARTBEAT_SECONDS = 15.0
 ABOUT_WORKER = {
     "kind": "cuda", "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GB, "gpus_per_job": 1,
@@ -185,24 +189,33 @@ def _fill(
         made[f"queued-{number}"] = queued
     factories.forecast_queue(session, worker_capacity(ABOUT_WORKER), running_seconds=[3_200.0])
     made["cancelled"] = _cancelled(session, project, tickets)
-    _add_results(session, made["succeeded"], held_out, engine)
+    _add_results(session, storage, made["succeeded"], held_out, engine)
     _add_exports(session, storage, project, made["succeeded"])
     made["succeeded"].request = REQUEST | {"training_file": tickets.id}
     return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
 
 
-def _add_results(session: Session, job: Job, file: File, engine: AnsweringEngine) -> None:
+def _add_results(session: Session, storage: LocalStorage, job: Job, file: File, engine: AnsweringEngine) -> None:
     """An evaluation of the adapter, and its deliveries: the engine serves it, and another one the base model."""
     result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
     of_job = {"project_id": job.project_id, "job_id": job.id, "checkpoint_id": result.id}
-    now = datetime.now(UTC)
-    session.add(
-        Evaluation(
-            id=new_id("fteval"), **of_job, file_id=file.id, settings=EVALUATION["settings"], model=result.name,
-            base_model=MODEL, step_number=result.step_number, adapter_file_ids=result.file_ids, plan=EVALUATION["plan"],
-            state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=EVALUATION["summary"],
-        )
+    now, settings = datetime.now(UTC), EvaluationSettings.model_validate(LABEL_SETTINGS)
+    content = results_jsonl(EVALUATION["summary"])
+    name, purpose = "evaluation_results.jsonl", "fine-tune-results"
+    project = session.get_one(Project, job.project_id)
+    results = factories.make_file(session, storage, project, content, purpose, name, job, line_count=None)
+    evaluation = Evaluation(
+        id=new_id("fteval"), **of_job, file_id=file.id, settings=settings.model_dump(mode="json"), model=result.name,
+        base_model=MODEL, step_number=result.step_number, adapter_file_ids=result.file_ids, plan=EVALUATION["plan"],
+        state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=EVALUATION["summary"],
+        results_file_id=results.id, row_index=index_rows(io.BytesIO(content), settings).model_dump(),
     )  # fmt: skip
+    session.add(evaluation)
+    session.flush()
+    job.evaluation = {
+        "id": evaluation.id, "seq": evaluation.seq, "status": "succeeded", "file": file.id, "error": None,
+        "precision": evaluation.precision, "summary": evaluation.summary,
+    }  # fmt: skip
     staging = deliver(session, job, engine.url, name="staging", base_model=BASE)
     staging.served_check, staging.delivered_at = DELIVERY["check"], now
     production = deliver(session, job, "http://127.0.0.1:9", name="production", base_model=BASE)
@@ -247,6 +260,33 @@ def tickets_jsonl(rows: int, seed: int = 1) -> bytes:
         ]
         lines.append(json.dumps({"messages": messages}))
     return "\n".join(lines).encode() + b"\n"
+
+
+def results_jsonl(summary: Mapping[str, Any]) -> bytes:
+    """The rows behind the confusion matrices of a summary: the answers of the adapter are in the opposite order."""
+    (grader,) = summary["graders"]
+    lines: list[bytes] = []
+    for number, label in enumerate(labels := grader["confusion"]["base"]["labels"]):
+        base, adapter = (
+            [one for one, rows in zip([*labels, HOSTILE], grader["confusion"][model]["counts"][number], strict=True)
+             for _ in range(rows)]
+            for model in ("base", "adapter")
+        )  # fmt: skip
+        for answers in zip(base, reversed(adapter), strict=True):
+            texts = dict(zip(("base", "adapter"), answers, strict=True))
+            question = f"Ticket {len(lines) + 1}: where is my order?"
+            system = {"role": "system", "content": "Name the topic."}
+            row = {
+                "line": len(lines) + 1,
+                "messages": [system, {"role": "user", "content": question}],
+                "question": question,
+                "reference_answer": label,
+                "answers": {m: {"text": text, "tokens": 2, "cut": False, "error": None} for m, text in texts.items()},
+                "scores": {"label": {model: float(text == label) for model, text in texts.items()}},
+                "errors": {},
+            }
+            lines.append(json.dumps(row).encode() + b"\n")
+    return b"".join(lines)
 
 
 def hostile_jsonl() -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.methods import METHODS, Method
 from app.web.pages.jobs.metrics import (
     MAX_SYMBOLS,
     ChartedJob,
@@ -45,6 +46,16 @@ def test_the_axis_is_steps_tokens_or_training_time(axis: str, positions: list[fl
 def test_the_best_validation_is_the_lowest() -> None:
     assert best_validation(ROWS) == ROWS[1]
     assert best_validation(ROWS[:1]) is None
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_each_metric_of_a_method_is_charted_with_its_validation(method: Method) -> None:
+    row = {"step": 1, "train_loss": 1.0}
+    row |= {f"{scope}_{name}": 0.5 for name in method.metrics for scope in ("train", "full_valid")}
+    made = options([ChartedJob("job", [row])])
+    assert len(made["title"]) == 1 + len(method.metrics)
+    below = [line["yAxisIndex"] for line in made["series"] if line["yAxisIndex"]]
+    assert below == [index for index in range(1, len(method.metrics) + 1) for _ in ("train", "validation")]
 
 
 def test_many_validations_are_a_line_without_symbols() -> None:

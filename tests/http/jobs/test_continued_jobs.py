@@ -18,6 +18,7 @@ from tests.api_objects import param_of
 from tests.factories import make_succeeded_job
 
 pytestmark = pytest.mark.usefixtures("base_model")
+ARGUMENTS = {"enable_thinking": False, "reasoning_effort": "low"}
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def parent(sessions: Sessions, storage: LocalStorage, project: Project, base_mod
         "alpha_pattern": {"q_proj": 3},
     }
     with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project, body={"lora": lora})
+        return make_succeeded_job(session, storage, project, body={"lora": lora, "chat_template_kwargs": ARGUMENTS})
 
 
 @pytest.fixture
@@ -60,6 +61,17 @@ class TestCreate:
         assert body["model"] == parent.fine_tuned_model
         assert body["lora"] == {"experts": False} | parent.spec["lora"]
         assert client.get(f"/v1/fine_tuning/jobs/{body['id']}").json()["model"] == parent.fine_tuned_model
+
+    @pytest.mark.parametrize(
+        ("given", "wanted"),
+        [(None, ARGUMENTS), ({"enable_thinking": True}, {"enable_thinking": True}), ({}, None)],
+    )
+    def test_a_job_and_its_clone_have_the_template_arguments_of_the_adapter_unless_given(
+        self, create: Any, client: TestClient, given: Any, wanted: Any
+    ) -> None:
+        body = create(chat_template_kwargs=given).json()
+        clone = client.post(f"/v1/fine_tuning/jobs/{body['id']}/clone", json={}).json()
+        assert (body["chat_template_kwargs"], clone["chat_template_kwargs"]) == (wanted, wanted)
 
     def test_a_job_continues_a_checkpoint(self, create: Any, client: TestClient, parent: Job) -> None:
         page = client.get(f"/v1/fine_tuning/jobs/{parent.id}/checkpoints").json()["data"]

@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.schemas.evaluations import EvaluationBody
+from app.api.schemas.evaluations import EvaluationBody, EvaluationRowBody
 from app.api.schemas.jobs import JobBody
 from app.db.engine import Sessions, transaction
 from app.db.jobs import evaluations, leases
 from app.db.jobs.leases import FencedError, Lease
 from app.db.scheduling import device_losses
 from app.db.tables import Evaluation, Job, Project
+from app.domain.evaluations.graders import EvaluationSettings
+from app.domain.evaluations.results import index_rows
 from app.domain.evaluations.spec import EvaluationErrorCode
 from app.domain.jobs.states import Reason
 from app.settings import Endpoint, Settings
 from app.storage import LocalStorage
-from tests.api_objects import error_of, param_of
+from tests.api_objects import EVALUATION, error_of, param_of
 from tests.factories import fail_attempt, make_file
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -128,6 +132,101 @@ class TestReading:
         seen = client.get(path(succeeded, evaluation_id)).json()
         assert (seen["status"], seen["error"]) == ("failed", error)
         assert client.get(f"{JOBS}/{succeeded.id}").json()["evaluation"]["error"] == error
+
+
+def finish(sessions: Sessions, storage: LocalStorage, project: Project, rows: list[dict[str, Any]]) -> str:
+    """End the queued evaluation as a worker does; returns the id of its results file."""
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    with transaction(sessions) as session:
+        held = evaluations.claim(session, "a#1", 60)
+        assert held is not None
+        name, purpose = "evaluation_results.jsonl", "fine-tune-results"
+        file_id = make_file(session, storage, project, content, purpose, name, line_count=None).id
+        index = index_rows(io.BytesIO(content), EvaluationSettings.model_validate(held.settings))
+        columns: dict[str, Any] = {"summary": EVALUATION["summary"], "row_index": index.model_dump()}
+        evaluations.succeed(
+            session, Lease(held.id, 1, "a#1"), "done", precision="16 bits", results_file_id=file_id, **columns
+        )
+    return file_id
+
+
+def result_row(line: int, base: float, adapter: float) -> dict[str, Any]:
+    texts = {"base": f"base {line}", "adapter": f"adapter {line}"}
+    return {
+        "line": line,
+        "messages": [{"role": "user", "content": f"question {line}"}],
+        "prompt": None,
+        "question": f"question {line}",
+        "reference_answer": f"expected {line}",
+        "answers": {model: {"text": text, "tokens": 3, "cut": False, "error": None} for model, text in texts.items()},
+        "scores": {"exact": {"base": base, "adapter": adapter}},
+        "errors": {},
+    }
+
+
+ROWS = [result_row(line, line % 2, line % 3 == 0) for line in range(1, 13)]
+WORSE = [row["line"] for row in ROWS if row["scores"]["exact"]["adapter"] < row["scores"]["exact"]["base"]]
+WRONG = [row["line"] for row in ROWS if row["scores"]["exact"] == {"base": 0, "adapter": 0}]
+
+
+class TestRows:
+    @pytest.fixture
+    def rows_path(
+        self,
+        client: TestClient,
+        succeeded: Job,
+        heldout: str,
+        sessions: Sessions,
+        storage: LocalStorage,
+        project: Project,
+    ) -> str:
+        evaluation_id = ask(client, succeeded, heldout)["id"]
+        finish(sessions, storage, project, ROWS)
+        return path(succeeded, evaluation_id, "rows")
+
+    @pytest.mark.parametrize(
+        ("query", "expected"), [("", [*range(1, 13)]), ("&filter=got_worse", WORSE), ("&filter=still_wrong", WRONG)]
+    )
+    def test_the_pages_together_have_every_row_with_the_verdict_once(
+        self, client: TestClient, rows_path: str, query: str, expected: list[int]
+    ) -> None:
+        assert len(expected) > 2
+        found: list[dict[str, Any]] = []
+        has_more, after = True, ""
+        while has_more:
+            page = client.get(f"{rows_path}?limit=2{query}{after}").json()
+            found += page["data"]
+            has_more, after = page["has_more"], f"&after={page['last_id']}"
+        assert [row["line"] for row in found] == expected
+        for row in map(EvaluationRowBody.model_validate, found):
+            stored = ROWS[row.line - 1]
+            assert row.answers["adapter"].text == f"adapter {row.line}"
+            assert (row.messages, row.scores) == (stored["messages"], stored["scores"])
+
+    @pytest.mark.parametrize(
+        ("query", "param"),
+        [("filter=better", "filter"), ("after=x", "after"), ("after=-1", "after"), ("limit=0", "limit")],
+    )
+    def test_a_bad_parameter_is_named(self, client: TestClient, rows_path: str, query: str, param: str) -> None:
+        assert param_of(client.get(f"{rows_path}?{query}")) == param
+
+    def test_an_unfinished_evaluation_has_none(self, client: TestClient, succeeded: Job, heldout: str) -> None:
+        answer = client.get(path(succeeded, ask(client, succeeded, heldout)["id"], "rows"))
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_evaluation_state")
+
+    def test_rows_of_a_deleted_file_are_not_found(self, client: TestClient, rows_path: str) -> None:
+        file_id = client.get(rows_path.removesuffix("/rows")).json()["results_file"]
+        assert client.delete(f"/v1/files/{file_id}").status_code == 200
+        assert client.get(rows_path).status_code == 404
+
+    def test_the_job_and_its_evaluation_have_the_same_headline(self, client: TestClient, rows_path: str) -> None:
+        job_path, _, rest = rows_path.partition("/evaluations/")
+        evaluation = client.get(f"{job_path}/evaluations/{rest.removesuffix('/rows')}").json()
+        EvaluationBody.model_validate(evaluation)
+        job = client.get(job_path).json()
+        JobBody.model_validate(job)
+        assert job["evaluation"]["headline"] == evaluation["headline"]
+        assert evaluation["headline"]["adapter"]["rows"] > 0
 
 
 class TestCancelling:

@@ -47,6 +47,22 @@ def lines(*examples: tuple[str, str, int]) -> bytes:
     )
 
 
+def test_a_batch_by_auto_depends_on_the_gpus_of_living_workers(
+    client: TestClient, upload: Upload, sessions: Sessions
+) -> None:
+    file = upload(lines(*[("a", "b", 1)] * 4000)).json()["id"]
+
+    def batch_size() -> int:
+        job = client.post(JOBS, json={"model": "tiny", "training_file": file}).json()
+        return int(job["hyperparameters"]["batch_size"])
+
+    assert batch_size() == 8
+    have_worker(sessions, "gpu0@a#1", ABOUT | {"kind": "cpu"})
+    assert batch_size() == 8
+    have_worker(sessions, "gpu0@b#1", ABOUT)
+    assert batch_size() == 12  # 3 epochs of 4,000 rows in 1,000 steps
+
+
 LATER = ("no_validation_file", "unread_enable_thinking")  # the job's validation adds the second one
 
 

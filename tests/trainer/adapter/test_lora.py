@@ -65,7 +65,7 @@ class TestAdaptedLinear:
     def test_gradients_equal_those_of_autograd(self, dropout: float, draws_masks_again: bool) -> None:
         adapted = layer(QuantizationSpec(compute_dtype="float32"))
         adapter = adapt(adapted, lora(dropout=dropout))
-        adapter.kernels = replace(CPU_KERNELS, draws_masks_again=draws_masks_again)
+        adapter.kernels = replace(CPU_KERNELS, is_fused=draws_masks_again)
         A, B = adapter.parameters()
         mine, theirs = x().requires_grad_(), x().requires_grad_()
         keep = torch.empty(T, K, dtype=torch.bool).bernoulli_(1 - dropout, generator=torch.Generator().manual_seed(1))
@@ -86,10 +86,10 @@ class TestAdaptedLinear:
 
         def keep(saved: torch.Tensor) -> torch.Tensor:
             if saved.dtype == torch.bool and saved.numel():
-                kept_masks.append(adapter.kernels.draws_masks_again)
+                kept_masks.append(adapter.kernels.is_fused)
             return saved
 
-        for adapter.kernels in (CPU_KERNELS, replace(CPU_KERNELS, draws_masks_again=True)):
+        for adapter.kernels in (CPU_KERNELS, replace(CPU_KERNELS, is_fused=True)):
             adapter.generator.manual_seed(1)
             with adapted._switch.on(adapter), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
                 both = adapted(x().requires_grad_()) + adapted(x().requires_grad_())

@@ -221,8 +221,9 @@ class TestResume:
             {"modules_to_save": ["lm_head", "embed_tokens", "norm"], "dropout": 0.2},
             {"use_dora": True, "modules_to_save": ["lm_head"]} | PATTERNS,
             {"quantization": {"bits": 8}},
+            {"optimizer": "adamw_8bit", "r": 32},
         ],
-        ids=["DoRA", "whole modules", "both, with patterns", "8 bits"],
+        ids=["DoRA", "whole modules", "both, with patterns", "8 bits", "moments in 8 bits"],
     )
     def test_an_interrupted_run_has_the_same_result_to_the_bit(self, train: Trainings, changes: dict[str, Any]) -> None:
         changes = {"quantization": {}} | changes

@@ -9,17 +9,16 @@ from transformers.models.llama import modeling_llama
 
 from app.domain.jobs.events import Message
 from tests.trainer.helpers import Trainings
-from tests.trainer.kernels import fake_liger_kernel
+from tests.trainer.kernels.fused_on_cpu import FUSED_ON_CPU, compile_by
 from worker.trainer.data.batch import BatchesAhead
 from worker.trainer.training import run as trainer
 
 
 def test_a_run_has_the_losses_of_a_plain_one(train: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA, with a stand-in for Liger Kernel."""
     plain = train(dropout=0.2)
-    fake_liger_kernel.install(monkeypatch)
+    compile_by(monkeypatch)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
-    monkeypatch.setattr(trainer, "choose_kernels", lambda *_: fake_liger_kernel.FUSED_ON_CPU)
+    monkeypatch.setattr(trainer, "choose_kernels", lambda *_: FUSED_ON_CPU)
     log = train(dropout=0.2)
     assert any("TUNERY_CUDA_KERNELS" in message.message for message in log.of(Message))
     assert log.losses == pytest.approx(plain.losses, rel=1e-4)

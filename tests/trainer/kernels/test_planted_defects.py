@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
 from tests.trainer.helpers import CPU_KERNELS
-from tests.trainer.kernels import fake_liger_kernel
+from tests.trainer.kernels.fused_on_cpu import FUSED_ON_CPU, compile_by
 from tests.trainer.kernels.planted_defects import INT8, NF4, REFUSED, Change, scaled
 from tests.trainer.model.bases import make_base
-from worker.trainer.kernels import modules
+from worker.trainer.kernels import compiled, modules
+from worker.trainer.kernels.replacement import Candidates
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.runtime.failures import Failure
@@ -27,7 +29,15 @@ def change(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, of_result: Ch
     monkeypatch.setattr(owner, name, staticmethod(changed) if isinstance(owner, type) else changed)
 
 
-LIGER = fake_liger_kernel
+def steeper(of_values: torch.Tensor) -> torch.Tensor:
+    """The same values, with 1.1 times the gradient."""
+    return of_values + 0.1 * (of_values - of_values.detach())
+
+
+def with_scaled_rope(candidates: Candidates) -> Candidates:
+    return replace(candidates, rotary=lambda original: compiled.compiled(lambda *given: scaled(0)(original(*given))))
+
+
 # what has the defect, the defect, and the end of the name of what stays
 REPLACED: dict[str, tuple[Any, str, Change, str]] = {
     "norm": (modules._RMSNorm, "forward", scaled(), "norm"),
@@ -35,40 +45,46 @@ REPLACED: dict[str, tuple[Any, str, Change, str]] = {
     "norm, gradient of the weight": (modules._RMSNorm, "backward", scaled(1), "norm"),
     "gate": (modules._SwiGLU, "forward", scaled(), "mlp"),
     "gate, gradient": (modules._SwiGLU, "backward", scaled(1), "mlp"),
-    "rope": (LIGER, "_rotated", scaled(), "apply_rotary_pos_emb"),
-    "rope, gradient": (LIGER.LigerRopeFunction, "backward", scaled(0), "apply_rotary_pos_emb"),
 }
-# of those of Liger Kernel, which may take the place of ours
-FUSED: dict[str, tuple[Any, str, Change, str]] = {
-    "norm": (LIGER, "_norm", scaled(), "norms"),
-    "norm, gradient": (LIGER.LigerRMSNormFunction, "backward", scaled(0), "norms"),
-    "norm, gradient of the weight": (LIGER.LigerRMSNormFunction, "backward", scaled(1), "norms"),
-    "gate, gradient": (LIGER.LigerSiLU, "backward", scaled(1), "gated MLPs"),
+# of the compiled ones, which may take the place of these
+COMPILED: dict[str, tuple[str, Change, str]] = {
+    "norm": ("normalize", scaled(), "norms"),
+    "norm, gradient": ("normalize", steeper, "norms"),
+    "gate": ("swiglu", scaled(), "gated MLPs"),
+    "gate, gradient": ("swiglu", steeper, "gated MLPs"),
+    "rope": ("_candidates", with_scaled_rope, "rotary embeddings"),
 }
 
 
 @pytest.mark.parametrize("defect", [None, *REPLACED])
 def test_transformers_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, defect: str | None) -> None:
-    fake_liger_kernel.install(monkeypatch)
-    kernels = fake_liger_kernel.FUSED_ON_CPU if defect is None or "rope" in defect else CPU_KERNELS
     if defect is not None:
         owner, name, of_result, _ = REPLACED[defect]
         change(monkeypatch, owner, name, of_result)
-    base = load_base("tiny", tiny, None, torch.float32, kernels)
+    base = load_base("tiny", tiny, None, torch.float32, CPU_KERNELS)
     names = base.patches.names
     base.patches.undo()
-    for kind in ("norm", "mlp", *(["apply_rotary_pos_emb"] if kernels.is_fused else [])):
+    for kind in ("norm", "mlp"):
         assert any(name.endswith(kind) for name in names) == (defect is None or REPLACED[defect][3] != kind)
 
 
-@pytest.mark.parametrize("defect", FUSED)
-def test_our_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
-    fake_liger_kernel.install(monkeypatch)
-    owner, name, of_result, kind = FUSED[defect]
-    change(monkeypatch, owner, name, of_result)
-    base = load_base("tiny", tiny, None, torch.float32, fake_liger_kernel.FUSED_ON_CPU)
+@pytest.mark.parametrize(
+    ("defect", "backend"),
+    [
+        *((defect, None) for defect in COMPILED),
+        ("norm, gradient", "aot_eager"),  # the compiler of torch, up to the code that it would generate
+        *(pytest.param(defect, "inductor", marks=pytest.mark.slow) for defect in COMPILED),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of torch, where it imports its compiler
+def test_our_own_function_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch, defect: str, backend: str | None) -> None:
+    compile_by(monkeypatch, backend)
+    name, of_result, kind = COMPILED[defect]
+    change(monkeypatch, compiled, name, of_result)
+    base = load_base("tiny", tiny, None, torch.float32, FUSED_ON_CPU)
     base.patches.undo()
     assert {"norms", "gated MLPs", "rotary embeddings"} - base.fused_modules.keys() == {kind}
+    assert base.fused_problem == ""
 
 
 @pytest.fixture(scope="module")

@@ -151,13 +151,18 @@ class TestSamples:
 
 
 class TestLastCheck:
-    def test_the_comparison_is_repeated_without_the_optimizers_moments(
+    def test_the_comparison_is_repeated_without_cached_weights_and_never_has_moments(
         self, train: Trainings, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed
     ) -> None:
-        tries = iter([True])
-        load = Shortage(verify.PeftModel.load_adapter, lambda *_: next(tries, False))
-        monkeypatch.setattr(verify.PeftModel, "load_adapter", lambda *each, **more: load(*each, **more))
+        moments: list[int] = []
+
+        def is_short(base: Any, run: Any, directory: Path) -> bool:
+            moments.append(len(run.optimizer.state))
+            return len(moments) == 1
+
+        monkeypatch.setattr(finish, "verify_adapter", Shortage(verify.verify_adapter, is_short))
         log = train()
+        assert moments == [0, 0]
         assert log.code == ExitCode.DONE
         (warning,) = log.warnings
         reviewed(warning.message)

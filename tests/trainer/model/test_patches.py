@@ -11,7 +11,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
-from tests.trainer.kernels import fake_liger_kernel
+from tests.trainer.kernels.fused_on_cpu import FUSED_ON_CPU, compile_by
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model import experts
 from worker.trainer.model.attention import attention
@@ -28,8 +28,8 @@ PLAIN_ROTARY = modeling_llama.apply_rotary_pos_emb
 @pytest.fixture
 def base(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenBase:
     """With everything that can be patched: fused functions, and layers that can be recomputed."""
-    fake_liger_kernel.install(monkeypatch)
-    base = load_base("tiny", tiny, None, torch.float32, fake_liger_kernel.FUSED_ON_CPU)
+    compile_by(monkeypatch)
+    base = load_base("tiny", tiny, None, torch.float32, FUSED_ON_CPU)
     Recomputation(base)
     return base
 
@@ -37,7 +37,7 @@ def base(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenBase:
 def assert_is_transformers_own(base: FrozenBase) -> None:
     kinds = {type(module).__name__ for module in base.model.modules()}
     assert {"LlamaRMSNorm", "LlamaMLP"} <= kinds
-    assert not kinds & {"RMSNorm", "FusedRMSNorm", "GatedMLP"}
+    assert not kinds & {"RMSNorm", "CompiledRMSNorm", "GatedMLP"}
     assert not any("forward" in vars(module) for module in base.model.modules())
     assert modeling_llama.apply_rotary_pos_emb is PLAIN_ROTARY
 

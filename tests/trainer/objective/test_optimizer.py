@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer
 
 from app.domain.jobs.spec import Hyperparameters
-from tests.trainer.helpers import HYPERPARAMETERS, load_tiny_base, make_spec, prepare
-from worker.trainer.objective.optimizer import learning_rate
+from app.domain.planning.memory import optimizer_bytes
+from tests.trainer.helpers import CPU_KERNELS, HYPERPARAMETERS, load_tiny_base, make_spec, prepare
+from worker.trainer.objective.optimizer import (
+    AdamW8bit,
+    allocate_moments,
+    learning_rate,
+    make_optimizer,
+    moments_of,
+    restore_moments,
+    update_parameters,
+)
+
+SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 
 
 def rates(total_steps: int = 10, **changes: object) -> list[float]:
@@ -62,3 +75,81 @@ class TestWeightDecay:
             for name in expected
         }
         assert 0 < len(decayed) < len(named)
+
+
+class TestEightBits:
+    """Two matrices, and a vector that is too small for 8 bits, trained towards zero."""
+
+    class Trained:
+        def __init__(self, optimizer: str) -> None:
+            generator = torch.Generator().manual_seed(7)
+            self.hyperparameters = Hyperparameters.model_validate(HYPERPARAMETERS | {"optimizer": optimizer})
+            shapes = {"a": (64, 100), "b": (100, 64), "c": (10,)}
+            self.parameters = {
+                name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()
+            }
+            self.optimizer = make_optimizer(self.parameters, self.hyperparameters)
+            allocate_moments(self.optimizer)
+
+        def steps(self, first: int, last: int) -> None:
+            for step in range(first, last):
+                generator = torch.Generator().manual_seed(step)
+                for parameter in self.parameters.values():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.grad = parameter.detach() + 0.1 * noise
+                update_parameters(self.optimizer, CPU_KERNELS.memory)
+
+        def values(self) -> torch.Tensor:
+            return torch.cat([parameter.detach().flatten() for parameter in self.parameters.values()])
+
+    @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+    def test_restored_moments_continue_to_the_same_bits(self, optimizer: str) -> None:
+        whole, first, second = (self.Trained(optimizer) for _ in range(3))
+        whole.steps(0, 6)
+        first.steps(0, 3)
+        for mine, theirs in zip(first.parameters.values(), second.parameters.values(), strict=True):
+            theirs.data.copy_(mine.data)
+            saved = {name: value.clone() for name, value in moments_of(first.optimizer, mine).items()}
+            restore_moments(second.optimizer, theirs, saved)
+        second.steps(3, 6)
+        assert torch.equal(second.values(), whole.values())
+
+    def test_the_result_is_near_that_in_float32(self) -> None:
+        eight, exact, start = self.Trained("adamw_8bit"), self.Trained("adamw"), self.Trained("adamw")
+        for each in (eight, exact):
+            each.steps(0, 60)
+        moved = (exact.values() - start.values()).norm()
+        assert 0 < (eight.values() - exact.values()).norm() < 0.05 * moved
+        torch.testing.assert_close(eight.parameters["c"], exact.parameters["c"])
+
+    def test_the_moments_have_the_bytes_of_the_plan(self) -> None:
+        trained = self.Trained("adamw_8bit")
+        large = [trained.parameters[name] for name in "ab"]
+        moments = [moments_of(trained.optimizer, parameter) for parameter in large]
+        taken = sum(tensor.nbytes for each in moments for tensor in each.values())
+        planned = optimizer_bytes(trained.hyperparameters) - 8
+        assert taken / sum(parameter.numel() for parameter in large) == pytest.approx(planned, rel=0.02)
+
+    @pytest.mark.parametrize("failures", [1, 2])
+    def test_a_step_that_runs_out_of_memory_goes_on_where_it_ended(
+        self, monkeypatch: pytest.MonkeyPatch, failures: int
+    ) -> None:
+        """A second shortage is not repeated: the gradients of a new forward would be those of other parameters."""
+        whole, short = self.Trained("adamw_8bit"), self.Trained("adamw_8bit")
+        update, calls = AdamW8bit.update_step, []
+
+        def update_or_fail(optimizer: Any, group: Any, parameter: Any, *index: int) -> None:
+            update(optimizer, group, parameter, *index)  # it has changed all of them
+            calls.append(parameter)
+            if optimizer is short.optimizer and 1 < len(calls) <= 1 + failures:
+                raise RuntimeError(SENTENCE)
+
+        monkeypatch.setattr(AdamW8bit, "update_step", update_or_fail)
+        if failures == 2:
+            with pytest.raises(RuntimeError, match="allocate"):
+                short.steps(0, 1)
+            assert short.optimizer.is_within_step  # type: ignore[attr-defined]
+            return
+        short.steps(0, 2)
+        whole.steps(0, 2)
+        assert torch.equal(short.values(), whole.values())

@@ -16,9 +16,11 @@ from app.domain.deliveries.served_check import ServedPrompt, ServedReference, Ve
 from app.domain.jobs.events import Message, ServedReferenceMeasured
 from app.system.model_files import linear_layers
 from app.system.tokenizer_files import load_renderer
-from tests.trainer.helpers import FLOAT32, make_spec, run_trainer
+from tests.trainer.helpers import FLOAT32, make_spec, run_trainer, set_row_tokens
 from worker.trainer.data.batch import TokenizedDataset
+from worker.trainer.model.frozen_linear import StoredLinear
 from worker.trainer.runtime import records
+from worker.trainer.training import finish
 from worker.trainer.validation import served_reference
 
 NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "float32"}
@@ -76,14 +78,29 @@ def test_the_reference_is_what_transformers_computes_in_16_bits_with_the_origina
 def test_each_layer_of_the_passes_before_and_after_the_training_is_a_sign_of_progress(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The watchdog kills a trainer after 600 s without a record, and a layer of a large base is read from a file."""
+    """The watchdog kills a trainer after 600 s without a record, and a layer of a large base is read from a file.
+
+    That file is read once, for three computations of several batches.
+    """
     monkeypatch.setattr(records, "KEEPALIVE_SECONDS", 0.0)
+    monkeypatch.setattr(served_reference, "MAX_PROMPT_TOKENS", 40)
+    monkeypatch.setattr(finish, "MAX_PROMPT_TOKENS", 40)
+    set_row_tokens(monkeypatch, 40)
+    read = Counter[str]()
+    weight_of = StoredLinear._read
+
+    def read_weight(layer: Any) -> torch.Tensor:
+        read[layer._key] += 1
+        return weight_of(layer)
+
+    monkeypatch.setattr(StoredLinear, "_read", read_weight)
     code, log = run_trainer(make_spec(tiny, examples, n_epochs=1, quantization=NF4), tmp_path)
     assert code == 0, log.last
     beats = Counter(each.message.split()[1] for each in log.of(Message))
-    layers = len(linear_layers(tiny)) - 1  # without the head
+    layers = len(linear_layers(tiny))  # without the head, which is that of the embedding
     assert min(beats["loading"], beats["checking"]) > layers
     assert beats["recording"] > 3 * layers
+    assert (len(read), set(read.values())) == (layers, {1})
 
 
 def test_the_validation_file_is_preferred_and_every_answer_has_its_tokens(

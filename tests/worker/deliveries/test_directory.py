@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -14,10 +15,12 @@ from app.db.jobs import evaluations
 from app.db.tables import File
 from app.domain.evaluations.summary import DeliveryVerdict
 from app.system import artifact_directory
+from app.system.artifact_directory import sha256_file
 from tests.full_disk import small_disk
 from tests.sentences import Reviewed
 from tests.worker.deliveries.conftest import DeliveryHarness
 from worker.deliveries.targets import KEPT_VERSIONS, OWNER, VERSIONS, EvaluationPending
+from worker.jobs.evaluation_record import record_evaluation
 
 
 def test_a_result_is_delivered_with_the_name_of_its_base_model(delivery: DeliveryHarness, reviewed: Reviewed) -> None:
@@ -32,6 +35,33 @@ def test_a_result_is_delivered_with_the_name_of_its_base_model(delivery: Deliver
     assert config == {"r": 16, "base_model_name_or_path": job.base_model}
     assert manifest["step"] == 1
     reviewed(delivery.harness.messages(job)[-1].replace(name, "MODEL"))
+
+
+EVALUATED = {"id": "fteval-1", "file": "file-1", "grader": "exact", "text": "2 of 3 held-out rows right."}
+
+
+def test_the_manifest_has_the_evaluation_of_the_adapter(
+    delivery: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluations, "newest_headline", lambda *_: EVALUATED)
+    job = delivery.deliver({"kind": "directory", "path": str(delivery.shared)})
+    manifest = artifact_directory.verify(delivery.shared / (job.fine_tuned_model or ""))
+    assert (manifest["evaluation"], manifest["step"]) == (EVALUATED, 1)
+
+
+def test_the_card_has_the_evaluation_and_other_files_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("README.md", "model.safetensors"):
+        (tmp_path / name).write_text(f"# {name}\n")
+    artifact_directory.write_manifest(tmp_path, {"step": 3})
+    read: list[str] = []
+    monkeypatch.setattr(artifact_directory, "sha256_file", lambda path: read.append(path.name) or sha256_file(path))
+    record_evaluation(tmp_path, EVALUATED)
+    assert read == ["README.md"]
+    assert EVALUATED["text"] in (tmp_path / "README.md").read_text()
+    manifest = artifact_directory.verify(tmp_path, sealed=True)
+    assert (manifest["evaluation"], manifest["step"]) == (EVALUATED, 3)
 
 
 def test_the_base_name_is_that_which_the_target_asks_for(delivery: DeliveryHarness) -> None:

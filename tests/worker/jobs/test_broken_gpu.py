@@ -6,9 +6,11 @@ import pytest
 from sqlalchemy import select
 
 from app.db.engine import transaction
+from app.db.jobs import claims
 from app.db.scheduling import device_losses, workers
 from app.db.tables import WebhookDelivery
 from app.db.webhooks import operator
+from app.domain.jobs.states import Reason
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import WorkerHarness
 
@@ -55,6 +57,37 @@ def test_any_other_end_of_an_attempt_begins_the_count_anew(harness: WorkerHarnes
     lose(harness, 1)
     assert is_out(harness)
     assert not is_out(harness, OTHER)
+
+
+@pytest.mark.parametrize("reason", [Reason.STALLED, Reason.WORKER_LOST])
+def test_an_end_that_shows_nothing_of_the_gpu_keeps_the_count(harness: WorkerHarness, reason: Reason) -> None:
+    for _ in range(2):
+        harness.create_queued_job()
+    lose(harness, 2)
+    with transaction(harness.sessions) as session:
+        claims.finish_attempt(session, session.merge(harness.claim(RESTARTED)), reason, "it hung")
+    lose(harness, 1, RESTARTED)
+    assert is_out(harness)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_job_that_lost_the_gpus_of_two_workers_goes_to_a_third_only_with_progress(
+    harness: WorkerHarness, progress: bool
+) -> None:
+    job = harness.create_queued_job()
+    lose(harness, 1)
+    lose(harness, 1, RESTARTED)
+    assert harness.job(job).state == "queued"
+    later = {"2": "failed:device_lost:69"} if progress else {"1": "failed:device_lost:69"}
+    plan = TrainerPlan(steps=2, snapshot_every=1, faults={"*": later})
+    assert harness.run_next_job(plan, OTHER)
+    ended = harness.job(job)
+    if progress:
+        assert (ended.state, ended.reason) == ("queued", "device_lost")
+        assert harness.run_next_job(WORKS, BROKEN)
+    else:
+        assert (ended.state, ended.error_code) == ("failed", "worker_crash_loop")
+        assert [each.reason for each in harness.attempts(job) if each.kind == "train"] == ["device_lost"] * 3
 
 
 def test_it_offers_no_capacity_until_it_is_resumed(harness: WorkerHarness) -> None:

@@ -284,10 +284,10 @@ class TestSnapshots:
         job, _ = self.crashed_after(harness, step_log, steps=4)
         assert [row.step for row in harness.snapshots(job)] == [4, 3, 2, 1]
         monkeypatch.undo()
-        cleanup.drop_snapshots(harness.resources)
+        cleanup.drop_leftovers(harness.resources)
         assert len(harness.snapshots(job)) == 4
         harness.cancel(job)
-        cleanup.drop_snapshots(harness.resources)
+        cleanup.drop_leftovers(harness.resources)
         assert harness.snapshots(job) == []
         assert harness.stored_files("snapshots") == []
 

@@ -10,17 +10,25 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from app.db.engine import transaction
-from app.db.tables import BaseModelRow, File, Job
+from app.db.operations import stored_objects
+from app.db.operations.stored_objects import keys_without_row
+from app.db.tables import BaseModelRow, File, Job, JobTokens
 from app.domain.datasets.report import build_report
-from app.domain.jobs.spec import DataParameters
+from app.domain.jobs.spec import DataParameters, RunSpec
+from app.system.artifact_directory import sha256_file
 from app.system.tokenizer_files import load_renderer
 from tests.deadline import until
 from tests.factories import chat_lines
 from tests.sentences import Reviewed
 from tests.tiny import make_tiny_base, panic_at_many_a
 from tests.worker.worker_harness import WorkerHarness
+from worker.jobs import job_tokens, workdir
+from worker.jobs.base_and_adapter import verify_base
+from worker.jobs.prepare import load_inputs, trainer_spec
+from worker.reconciler import cleanup
 from worker.validation import Validator
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -70,6 +78,75 @@ class TestGoodFiles:
         )
         validate(harness, job)
         assert sent == [("gpu", "queued")]
+
+
+class TestStoredTokens:
+    def test_an_attempt_gets_them_and_they_go_with_the_job(self, harness: WorkerHarness) -> None:
+        job = validate(harness, harness.create_job(chat_lines(12), validation=chat_lines(3)))
+        (row,) = self.rows(harness)
+        assert sorted(row.storage_keys) == ["training", "validation"]
+        with transaction(harness.sessions) as session:
+            named = {each.key: each.sha256 for each in stored_objects.named_objects(session.connection())}
+            assert keys_without_row(session, list(row.storage_keys.values())) == []
+        assert named.items() >= {row.storage_keys[role]: row.sha256[role] for role in row.storage_keys}.items()
+
+        run = self.prepared(harness, job)
+        assert run.rendered_at == row.rendered_at
+        for role, file, wanted in (
+            ("training", run.training_tokens, run.training_file_sha256),
+            ("validation", run.validation_tokens, run.validation_file_sha256),
+        ):
+            assert file is not None
+            assert (sha256_file(file.path), file.dataset_sha256) == (row.sha256[role], wanted)
+        harness.resources.storage.delete(row.storage_keys["training"])  # an attempt without them tokenizes
+        run = self.prepared(harness, job)
+        assert (run.training_tokens, run.validation_tokens is None) == (None, False)
+
+        cleanup.drop_leftovers(harness.resources)
+        assert len(self.rows(harness)) == 1
+        harness.cancel(job)
+        cleanup.drop_leftovers(harness.resources)
+        assert (self.rows(harness), harness.stored_files("tokens")) == ([], [])
+
+    @pytest.mark.parametrize("fault", ["too many", "no disk", "full storage"])
+    def test_a_job_without_them_is_queued(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, fault: str
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        job = harness.create_job()
+        if fault == "too many":
+            monkeypatch.setattr(job_tokens, "MAX_BYTES", 100)
+        elif fault == "no disk":
+            directory = workdir.attempt_directory(harness.resources.settings.work_dir, job.id, 1)
+            (directory / "training.tokens").mkdir(parents=True)
+        else:
+            monkeypatch.setattr(harness.resources.storage, "put", full)
+        assert validate(harness, job).state == "queued"
+        monkeypatch.undo()
+        assert [row.storage_keys for row in self.rows(harness)] == [{}]
+        assert harness.stored_files("tokens") == []
+        assert self.prepared(harness, job).training_tokens is None
+
+    def rows(self, harness: WorkerHarness) -> list[JobTokens]:
+        with transaction(harness.sessions) as session:
+            return list(session.scalars(select(JobTokens)))
+
+    def prepared(self, harness: WorkerHarness, job: Job) -> RunSpec:
+        """The run of an attempt of the job; its directory is left."""
+        with transaction(harness.sessions) as session:
+            row = session.get_one(Job, job.id)
+            inputs = load_inputs(session, row)
+        directory = workdir.attempt_directory(harness.resources.settings.work_dir, job.id, 7)
+        workdir.create_empty(directory)
+        datasets = {"training": inputs.training_file}
+        if inputs.validation_file:
+            datasets["validation"] = inputs.validation_file
+        tokens = job_tokens.fetch(harness.resources.storage, inputs.tokens, datasets, directory)
+        base = verify_base(inputs.base)
+        paths = Path("training.jsonl"), Path("validation.jsonl") if inputs.validation_file else None
+        return trainer_spec(harness.resources.settings, row, inputs, base, *paths, None, tokens=tokens).run
 
 
 DPO = {"method": {"type": "dpo"}}
@@ -175,7 +252,7 @@ class TestWarnings:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job(jsonl(*[GOOD] * 10))
-        monkeypatch.setattr("worker.validation.read_in_process", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("worker.validation.stream_in_process", lambda *_, **__: 1 / 0)
         assert validate(harness, job).warnings == []
         monkeypatch.undo()
         done = validate(harness, job)
@@ -267,7 +344,7 @@ class TestInterruptions:
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job()
-        monkeypatch.setattr("worker.validation.read_in_process", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("worker.validation.stream_in_process", lambda *_, **__: 1 / 0)
         states = [validate(harness, job).state for _ in range(3)]
         assert states == ["validating_files", "validating_files", "failed"]
         assert harness.job(job).error_code == "worker_crash_loop"
@@ -302,9 +379,9 @@ class TestHostileModels:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Ten times the examples, of half a kilobyte each, need no more memory."""
+    """Five times the examples, of half a kilobyte each, need no more memory; 64 are rendered at a time."""
     peaks, renderer = [], load_renderer(make_tiny_base(tmp_path / "base"))
-    for examples in (40, 400):
+    for examples in (80, 400):
         file = io.BytesIO(jsonl(*(chat(f"{n}", "x" * 400) for n in range(examples))))
         tracemalloc.start()
         build_report(renderer, DataParameters(), 1 << 20, file)

@@ -202,7 +202,7 @@ class _Dropout:
 
     def state(self) -> torch.Tensor | None:
         """Return what the backward needs to draw the next mask again; None if it keeps the mask, or has none."""
-        return self.generator.get_state() if self.rate and self.kernels.draws_masks_again else None
+        return self.generator.get_state() if self.rate and self.kernels.is_fused else None
 
     def mask_of(self, state: torch.Tensor, x_T_K: torch.Tensor) -> torch.Tensor:
         """Draw the mask again that `drop` drew in this state. The generator's own state stays."""

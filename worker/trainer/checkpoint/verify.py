@@ -4,12 +4,14 @@ Two comparisons: the tensors that PEFT loaded equal the trained ones to the bit,
 trained model. The logits are computed in float32 on both sides (with the same frozen weights, converted layer by
 layer), because the rounding of bfloat16, one part in a hundred, would hide a wrong alpha or a swapped layer. Then only
 the order of float32 sums differs: TOLERANCE is far above that and far below any error.
+
+Besides the trained adapter only PEFT's own is in memory: the file is mapped, and its tensors are copied one by one.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from app.domain.datasets.documents import Document
 from app.domain.jobs.states import Reason
 from app.domain.planning.memory import VERIFY_HEAD_ROWS, VERIFY_LOGITS, VERIFY_TOKENS
 from worker.trainer.adapter.lora import PEFT_PREFIX, LoraAdapter
-from worker.trainer.checkpoint.checkpoint import adapter_tensors
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, unwrapped
 from worker.trainer.model.frozen_linear import Frozen4, Frozen8
@@ -46,7 +47,8 @@ def verify_adapter(base: FrozenBase, run: Run, directory: Path) -> float:
                 loaded_N_V = _logits(base, batch, None)
             finally:
                 peft_model.unload()
-    _compare_tensors(adapter_tensors(run), tensors, [PEFT_PREFIX + name for name in run.adapter.module_masters])
+    saved_modules = [PEFT_PREFIX + name for name in run.adapter.module_masters]
+    _compare_tensors(run.adapter.named_parameters(), tensors, saved_modules)
     return _compare_logits(trained_N_V, loaded_N_V)
 
 
@@ -67,7 +69,7 @@ def _load_with_peft(model: Any, directory: Path, device: torch.device) -> PeftMo
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses names that transformers will change
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # merge.py unties them
         try:
-            peft_model = PeftModel.from_pretrained(model, directory, is_trainable=False, torch_device=str(device))
+            peft_model = PeftModel.from_pretrained(model, directory, is_trainable=False, torch_device="cpu")
         except BaseException:
             vars(model).pop("peft_config", None)  # otherwise a second try would find an incomplete adapter
             raise
@@ -82,13 +84,13 @@ def _logits(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -
 
 
 def _compare_tensors(
-    trained: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], saved_modules: Collection[str]
+    trained: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], saved_modules: Collection[str]
 ) -> None:
     if unmatched := sorted(trained.keys() ^ loaded.keys()):
         raise _mismatch(f"PEFT did not find the same tensors in it ({unmatched[0]})")
     for name, tensor in trained.items():
         dtype = loaded[name].dtype if name in saved_modules else tensor.dtype  # PEFT keeps those in the base's dtype
-        if loaded[name].dtype != dtype or not torch.equal(tensor.to(dtype), loaded[name].cpu()):
+        if loaded[name].dtype != dtype or not torch.equal(tensor.to(dtype), loaded[name]):
             raise _mismatch(f"the tensor {name} differs from the trained one")
 
 

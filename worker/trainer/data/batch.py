@@ -14,7 +14,6 @@ Letters: T tokens of a batch, N targets of a batch (its labelled tokens), S sequ
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,117 +23,19 @@ from typing import Any
 
 import torch
 
-from app.domain.datasets.documents import Document
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import no_trainable_tokens_message
-from app.domain.jobs.spec import DataParameters
+from app.domain.datasets.stored_tokens import key_of, read_tokens
+from app.domain.datasets.tokenized import TokenizedDataset as TokenizedDataset
+from app.domain.jobs.spec import DataParameters, TokensFile
 from app.domain.jobs.states import Reason
-from app.domain.planning.packing import SequenceLengths, pack
+from app.domain.planning.packing import pack
+from app.system.artifact_directory import sha256_file
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
 
 # ruff: noqa: N815  shapes stand in names
-
-
-class TokenizedDataset:
-    """The documents of a file that have a label, end to end; five bytes a token.
-
-    With `trains_prompts`, the tokens before a preferred answer are targets, too, in a sequence of their own.
-    """
-
-    def __init__(self, *, trains_prompts: bool = False) -> None:
-        self.trains_prompts = trains_prompts
-        self._tokens = array("i")
-        self._labelled = bytearray()
-        self._roles = array("b")  # of each document
-        self._document_starts = array("q", [0])  # document d is the tokens from start d to start d + 1
-        self._example_starts = array("q", [0])  # example e is the documents from start e to start e + 1
-        self.lines = array("q")  # of each example, in the file
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self.lines)
-
-    @property
-    def tokens(self) -> int:
-        return len(self._tokens)
-
-    @property
-    def labelled_tokens(self) -> int:
-        return self._labelled.count(1)
-
-    @property
-    def sequences_per_example(self) -> int:
-        """Return the number of sequences that the loss sums over; 0 if it has one term for each token.
-
-        All examples of a file have as many as the first: one answer with a role, or two.
-        """
-        roles = {self.role(document) for document in self.documents(0)} - {0} if len(self) else set()
-        return len(roles) + self.trains_prompts if roles else 0
-
-    def add(self, line: int, documents: Iterable[Document]) -> None:
-        """Append the content of one line: one example, or for plain text one example for each piece.
-
-        Documents without a label are omitted, because they contribute nothing to the loss.
-        """
-        kept = [document for document in documents if document.labelled_count]
-        if kept and not kept[0].is_text:
-            self._append(line, kept)
-        else:
-            for piece in kept:
-                self._append(line, [piece])
-
-    def _append(self, line: int, documents: Iterable[Document]) -> None:
-        for document in documents:
-            self._tokens.extend(document.tokens)
-            self._labelled.extend(document.labelled)
-            self._roles.append(document.role)
-            self._document_starts.append(len(self._tokens))
-        self._example_starts.append(len(self._document_starts) - 1)
-        self.lines.append(line)
-
-    def documents(self, example: int) -> range:
-        """Return the numbers of an example's documents."""
-        return range(self._example_starts[example], self._example_starts[example + 1])
-
-    def documents_of(self, examples: Iterable[int]) -> list[int]:
-        return [document for example in examples for document in self.documents(example)]
-
-    def example_of(self, document: int) -> int:
-        return bisect_right(self._example_starts, document) - 1
-
-    def role(self, document: int) -> int:
-        """Return 1 for a preferred or desirable answer, -1 for a rejected or undesirable one, 0 for neither."""
-        return self._roles[document]
-
-    def length(self, document: int) -> int:
-        return self._document_starts[document + 1] - self._document_starts[document]
-
-    def tokens_of(self, example: int) -> int:
-        first, last = self._example_starts[example], self._example_starts[example + 1]
-        return self._document_starts[last] - self._document_starts[first]
-
-    def lengths(self) -> SequenceLengths:
-        """Return the lengths of what must stay in one batch: a document, or all documents of an example with roles."""
-        lengths = SequenceLengths()
-        for example in range(len(self)):
-            documents = self.documents(example)
-            lengths.add([self.length(document) for document in documents], is_pair=self.role(documents[0]) != 0)
-        return lengths
-
-    def tokens_and_labels(self, document: int) -> tuple[array[int], bytearray]:
-        """Return the tokens of one document, and for each token 1 if it is a target, else 0."""
-        start, end = self._document_starts[document], self._document_starts[document + 1]
-        return self._tokens[start:end], self._labelled[start:end]
-
-    def targets(self, document: int) -> list[int]:
-        """Return the positions of a document's targets: its labels, and before a preferred answer all tokens if prompts
-        are trained."""
-        labels = self.tokens_and_labels(document)[1]
-        if self.trains_prompts and self.role(document) > 0:
-            return list(range(1, len(labels)))
-        return [index for index, is_labelled in enumerate(labels) if is_labelled]
 
 
 def read_dataset(
@@ -143,13 +44,17 @@ def read_dataset(
     parameters: DataParameters,
     failure_reason: Reason,
     keepalive: Keepalive,
+    stored: TokensFile | None = None,
 ) -> TokenizedDataset:
     """Render a JSONL file with the base model's own chat template; no document exceeds the context length.
 
+    Tokens that validation stored of the same file in the same way are read instead.
     Raises Failure(failure_reason) for an invalid line, for a conversation that the template refuses, and for a file
     without a labelled token.
     """
-    dataset = TokenizedDataset(trains_prompts=parameters.method == "orpo")  # TRL and the authors' code do
+    if stored and (tokens := _read_stored(renderer, parameters, stored)):
+        return tokens
+    dataset = TokenizedDataset.of_method(parameters.method)
     param = failure_reason.removeprefix("invalid_")  # training_file or validation_file
     step = f"reading the {param.replace('_', ' ')}"
     with path.open("rb") as file:
@@ -163,6 +68,14 @@ def read_dataset(
         text = no_trainable_tokens_message(parameters.method, parameters.context_length)
         raise Failure(failure_reason, text, "hyperparameters.context_length")
     return dataset
+
+
+def _read_stored(renderer: Renderer, parameters: DataParameters, stored: TokensFile) -> TokenizedDataset | None:
+    """Return the stored tokens; None if they are altered, or not those that `read_dataset` would make."""
+    if sha256_file(stored.path) != stored.sha256:
+        return None
+    with stored.path.open("rb") as file:
+        return read_tokens(file, key_of(renderer, stored.dataset_sha256, parameters), parameters.method)
 
 
 @dataclass(frozen=True)

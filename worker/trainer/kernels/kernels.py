@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from app.domain.planning.memory import CUDA_CHUNK_TOKENS, MIN_CHUNK_TOKENS, DeviceKind
+from worker.trainer.kernels.compiled import use_compiled_functions
 from worker.trainer.kernels.cpu.memory import CpuMemory
-from worker.trainer.kernels.cuda.fused_modules import use_fused_modules
 from worker.trainer.kernels.cuda.memory import CudaMemory
 from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
 from worker.trainer.model.patches import Patches
 
 Memory = CpuMemory | CudaMemory
+FUSED_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Kernels:
     synchronize: Callable[[], None]
     answers_at_once: int  # prompts of an evaluation, halved when memory runs out
     processes_share_memory: bool  # those of one job
-    # What waits for a measurement on CUDA: fused norms, gated products and rotary embeddings, and the next four.
+    # TUNERY_CUDA_KERNELS: compiled norms, gated products and rotary embeddings; flash attention 3 and 4; longer chunks
+    # of the loss; dropout masks that are drawn again in the backward, instead of a byte kept per input; batches made
+    # ahead, in pinned memory.
     is_fused: bool = False
-    min_loss_chunk_tokens: int = MIN_CHUNK_TOKENS
-    draws_masks_again: bool = False  # of dropout, in the backward, instead of keeping a byte per input
-    makes_batches_ahead: bool = False
-    pins_batches: bool = False
+
+    @property
+    def min_loss_chunk_tokens(self) -> int:
+        return CUDA_CHUNK_TOKENS if self.is_fused else MIN_CHUNK_TOKENS
 
     def __deepcopy__(self, _: dict[int, Any]) -> Kernels:
         return self
@@ -44,13 +47,24 @@ class Kernels:
         Returns the number of fused ones by kind, and why there is none.
         """
         replace_functions(model, dtype, MEMORY_EFFICIENT, patches)
-        return use_fused_modules(model, dtype, patches) if self.is_fused else ({}, "")
+        return use_compiled_functions(model, dtype, patches) if self.is_fused else ({}, "")
 
 
 def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
-    """Return the kernels of a device. `wants_fused` is the setting, then the plan's; a CPU has no fused ones."""
+    """Return the kernels of a device. `wants_fused` is the setting, then the plan's; it needs CUDA and sm80."""
     if device.type == "cuda":
-        return cuda_kernels(device, wants_fused)
+        return Kernels(
+            device=device,
+            kind="cuda",
+            memory=CudaMemory(device),
+            sum_of_float16_products=lambda left_T_M, right_T_N: torch.mm(
+                left_T_M.t(), right_T_N, out_dtype=torch.float32
+            ),
+            synchronize=lambda: torch.cuda.synchronize(device),
+            answers_at_once=64,
+            processes_share_memory=False,
+            is_fused=wants_fused and torch.cuda.get_device_capability(device) >= FUSED_CAPABILITY,
+        )
     return Kernels(
         device=device,
         kind="cpu",
@@ -59,21 +73,4 @@ def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
         synchronize=lambda: None,
         answers_at_once=16,
         processes_share_memory=True,
-    )
-
-
-def cuda_kernels(device: torch.device, is_fused: bool) -> Kernels:
-    return Kernels(
-        device=device,
-        kind="cuda",
-        memory=CudaMemory(device),
-        sum_of_float16_products=lambda left_T_M, right_T_N: torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32),
-        synchronize=lambda: torch.cuda.synchronize(device),
-        answers_at_once=64,
-        processes_share_memory=False,
-        is_fused=is_fused,
-        min_loss_chunk_tokens=CUDA_CHUNK_TOKENS if is_fused else MIN_CHUNK_TOKENS,
-        draws_masks_again=is_fused,
-        makes_batches_ahead=is_fused,
-        pins_batches=is_fused,
     )

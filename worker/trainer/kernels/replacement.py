@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
+from app.domain.planning.memory import GATED_MLP_LAYERS
 from worker.trainer.kernels.comparison import Function, difference, random_tensors, run_with_gradients
 from worker.trainer.kernels.modules import GatedMLP, Product, RMSNorm, swiglu
 from worker.trainer.model.patches import Patches
 
-GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 ROTARY_FUNCTION = "apply_rotary_pos_emb"  # of the modeling modules of transformers
 COMPARED_TOKENS, COMPARED_WIDTH = 4, 128
 COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
@@ -39,7 +39,6 @@ class Candidates:
     norms: tuple[Callable[[torch.nn.Parameter, float], RMSNorm], ...]  # from weight and epsilon
     products: tuple[Product, ...]
     rotary: Callable[[Rotate], Rotate] | None = None  # from the replaced function
-    rows_of_narrow_norms: int = COMPARED_TOKENS  # with which they are compared, too
 
 
 MEMORY_EFFICIENT = Candidates(norms=(RMSNorm,), products=(swiglu,))
@@ -68,7 +67,7 @@ def _equal_modules(
     for name, module in model.named_modules():
         if parameters := _norm_parameters(module):
             norms = (make(*parameters) for make in candidates.norms)
-            if norm := next((each for each in norms if _is_equal_norm(each, module, dtype, candidates)), None):
+            if norm := next((each for each in norms if _is_equal_norm(each, module, dtype)), None):
                 yield name, "norms", norm
         elif layers := _gated_layers(module):
             gate, up, down = layers
@@ -97,16 +96,15 @@ def _gated_layers(module: torch.nn.Module) -> list[torch.nn.Module] | None:
     return None
 
 
-def _is_equal_norm(norm: RMSNorm, module: torch.nn.Module, dtype: torch.dtype, candidates: Candidates) -> bool:
-    """Compare with a few rows; a narrow norm also with many, for which a kernel may have another form."""
+def _is_equal_norm(norm: RMSNorm, module: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Compare with the frozen weight, and with one that gets a gradient: a compiler may make different kernels."""
     weight_K = norm.weight
-    rows = {COMPARED_TOKENS} | ({candidates.rows_of_narrow_norms} if weight_K.numel() <= NARROW else set())
+    heads = (COMPARED_HEADS,) if weight_K.numel() <= NARROW else ()
+    (x,) = random_tensors([(1, COMPARED_TOKENS, *heads, weight_K.numel())], weight_K.device, dtype)
     of_norm, of_module = (
-        lambda x_T_K, weight_K, each=each: functional_call(each, {"weight": weight_K}, (x_T_K,))
-        for each in (norm, module)
+        lambda x, weight_K, each=each: functional_call(each, {"weight": weight_K}, (x,)) for each in (norm, module)
     )
-    inputs = ([*random_tensors([(count, len(weight_K))], weight_K.device, dtype), weight_K] for count in sorted(rows))
-    return all(_are_equal(of_norm, of_module, each) for each in inputs)
+    return _are_equal(norm, module, [x]) and _are_equal(of_norm, of_module, [x, weight_K])
 
 
 def _product_of(module: torch.nn.Module) -> Product:
@@ -145,7 +143,6 @@ def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Ite
         original = getattr(module, ROTARY_FUNCTION, None)
         if not callable(original):
             continue
-        original = getattr(original, "original", original)  # of an earlier load
         try:
             original(*heads, cos, sin)
         except (TypeError, RuntimeError):  # another signature, or other shapes of cos and sin

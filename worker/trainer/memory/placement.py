@@ -15,9 +15,10 @@ import torch
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
+from app.domain.planning.adapter_size import adapter_bytes_per_token, trained_norm_bytes_per_token
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.execution_plan import RECOMPUTE_TEXTS, Recompute
-from app.domain.planning.memory import adapter_bytes_per_token, trained_norm_bytes_per_token
+from app.domain.planning.memory import GRADIENT_BYTES, MOMENT_BYTES
 from app.domain.planning.packing import Workload
 from app.system.host import core_flops
 from app.system.model_files import entry_of
@@ -30,7 +31,6 @@ from worker.trainer.runtime.device import device_name, dtype_name
 from worker.trainer.training.state import Run
 
 MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
-GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained number; together with its float32 master: OPTIMIZER_BYTES
 
 
 def place(
@@ -91,7 +91,7 @@ def count_missing(
     width, lora = base.compute_dtype.itemsize, job_spec_of(spec, run.spec).layer_lora
     if is_plain(lora):
         return {mode: 2 / width * count for mode, count in count_without_adapter(base, recomputation).items()}
-    kept_bytes = adapter_bytes_per_token(entry, lora, width, base.kernels.draws_masks_again)
+    kept_bytes = adapter_bytes_per_token(entry, lora, width, base.kernels.is_fused)
     adapter_bytes = dict.fromkeys(RECOMPUTE_TEXTS, kept_bytes)
     adapter_bytes["elementwise"] += trained_norm_bytes_per_token(entry, lora, width)
     counts = count_activations(base, run.adapter, recomputation)
@@ -134,7 +134,7 @@ def unallocated_bytes(run: Run) -> int:
 
 def unallocated_moment_bytes(run: Run) -> int:
     """Return the bytes of AdamW's moments that the first step will allocate: none after a snapshot was restored."""
-    return MOMENT_BYTES * sum(
+    return MOMENT_BYTES[run.spec.hyperparameters.optimizer] * sum(
         parameter.numel() for parameter in run.parameters if not run.optimizer.state.get(parameter)
     )
 

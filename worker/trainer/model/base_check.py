@@ -17,7 +17,8 @@ from app.domain.jobs.states import Reason
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.kernels.comparison import difference
 from worker.trainer.model.architecture import carries_state
-from worker.trainer.model.attention.attention_check import check_attention, recorded_attention
+from worker.trainer.model.attention.attention_check import recorded_attention
+from worker.trainer.model.attention.flash_versions import check_newest_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype
 from worker.trainer.model.kernel_check import check_kernels
 from worker.trainer.model.recurrent_layers import fused_rules
@@ -97,7 +98,7 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
     documents = (first, second, third, second)
     with recorded_attention() as calls:
         hidden, gradients = _hidden_and_gradients(base, _pack(*documents).to(base.device))
-    check_attention(base.name, calls.values(), base.quantization, base.margins)
+    check_newest_attention(base, calls.values())
     if gradients[0].any() or gradients[2].any():
         raise _unsupported(base, "gives one document of a packed batch a gradient of another's loss")
     of_gradients = _norm_difference(gradients[1], gradients[3])

@@ -47,6 +47,7 @@ from worker.trainer.model.frozen_linear import (
 )
 from worker.trainer.model.patches import Patches
 from worker.trainer.model.recurrent_layers import pack_recurrent_layers
+from worker.trainer.model.staged_copy import copier
 from worker.trainer.objective.losses import UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
@@ -75,6 +76,7 @@ class FrozenBase:
     # Of each comparison of `check_base`: the largest difference found, and the allowed one.
     margins: dict[str, tuple[float, float]] = field(default_factory=dict)
     recurrence_problem: str = ""  # why flash-linear-attention is installed, but not used
+    min_loss_chunk_tokens: int | None = None  # of the execution plan; None: those of the kernels
     skipped_tensors: int = 0  # of other modalities, in the files
     source: str | None = None  # the id on a hub
     revision: str | None = None
@@ -90,7 +92,8 @@ class FrozenBase:
     @property
     def loss_chunk_tokens(self) -> int:
         """The labelled tokens whose logits exist at once."""
-        return loss_chunk_tokens(self.head_V_D.shape[0], self.kernels.min_loss_chunk_tokens)
+        min_tokens = self.min_loss_chunk_tokens or self.kernels.min_loss_chunk_tokens
+        return loss_chunk_tokens(self.head_V_D.shape[0], min_tokens)
 
     @property
     def decoder(self) -> Any:
@@ -181,9 +184,10 @@ def load_base(
             raise UnsupportedBase(f"{tensors.doubled[0]} is in more than one file")
         adaptable = frozenset(adaptable_names(model))
         loader = WeightLoader(model, quantization, compute_dtype)
+        copy = copier(kernels.device)
         for key, tensor in tensors:
             keepalive("loading the base model")
-            loader.assign(key, tensor.to(kernels.device))
+            loader.assign(key, copy(tensor))
         model.tie_weights()
         check_complete(model)
     except UnsupportedBase as error:
@@ -257,14 +261,15 @@ def _decode(
 
 
 @contextmanager
-def in_dtype(base: FrozenBase, dtype: torch.dtype) -> Iterator[None]:
+def in_dtype(base: FrozenBase, dtype: torch.dtype, part: torch.nn.Module | None = None) -> Iterator[None]:
     """Convert norms, biases, routers and convolutions in the block: the model accepts hidden states of this dtype.
 
+    With `part` only those of that module.
     Embeddings, the head and frozen layers keep their dtype; each is converted for its product only.
     """
     kept = {id(layer.base.weight) for layer in base.layers.values()} | _placeholders(base.model)
     kept |= {id(parameter) for module in _embeddings(base.model) for parameter in module.parameters()}
-    others = [parameter for parameter in base.model.parameters() if id(parameter) not in kept]
+    others = [parameter for parameter in (part or base.model).parameters() if id(parameter) not in kept]
     originals = [parameter.data for parameter in others]
     try:
         for parameter in others:

@@ -8,7 +8,8 @@ Letters: T tokens, K inputs and D outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,18 +103,31 @@ class Frozen8(_Quantized, bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  
 
 
 class StoredLinear(_Frozen, torch.nn.Module):
-    """Takes the place of a quantized layer: the weight is read from the model's file at each use, and is never kept."""
+    """Takes the place of a quantized layer: the weight is read from the model's file at each use, or once in `held`."""
 
     def __init__(self, quantized: FrozenLinear, path: Path, key: str, device: torch.device) -> None:
         super().__init__()
         self.in_features, self.out_features = quantized.in_features, quantized.out_features
         self.weight, self.bias = quantized.weight, quantized.bias
         self._path, self._key, self._device = path, key, device
+        self._held: torch.Tensor | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the weight on the device in the block, in the dtype of the file."""
+        self._held = self._read()
+        try:
+            yield
+        finally:
+            self._held = None
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        return (self._read() if self._held is None else self._held).to(dtype)
+
+    def _read(self) -> torch.Tensor:
         with safe_open(self._path, framework="pt", device="cpu") as file:
             weight: torch.Tensor = file.get_tensor(self._key)
-        return weight.to(self._device, dtype)
+        return weight.to(self._device)
 
 
 def freeze(weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> FrozenLinear:

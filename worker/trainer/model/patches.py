@@ -1,8 +1,8 @@
 """All changes of objects that other libraries own: each is applied here, has a name, and can be undone.
 
     what                                              replacement                                   undone
-    a modeling module's rotary function               kernels/cuda/fused_modules.py                 with the base
-    norms and gated MLPs of a model                   kernels/modules.py, cuda/fused_modules.py     with the base
+    a modeling module's rotary function               kernels/compiled.py                           with the base
+    norms and gated MLPs of a model                   kernels/modules.py, compiled.py               with the base
     forward of decoder layers, norms, gated MLPs      memory/activation_checkpointing.py            with the base
     a modeling module's delta rule and convolution    recurrent_layers.py                           `DOCUMENTS`
     an implementation of attention                    attention/attention.py                        `DOCUMENTS`
@@ -11,6 +11,8 @@
     gate, up and down while a product is compared     kernels/replacement.py                        after the block
     torch.compile while bitsandbytes is imported      bitsandbytes_import.py                        after the block
     Popen and getfqdn of torchrun                     distributed/torchrun.py                       after the block
+
+torch's flash attention has a registry of its own (attention/flash_versions.py).
 
 `FrozenBase.patches` are those of one base: without them it is transformers' own model, as PEFT gets it for the last
 check. `DOCUMENTS` are those of the process, which tell packed documents apart.

@@ -29,15 +29,16 @@ PACKAGE = "fla"  # flash-linear-attention
 CONVOLUTION, DELTA_RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"  # of the modeling modules of transformers
 
 
-class PackedConvolution:
-    """transformers' causal convolution, within documents of `document_lengths` tokens.
+class _Packed:
+    """Takes the place of a function of transformers: the one of an optional package if it is installed, on CUDA."""
 
-    On CUDA that is the package causal-conv1d, if it is installed, which has no function for a CPU.
-    """
-
-    def __init__(self, original: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, original: Callable[..., Any]) -> None:
         self._original = original
-        self._reference: Callable[..., torch.Tensor] = getattr(original, "__wrapped__", original)
+        self._reference: Callable[..., Any] = getattr(original, "__wrapped__", original)
+
+
+class PackedConvolution(_Packed):
+    """transformers' causal convolution, within documents of `document_lengths` tokens; the package is causal-conv1d."""
 
     def __call__(
         self,
@@ -47,7 +48,7 @@ class PackedConvolution:
         document_lengths: tuple[int, ...] = (),
         **options: Any,
     ) -> torch.Tensor:
-        convolve = self._reference if x_1_C_T.is_cpu else self._original
+        convolve: Callable[..., torch.Tensor] = self._reference if x_1_C_T.is_cpu else self._original
         if len(document_lengths) < 2:
             return convolve(x_1_C_T, weight_C_K, *arguments, **options)
         places_T = _places_between_gaps(document_lengths, weight_C_K.shape[-1] - 1, x_1_C_T.device)
@@ -56,27 +57,23 @@ class PackedConvolution:
         return convolve(x_1_C_L, weight_C_K, *arguments, **options).index_select(-1, places_T)
 
 
-class PackedDeltaRule:
+class PackedDeltaRule(_Packed):
     """transformers' gated delta rule, within documents of `document_lengths` tokens. Returns (output, final state)."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
-        self._original = original
-        self._reference: Callable[..., Any] = getattr(original, "__wrapped__", original)
+        super().__init__(original)
         self.is_fused = importlib.util.find_spec(PACKAGE) is not None
 
     def __call__(
         self, query: torch.Tensor, *others: torch.Tensor, document_lengths: tuple[int, ...] = (), **options: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> Any:
         """`query` and `others` (keys, values) have the shape 1 x T x heads x size; `g` and `beta` 1 x T x heads."""
-        result: tuple[torch.Tensor, torch.Tensor | None]
         if self.is_fused and supports_fused(query):
             if document_lengths:
                 options["cu_seqlens"] = document_starts(document_lengths, query.device)
-            result = self._original(query, *others, **options)
-            return result
+            return self._original(query, *others, **options)
         if len(document_lengths) < 2:
-            result = self._reference(query, *others, **options)
-            return result
+            return self._reference(query, *others, **options)
         lengths = list(document_lengths)
         gates = [torch.split(options.pop(name), lengths, dim=1) for name in ("g", "beta")]
         heads = [torch.split(each, lengths, dim=1) for each in (query, *others)]

@@ -1,4 +1,7 @@
-"""AdamW in float32 (arXiv 1711.05101), the learning rate schedule, gradient division and gradient clipping."""
+"""AdamW (arXiv 1711.05101), the learning rate schedule, gradient division and gradient clipping.
+
+The moments have float32, or blocks of 8 bits (arXiv 2110.02861).
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,104 @@ import torch
 
 from app.domain.jobs.spec import Hyperparameters
 from worker.trainer.kernels.kernels import Memory
+from worker.trainer.model.bitsandbytes_import import bitsandbytes
 from worker.trainer.runtime.failures import SuppressOutOfMemory
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+QUANTIZED = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names of codes and scales
 NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")  # in lower-case names
+
+
+class AdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]  # untyped library
+    """bitsandbytes' AdamW with moments in blocks of 256 numbers with 8 bits; tensors below 4,096 numbers keep float32.
+
+    On a CPU its update allocates memory. A step that runs out of it can be repeated with the same gradients: it goes on
+    with the parameter of the error, which is as before. With other gradients it cannot.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._updated: set[torch.nn.Parameter] = set()  # by a step that did not end
+
+    @property
+    def is_within_step(self) -> bool:
+        return bool(self._updated)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        del closure
+        for number, group in enumerate(self.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                if parameter.grad is not None and parameter not in self._updated:
+                    self._update(group, parameter, number, index)
+                    self._updated.add(parameter)
+        self._updated.clear()
+
+    def _update(self, group: dict[str, Any], parameter: torch.nn.Parameter, number: int, index: int) -> None:
+        if not self.state[parameter]:
+            self.init_state(group, parameter, number, index)
+        state = self.state[parameter]
+        changed = [parameter, *(state[name] for name in QUANTIZED if name in state)]
+        steps, kept = state["step"], [tensor.clone() for tensor in changed if tensor.device.type == "cpu"]
+        try:
+            self.update_step(group, parameter, number, index)
+        except Exception:
+            state["step"] = steps
+            for tensor, before in zip(changed, kept, strict=False):  # a GPU's kernel allocates nothing
+                tensor.copy_(before)
+            raise
 
 
 def make_optimizer(
     named_parameters: Mapping[str, torch.nn.Parameter], hyperparameters: Hyperparameters
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """Return AdamW with weight decay for all parameters but norms and biases, as transformers' Trainer has it."""
     decayed = [parameter for name, parameter in named_parameters.items() if not NOT_DECAYED.search(name.lower())]
     others = [parameter for name, parameter in named_parameters.items() if NOT_DECAYED.search(name.lower())]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=hyperparameters.learning_rate,
-        betas=BETAS,
-        eps=EPSILON,
-        weight_decay=hyperparameters.weight_decay,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    options = {
+        "lr": hyperparameters.learning_rate,
+        "betas": BETAS,
+        "eps": EPSILON,
+        "weight_decay": hyperparameters.weight_decay,
+    }
+    if hyperparameters.optimizer == "adamw_8bit":
+        return AdamW8bit(groups, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
-def allocate_moments(optimizer: torch.optim.AdamW) -> None:
+def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
     """Allocate the moments that are missing, as the first step would: then no step runs out of memory in AdamW."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state.get(parameter):
+    for number, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            if optimizer.state.get(parameter):
+                continue
+            if isinstance(optimizer, AdamW8bit):
+                optimizer.init_state(group, parameter, number, index)
+            else:
                 step = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 moments = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
                 optimizer.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), (step, *moments), strict=True))
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """Return the state of a parameter for a snapshot; empty before its first step. The table of codes is constant."""
+    state = optimizer.state.get(parameter, {})
+    return {name: torch.as_tensor(value) for name, value in state.items() if not name.startswith("qmap")}
+
+
+def restore_moments(
+    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, saved: Mapping[str, torch.Tensor | None]
+) -> None:
+    """Restore what `moments_of` returned, in moments that are allocated; None stands for zeros."""
+    for name, value in saved.items():
+        state = optimizer.state[parameter]
+        if isinstance(state[name], int):
+            state[name] = int(value or 0)
+        elif value is not None:
+            state[name].copy_(value)
 
 
 def learning_rate(hyperparameters: Hyperparameters, step: int, total_steps: int) -> float:
@@ -69,8 +138,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def update_parameters(optimizer: torch.optim.AdamW, memory: Memory) -> None:
-    """Make the optimizer's step; repeat it once after freeing memory. It changes nothing before it has its memory."""
+def update_parameters(optimizer: torch.optim.Optimizer, memory: Memory) -> None:
+    """Make the optimizer's step; repeat it once after freeing memory. It changes nothing before it has its memory,
+    and in 8 bits goes on where it ended."""
     with SuppressOutOfMemory():
         optimizer.step()
         return

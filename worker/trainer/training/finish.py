@@ -12,7 +12,7 @@ from functools import partial
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, ServedReference
 from app.domain.jobs.events import Done, Measured, ServedReferenceMeasured
 from worker.trainer.checkpoint.verify import verify_adapter
-from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_check
 from worker.trainer.runtime.process import working_seconds
 from worker.trainer.training.attempt import Loaded, TrainingAttempt
 from worker.trainer.training.run_files import RunFiles
@@ -36,11 +36,13 @@ class Finish:
             self.files.last_snapshot()  # for the next attempt, if the result cannot be published
         for text in result_messages(run):
             emit.message(text, step=run.step, best_step=run.best.step)
+        # Only steps need the moments, and no step is left: a snapshot of this step is complete without them.
+        run.optimizer.state.clear()
         self.loaded.base.kernels.memory.trim()  # for the large tensors of the check
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self.files.checkpoint(final=True)
             check = partial(verify_adapter, self.loaded.base, run, directory)
-            self.policy.retry(run, "comparing the saved adapter", check, partial(drop_moments, run))
+            self.policy.retry(run, "comparing the saved adapter", check, partial(reduce_check, run))
             self._record_reference()
             report_samples(self.loaded, run, self.policy, emit)
         name = self.attempt.name_of(directory)
@@ -56,7 +58,7 @@ class Finish:
 
         try:
             reference = self.policy.retry(
-                run, "recording what an engine must compute", work, partial(drop_moments, run)
+                run, "recording what an engine must compute", work, partial(reduce_check, run)
             )
         except Exception as error:
             traceback.print_exc(file=sys.stderr)

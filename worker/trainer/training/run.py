@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from app.domain.base_models.catalog import max_document_tokens
 from app.domain.datasets.render import Renderer
-from app.domain.jobs.spec import RunSpec, TrainerSpec
+from app.domain.jobs.spec import RunSpec, TokensFile, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.estimate import CANDIDATE_ROW_TOKENS
 from app.domain.planning.execution_plan import ExecutionPlan
@@ -103,8 +103,9 @@ def _load(attempt: TrainingAttempt) -> Loaded:
     kernels.memory.set_limits(spec.memory_budget_bytes)
     snapshot = attempt.open_snapshot()
     plan = snapshot.plan if snapshot else _plan_by_rules(spec, kernels)
-    # Chat templates print the time of the first attempt, so that later ones have the same tokens.
-    rendered_at = plan.rendered_at or parallel.broadcast(datetime.now().isoformat())
+    # Chat templates print the time of the validation that stored the tokens, or of the first attempt, so that later
+    # attempts have the same tokens.
+    rendered_at = plan.rendered_at or spec.run.rendered_at or parallel.broadcast(datetime.now().isoformat())
     plan = plan.model_copy(update={"rendered_at": rendered_at})
     make_repeatable(kernels.device, plan.threads)
     base = _load_base(attempt, choose_kernels(kernels.device, plan.cuda_kernels), plan)
@@ -164,16 +165,19 @@ def new_run(
     check_context_length(spec, max_document_tokens(base.text_config.to_dict()))
     check_prompts(spec, renderer)
 
-    def read(path: Path, reason: Reason) -> TokenizedDataset:
-        return read_dataset(renderer, workdir / path, spec.data_parameters, reason, keepalive)
+    def read(path: Path, reason: Reason, stored: TokensFile | None) -> TokenizedDataset:
+        return read_dataset(renderer, workdir / path, spec.data_parameters, reason, keepalive, stored)
 
     adapter = initial_adapter(spec, workdir, base)
-    dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE)
+    dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE, spec.training_tokens)
+    validation_dataset = None
+    if spec.validation_file:
+        validation_dataset = read(spec.validation_file, Reason.INVALID_VALIDATION_FILE, spec.validation_tokens)
     return Run(
         spec=spec,
         schedule=make_schedule(spec.hyperparameters, len(dataset), spec.seed),
         dataset=dataset,
-        validation_dataset=read(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None,
+        validation_dataset=validation_dataset,
         adapter=adapter,
         optimizer=make_optimizer(adapter.named_parameters(), spec.hyperparameters),
         directory=workdir / "runs" / spec.run_id,
@@ -221,9 +225,11 @@ def _probe(prepared: Prepared, policy: OutOfMemoryPolicy, emit: RecordWriter) ->
     """Run the largest batch of a new plan before the first step; reduce the plan if it runs out of memory.
 
     The moments are allocated first, also without a probe: one of several processes cannot repeat a step that fails in
-    the optimizer.
+    the optimizer. A complete run has no step, and gets neither.
     """
     run, objective = prepared.run, prepared.objective
+    if run.is_complete:
+        return
     policy.retry_step(run, lambda _: allocate_moments(run.optimizer))
     if policy.plan.probed:
         return

@@ -73,7 +73,7 @@ class BestValidation:
     def weights_in_place(self, adapter: LoraAdapter) -> Iterator[None]:
         """Load the best step's weights into the adapter, and at the end the current ones, which a snapshot may need."""
         parameters = adapter.named_parameters()
-        current = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        current = {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
         _copy_into(parameters, self.tensors)
         try:
             yield

@@ -1,9 +1,9 @@
 """What an engine that serves the adapter must compute: log-probabilities of some expected answers, in 16 bits.
 
 The pass uses the original weights of the base model, never quantized ones, as engines serve those: the rounding of
-NF4 changes as much as a wrong checkpoint does. A quantized layer reads its weight from the model's files for each
-product, so the pass needs no memory for a second copy of the base. For engines and gateways that take messages only,
-the conversations behind the recorded prompts are kept too.
+NF4 changes as much as a wrong checkpoint does. The weights of one decoder layer at a time are read from the model's
+files, once for all computations (layer_by_layer.py). For engines and gateways that take messages only, the
+conversations behind the recorded prompts are kept too.
 
 Letters: N expected tokens of a batch, D the hidden size, V the vocabulary.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +27,13 @@ from app.domain.datasets.render import Renderer
 from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, MAX_PROMPTS, ReferencePrompt, ServedReference
 from app.domain.jobs.spec import DataParameters
 from app.domain.planning.memory import VERIFY_HEAD_ROWS
-from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.adapter.lora import AdaptedLinear
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
-from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, in_place, stored_layers
+from worker.trainer.model.base_model import FrozenBase, in_place, stored_layers
+from worker.trainer.model.frozen_linear import StoredLinear
 from worker.trainer.runtime.records import Keepalive
 from worker.trainer.training.state import Run
+from worker.trainer.validation.layer_by_layer import Forward, hidden_states_of
 
 SENT_KEYS = frozenset({"role", "content", "weight"})  # a message with others is not sent, as engines differ in them
 POSITIONS_AT_ONCE = 64  # whose logits are in memory: 39 MB at V = 151,936
@@ -100,16 +103,27 @@ def measure_reference(
         return None
     dtype = _stored_dtype(base)
 
-    def measure(adapter: LoraAdapter | None, dtype: torch.dtype) -> _Pass:
-        return _measure(base, chosen, adapter, dtype, row_tokens)
-
     def beat(*_: object) -> None:
         keepalive("recording what an engine must compute")
 
-    # Each use of a quantized layer reads its weight from a file, so one batch of a large base may take minutes.
+    @contextmanager
+    def read_once(layer: torch.nn.Module) -> Iterator[None]:
+        with ExitStack() as held:
+            for module in layer.modules():
+                if isinstance(module, AdaptedLinear) and isinstance(module.base, StoredLinear):
+                    beat()  # one weight of a large base may take seconds to read
+                    held.enter_context(module.base.held())
+            yield
+
+    batches = [each.to(base.device) for each in pack_batches(chosen, range(len(chosen)), row_tokens)]
+    variants = [(None, dtype), (run.adapter, dtype), (run.adapter, torch.float32)]
+    forwards = [Forward(batch, *variant) for variant in variants for batch in batches]
     with in_place(base, layers), register_module_forward_pre_hook(beat):
-        of_base, of_adapter = measure(None, dtype), measure(run.adapter, dtype)
-        exact = measure(run.adapter, torch.float32)
+        hidden = hidden_states_of(base, forwards, read_once)
+    of_base, of_adapter, exact = (
+        _score(base, forwards[start : start + len(batches)], hidden[start : start + len(batches)])
+        for start in range(0, len(forwards), len(batches))
+    )
     file = run.spec.training_file if run.validation_dataset is None else run.spec.validation_file
     assert file is not None
     examples = examples_at(file, set(chosen.lines), run.spec.data_parameters)
@@ -145,26 +159,19 @@ def _choose(dataset: TokenizedDataset) -> TokenizedDataset:
     return chosen
 
 
-def _measure(
-    base: FrozenBase,
-    chosen: TokenizedDataset,
-    adapter: LoraAdapter | None,
-    dtype: torch.dtype,
-    row_tokens: int,
-) -> _Pass:
+def _score(base: FrozenBase, forwards: Sequence[Forward], hidden: Sequence[torch.Tensor]) -> _Pass:
     logprobs: list[float] = []
     top: list[int] = []
-    with in_dtype(base, dtype):
-        for batch in pack_batches(chosen, chosen.documents_of(range(len(chosen))), row_tokens):
-            batch = batch.to(base.device)
-            hidden_N_D = hidden_states(base, batch, adapter, dtype=dtype)[batch.logit_positions_N]
-            head_V_D = base.head_with(adapter)
-            parts = (torch.split(each, POSITIONS_AT_ONCE) for each in (hidden_N_D, batch.targets_N))
-            for some_N_D, targets_N in zip(*parts, strict=True):
-                logits = [some_N_D @ rows.to(dtype).t() for rows in torch.split(head_V_D, VERIFY_HEAD_ROWS)]
-                logits_N_V = base.logit_scaling.apply_(torch.cat(logits, dim=1).float())
-                logprobs += logits_N_V.log_softmax(dim=1).gather(1, targets_N[:, None])[:, 0].tolist()
-                top += logits_N_V.argmax(dim=1).tolist()
+    for (batch, adapter, dtype), hidden_T_D in zip(forwards, hidden, strict=True):
+        head_V_D = base.head_with(adapter)
+        parts = (
+            torch.split(each, POSITIONS_AT_ONCE) for each in (hidden_T_D[batch.logit_positions_N], batch.targets_N)
+        )
+        for some_N_D, targets_N in zip(*parts, strict=True):
+            logits = [some_N_D @ rows.to(dtype).t() for rows in torch.split(head_V_D, VERIFY_HEAD_ROWS)]
+            logits_N_V = base.logit_scaling.apply_(torch.cat(logits, dim=1).float())
+            logprobs += logits_N_V.log_softmax(dim=1).gather(1, targets_N[:, None])[:, 0].tolist()
+            top += logits_N_V.argmax(dim=1).tolist()
     return _Pass(logprobs, top)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from app.cli.client.transfers import is_path, upload_with_progress
 from app.cli.errors import UsageError
 from app.cli.options import given, with_body, with_client
 from app.cli.output.compare import AnswerComparison, print_comparison
-from app.cli.output.console import print_line, print_note, print_table
+from app.cli.output.console import duration_text, print_line, print_note, print_table
 from app.cli.output.results import Result, line
 from app.domain.error_text.json_text import counted
 
@@ -92,7 +93,7 @@ def evaluate(
         for path, key in ((report, "report_file"), (results, "results_file")):
             if path is not None:
                 path.write_text(client.text(file_path(evaluation[key], "content")), encoding="utf-8")
-    return line(evaluation, evaluation["id"]) if detach else Result(evaluation, lambda: _print_summary(evaluation))
+    return line(evaluation, evaluation["id"]) if detach else Result(evaluation, lambda: show_summary(evaluation))
 
 
 @commands.command("compare")
@@ -177,16 +178,25 @@ def _create(client: "Client", job_id: str, file: str, body: dict[str, Any]) -> d
 
 
 def _wait(client: "Client", job_id: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-    return wait(client, job_path(job_id, "evaluations", evaluation["id"]), evaluation, _progress_note)
+    return wait(client, job_path(job_id, "evaluations", evaluation["id"]), evaluation, progress_text)
 
 
-def _progress_note(evaluation: dict[str, Any]) -> str:
-    done = evaluation["progress"]
-    return f"{done['answers']} of {done['total_answers']} answers" if done else ""
+def progress_text(evaluation: dict[str, Any]) -> str:
+    """The answers so far and the time that remains; empty for one that does not run."""
+    if evaluation["status"] != "running":
+        return ""
+    done, finish = evaluation["progress"], evaluation["estimated_finish"]
+    parts = [f"{done['answers']} of {counted(done['total_answers'], 'answer')} of both models"] if done else []
+    if finish is not None and (seconds := finish - time.time()) > 0:
+        parts.append(f"about {duration_text(seconds)} left" if done else f"at most {duration_text(seconds)} left")
+    return ", ".join(parts)
 
 
-def _print_summary(evaluation: dict[str, Any]) -> None:
-    summary = evaluation["summary"]
+def show_summary(evaluation: dict[str, Any]) -> None:
+    """Print the result: the headline, the scores by grader, the decision on the delivery, the warnings."""
+    summary, headline = evaluation["summary"], evaluation["headline"]
+    if headline is not None:
+        print_line(headline["text"])
     models, differences = ["base", "adapter"], {"difference": "difference"}
     if summary["answers"]["reference"] is not None:
         models.append("reference")

@@ -49,6 +49,7 @@ CREATED = (  # the settings that `create` has options for, in the order of its h
     "n_epochs",
     "batch_size",
     "learning_rate",
+    "optimizer",
     "lora.r",
     "lora.alpha",
     "lora.dropout",
@@ -157,6 +158,7 @@ def list_jobs(
         "step": ("progress", _step_text),
         "created": ("created_at", time_text),
         "model": "model",
+        "evaluation": ("evaluation", lambda one: _evaluation_text(one, "brief")),
         "fine-tuned model": "fine_tuned_model",
     }
     return table(
@@ -304,6 +306,11 @@ def _short_text(value: Any) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
 
+def _evaluation_text(evaluation: "Json", key: str) -> str:
+    """The result of the newest evaluation, as `text` or `brief`, or else its status."""
+    return str(evaluation["headline"][key] if evaluation.get("headline") else evaluation["status"])
+
+
 def _step_text(progress: "Json") -> str:
     return f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""
 
@@ -319,6 +326,7 @@ resource.add_show(
         "progress": lambda job: numbers_text(job, Losses()),
         "model": lambda job: job["model"] + (f" (requested as {job['model_alias']})" if job.get("model_alias") else ""),
         "fine-tuned model": "fine_tuned_model",
+        "evaluation": ("evaluation", lambda one: _evaluation_text(one, "text")),
         "adapter": ("adapter", lambda adapter: f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}"),
         "training file": "training_file",
         "validation file": "validation_file",

@@ -81,6 +81,7 @@ RESULT_COLUMNS = (
     text_column("Status", "", wording.status),
     number_column("Train loss", "charted", _last_loss),
     number_column("Best valid. loss", "charted", _best_loss),
+    text_column("Evaluation", "", wording.result),
     number_column("Progress", "", wording.steps),
     number_column("Training time", "", lambda job: duration(training_seconds(job))),
 )

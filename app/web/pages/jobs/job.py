@@ -36,6 +36,7 @@ from app.web.pages.jobs.panels.configuration import ConfigurationPanel
 from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
 from app.web.pages.jobs.panels.evaluations import EvaluationsPanel
 from app.web.pages.jobs.panels.exports import ExportsPanel
+from app.web.pages.jobs.panels.overview import OverviewPanel, add_actions
 from app.web.pages.jobs.panels.panel import Panel
 from app.web.pages.jobs.panels.records import AttemptsPanel, CheckpointsPanel, EventsPanel, LogPanel, SamplesPanel
 
@@ -43,17 +44,21 @@ AT_ONCE_SECONDS = 0.1
 
 
 PANELS: dict[str, tuple[str, type[Panel]]] = {
-    "metrics": ("Metrics", MetricsPanel),
-    "events": ("Events", EventsPanel),
-    "log": ("Log", LogPanel),
+    "overview": ("Overview", OverviewPanel),
+    "metrics": ("Curves", MetricsPanel),
+    "evaluations": ("Evaluation", EvaluationsPanel),
     "samples": ("Samples", SamplesPanel),
-    "evaluations": ("Evaluations", EvaluationsPanel),
     "settings": ("Settings", ConfigurationPanel),
+    "log": ("Log", LogPanel),
+}
+MORE: dict[str, tuple[str, type[Panel]]] = {
+    "events": ("Events", EventsPanel),
     "attempts": ("Attempts", AttemptsPanel),
-    "files": ("Checkpoints", CheckpointsPanel),
+    "checkpoints": ("Checkpoints", CheckpointsPanel),
     "exports": ("Exports", ExportsPanel),
     "deliveries": ("Deliveries", DeliveriesPanel),
 }
+FIRST, REST = "overview", "more"
 
 
 ACTIONS = {  # by the name of the call: the label, the statuses, the look
@@ -82,19 +87,25 @@ class JobPage(View):
             self._state = box("t-stack")
         self._announced = box("t-sr-only", role="status")  # each step would be announced else
         await self._show_job(job)
-        asked = self.query("tab", "metrics")
-        if asked == "metrics":
+        asked = self.query("tab", FIRST)
+        if asked == "metrics" or (asked == FIRST and not (job["evaluation"] or {}).get("headline")):
             request_charts_early()
-        first = tabs("Details of the job", {name: label for name, (label, _) in PANELS.items()}, self._open, asked)
+        self._asked_more = asked if asked in MORE else ""
+        labels = {name: label for name, (label, _) in PANELS.items()} | {REST: "More"}
+        first = tabs("Details of the job", labels, self._open, REST if asked in MORE else asked)
         # What is there at once is a part of the page; else it follows while the browser loads the page.
         await asyncio.wait({background_tasks.create(first, name="first panel of a job")}, timeout=AT_ONCE_SECONDS)
         refresh_live(self, self._refresh, self._job_id)
 
     def _open(self, tab: str) -> Awaitable[None]:
-        set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
+        if tab == REST:
+            labels = {name: label for name, (label, _) in MORE.items()}
+            opened: Awaitable[None] = tabs("More about the job", labels, self._open, self._asked_more)
+            return opened
+        set_query(f"/jobs/{self._job_id}", tab="" if tab == FIRST else tab)
         with box("t-stack") as self._body:
             waiting = busy("Loading ...")
-            self._panel = PANELS[tab][1](self, self._job)
+            self._panel = (PANELS | MORE)[tab][1](self, self._job)
         return self._fill(self._panel, self._body, waiting)
 
     async def _fill(self, panel: Panel, body: TextElement, waiting: TextElement) -> None:
@@ -129,7 +140,10 @@ class JobPage(View):
         self._announced.set_text(wording.label(self._job))
         with refilled(self._state):
             with card():
-                tag("p", wording.sentence(self._job), "t-strong")
+                headline = (self._job["evaluation"] or {}).get("headline")
+                if headline:
+                    tag("p", headline["text"], "t-headline")
+                tag("p", wording.sentence(self._job), "t-muted" if headline else "t-strong")
                 fraction = wording.fraction_done(self._job)
                 if fraction is not None and self._job["status"] in wording.UNFINISHED:
                     progress_bar("Progress", fraction)
@@ -163,10 +177,12 @@ class JobPage(View):
                 for name in offered:
                     label, _, classes = ACTIONS[name]
                     button(label, partial(self._press, name), classes)
+                if job["adapter"]:
+                    add_actions(self, job)
                 if self.may("jobs:write"):
                     link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
-                    link("Adapter", f"/adapters/{job['id']}", "t-button t-primary")
+                    link("Adapter", f"/adapters/{job['id']}", "t-button")
 
     def _show_origin(self) -> None:
         job = self._job

@@ -44,6 +44,7 @@ WRONG_FILES = {  # the field of the file by the code of the error, and what to d
 }
 REPAIRED_ERRORS = ("out_of_memory", "non_finite_loss", "invalid_evaluation_file", *WRONG_FILES)
 WITHOUT_QUANTIZATION, AS_ORIGINAL = "16", "original"
+NO_FILE = "none"  # not even the held-out rows of the training file
 
 
 class FieldError(Exception):
@@ -63,11 +64,15 @@ def request_body(values: Mapping[str, str], kept: Mapping[str, Any] | None = Non
     given = {name: _value(name, text) for name in (*MAIN, *MORE, "more") if (text := values.get(name, "").strip())}
     if "training_file" not in given:
         raise FieldError("training_file", "Choose a training file.")
+    rest = dict(kept or {})
+    if given.get("validation_file") == NO_FILE:
+        given["validation_file"] = None
+        rest.setdefault("evaluation", None)
     quantization = given.pop("quantization", None)
     if quantization == WITHOUT_QUANTIZATION:
         given["quantization"] = None
     given["hyperparameters"] = given.pop("more", {})
-    rest = {name: value for name, value in (kept or {}).items() if name not in given}
+    rest = {name: value for name, value in rest.items() if name not in given}
     if quantization != AS_ORIGINAL:
         rest = without(rest, "quantization")
     return create_body(given | rest)

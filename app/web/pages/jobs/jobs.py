@@ -216,6 +216,7 @@ def _columns(curves: Curves) -> tuple[TableColumn, ...]:
         text_column("Loss", "", spark),
         number_column("Train loss", "", curves.last_train_loss, sort="train_loss"),
         number_column("Best valid. loss", "", lambda job: loss(curves.of(job)["best_valid_loss"]), sort="valid_loss"),
+        text_column("Evaluation", "", wording.result),
         number_column("Time", "", _time, sort="duration"),
         number_column("Created", "created_at", ago, sort="created_at"),
     )

@@ -14,6 +14,7 @@ import nicegui
 from nicegui import ui
 from nicegui.dependencies import esm_modules
 
+from app.domain.methods import METHODS
 from app.web.api_client import Json
 from app.web.components.elements import box, button, card, chart, facts, link, note, refilled, tag
 from app.web.components.forms import checkbox, filter_select
@@ -51,11 +52,14 @@ TOOLTIP = {
 }
 
 
-METRICS = {
-    "learning_rate": "Learning rate",
-    "grad_norm": "Gradient norm",
-    "tokens_per_second": "Tokens/s",
-    "peak_memory_bytes": "Peak memory (GB)",
+NAMES = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.metrics))
+OF_METHODS = {name: "KL" if name == "kl" else name.replace("_", " ").capitalize() for name in NAMES}
+# Below the losses, by their titles: the field of each step, and that of its validation, if any.
+METRICS = {title: (f"train_{name}", f"full_valid_{name}") for name, title in OF_METHODS.items()} | {
+    "Learning rate": ("learning_rate",),
+    "Gradient norm": ("grad_norm",),
+    "Tokens/s": ("tokens_per_second",),
+    "Peak memory (GB)": ("peak_memory_bytes",),
 }
 
 
@@ -130,7 +134,6 @@ class MetricsPanel(Panel):
 
     def _show_facts(self, total: int) -> None:
         last, best = self._rows[-1], best_validation(self._rows)
-        accuracy = last.get("train_mean_token_accuracy")
         with refilled(self._facts), card():
             facts(
                 {
@@ -139,7 +142,11 @@ class MetricsPanel(Panel):
                     "Best validation loss": f"{loss(best['full_valid_loss'])} at step {best['step']:,}"
                     if best
                     else None,
-                    "Token accuracy": f"{100 * accuracy:.1f} %" if accuracy else None,
+                    **{
+                        title: short(last[f"train_{name}"])
+                        for name, title in OF_METHODS.items()
+                        if last.get(f"train_{name}") is not None
+                    },
                     "Shown": f"{len(self._rows):,} of {total:,} steps" if total > len(self._rows) else None,
                 }
             )
@@ -167,14 +174,18 @@ def _module_urls() -> list[str]:
 def options(jobs: Sequence[ChartedJob], axis: str = "step", is_log: bool = False, smoothing: float = 0.0) -> Json:
     """One job: train and validation loss. Several: one colour for each, validation dashed."""
     measured = {key for job in jobs for row in job.rows for key in row if row[key] is not None}
-    shown = {key: label for key, label in METRICS.items() if key in measured}
-    description = f"Curves of {jobs[0].name}" if len(jobs) == 1 else "Curves of the compared jobs"
+    shown = {title: fields for title, fields in METRICS.items() if not measured.isdisjoint(fields)}
+    is_single = len(jobs) == 1
+    description = f"Curves of {jobs[0].name}" if is_single else "Curves of the compared jobs"
     series: list[Json] = []
     for job, colour in zip(jobs, COLOURS, strict=False):
         x = x_values(job.rows, axis)
-        series += _loss_series(job, x, smoothing, colour, is_single=len(jobs) == 1)
-        for index, key in enumerate(shown, start=1):
-            series.append(_line(job.name, _points(job, x, key), index, colour, 1.2))
+        series += _loss_series(job, x, smoothing, colour, is_single)
+        for index, (field, *validated) in enumerate(shown.values(), start=1):
+            series.append(_line(job.name, _points(job, x, field), index, colour, 1.2))
+            for each in validated:
+                points = _points(job, x, each)
+                series.append(_validation(f"{job.name} (validation)", points, index, colour, 1.2, is_single))
     indexes = range(len(shown) + 1)
     tops = [TOP_PX, *(METRICS_TOP_PX + number * (METRIC_HEIGHT_PX + GAP_PX) for number in range(len(shown)))]
     return {
@@ -186,7 +197,7 @@ def options(jobs: Sequence[ChartedJob], axis: str = "step", is_log: bool = False
         ],
         "title": [
             {"text": text, "left": 8, "top": top - 26, "textStyle": TITLE}
-            for text, top in zip(["Loss", *shown.values()], tops, strict=True)
+            for text, top in zip(["Loss", *shown], tops, strict=True)
         ],
         "legend": {"top": 4, "right": 16, "type": "scroll", "left": 90, "textStyle": TEXT, "data": _legend(series)},
         "toolbox": {
@@ -239,8 +250,7 @@ def _loss_series(job: ChartedJob, x: Sequence[float], smoothing: float, colour: 
     series.append(_line(name, [(at, value) for (at, _), value in zip(train, values, strict=True)], 0, colour, 2))
     if valid:
         name = "Validation loss" if is_single else f"{job.name} (validation)"
-        line = _line(name, valid, 0, "--valid" if is_single else colour, 2, symbol=len(valid) <= MAX_SYMBOLS)
-        line["lineStyle"]["type"] = "solid" if is_single else "dashed"
+        line = _validation(name, valid, 0, colour, 2, is_single)
         line["markPoint"] = {
             "symbolSize": 12, "symbol": "diamond",
             "label": {"show": True, "position": "top", "formatter": "best", **TEXT},
@@ -248,6 +258,12 @@ def _loss_series(job: ChartedJob, x: Sequence[float], smoothing: float, colour: 
         }  # fmt: skip
         series.append(line)
     return series
+
+
+def _validation(name: str, points: Points, axis: int, colour: str, width: float, is_single: bool) -> Json:
+    line = _line(name, points, axis, "--valid" if is_single else colour, width, symbol=len(points) <= MAX_SYMBOLS)
+    line["lineStyle"]["type"] = "solid" if is_single else "dashed"
+    return line
 
 
 def _points(job: ChartedJob, x: Sequence[float], key: str) -> Points:

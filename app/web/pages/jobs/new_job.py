@@ -40,6 +40,7 @@ from app.web.pages.jobs.job_form import FieldError, Prefilled
 MAX_FILES = 200
 NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
+HELD_OUT_ROWS = "The held-out rows of the training file, if it has any"
 MORE_HINT = f"Other hyperparameters as JSON, such as {job_form.EXAMPLES['more']}."
 PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to do
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
@@ -78,6 +79,9 @@ class NewJobPage(View):
         self._files: dict[str, Json] = {file["id"]: file for file in files}
         for name in ("training_file", "validation_file"):
             await self._add_older_file(name)
+        training_file = self._files.get(self._initial.get("training_file", ""), {})
+        if source and not self._initial.get("validation_file") and "held_out_file_id" in training_file:
+            self._initial["validation_file"] = job_form.NO_FILE  # as in the original
         with box("t-split"):
             with card("Job"):
                 self._build_fields(models, wording.file_options(self._files.values()))
@@ -123,7 +127,7 @@ class NewJobPage(View):
         self._choices = {
             "model": model_names,
             "training_file": {"": "Choose a file" if files else "No file yet"} | files,
-            "validation_file": {"": "None"} | files,
+            "validation_file": {"": HELD_OUT_ROWS, job_form.NO_FILE: "None"} | files,
             "method": {method.name: method.title for method in METHODS.values()},
             "quantization": quantizations,
             "lora.experts": {"": "No", "true": "Yes"},

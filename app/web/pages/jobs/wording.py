@@ -139,6 +139,17 @@ def failure(job: Json) -> str | None:
     return error["code"].replace("_", " ") if error else None
 
 
+def result(job: Json) -> Json | str:
+    """The result of the newest evaluation as a cell of a table, or else its state."""
+    evaluation = job["evaluation"]
+    if evaluation is None:
+        return "–"
+    if not evaluation["headline"]:
+        return {"text": evaluation["status"]}
+    text, _, rest = evaluation["headline"]["brief"].partition(", ")
+    return {"text": text, "sub": rest, "title": evaluation["headline"]["text"]}
+
+
 def remedy(error: Json) -> str | None:
     """What to do about the error of a failed job, in terms of the dashboard."""
     if not error["remedy"]:

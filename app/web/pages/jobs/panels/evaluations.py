@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+
+from nicegui import ui
 
 from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings
 from app.domain.jobs.create_job import Setting
 from app.web.api_client import Json
 from app.web.components.data_table import Cell, DataTable, lead_column, number_column
-from app.web.components.elements import box, button, facts, link, note, progress_bar, tag
+from app.web.components.elements import box, button, facts, link, note, progress_bar, refilled, tag
 from app.web.components.forms import select_field, text_field
 from app.web.formatting import count, duration
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import FormTexts, ResultsPanel
+from app.web.pages.jobs.panels.result import RowsTable, show_scores
 
 MAX_FILES = 100
 PURPOSES = ("evals", "fine-tune")
@@ -71,9 +75,10 @@ class EvaluationsPanel(ResultsPanel):
     def content(self, one: Json) -> None:
         progress = one["progress"]
         if one["summary"] is not None:
-            _show_summary(one["summary"])
+            _show_summary(one)
+            self._offer_rows(one)
         elif progress:
-            tag("p", f"{count(progress['answers'])} of {count(progress['total_answers'])} answers", role="status")
+            tag("p", _progress_text(one), role="status")
             progress_bar("Progress of the evaluation", progress["answers"] / max(progress["total_answers"], 1))
         with box("t-row"):
             link("Held-out rows", f"/datasets/{one['file']}")
@@ -107,19 +112,49 @@ class EvaluationsPanel(ResultsPanel):
 
         return body
 
+    def _offer_rows(self, one: Json) -> None:
+        """Those of the newest evaluation are shown at once."""
+        path = f"{self.path}/{one['id']}"
+        if one is next(each for each in self.shown if each["summary"] is not None):
+            ui.timer(0, RowsTable(self.api, path).load, once=True)
+        else:
+            rows = box("t-stack")
+
+            async def show() -> None:
+                with refilled(rows):
+                    await RowsTable(self.api, path).load()
+
+            with rows:
+                button("Show rows", show)
+
     def _ask_to_cancel(self) -> None:
         (evaluation, *_) = self.in_progress()
         question = "Cancel this evaluation? Its answers are lost."
         self.ask(question, "Cancel evaluation", self.api.post, f"{evaluation['id']}/cancel")
 
 
-def _show_summary(summary: Json) -> None:
+def _progress_text(one: Json) -> str:
+    """How many answers of all are there, and the time that remains."""
+    progress, rows = one["progress"], one["plan"]["rows"]
+    text = f"{count(progress['answers'])} of {counted(progress['total_answers'], 'answer')}"
+    text += f" ({counted(rows, 'row')}, 2 models)" if rows else ""
+    if one["estimated_finish"] is None or (seconds := one["estimated_finish"] - time.time()) <= 0:
+        return text
+    return f"{text}, {'about' if progress['answers'] else 'at most'} {duration(seconds)} left"
+
+
+def _show_summary(evaluation: Json) -> None:
+    summary = evaluation["summary"]
+    if evaluation["headline"] is not None:
+        tag("p", evaluation["headline"]["text"], "t-headline")
     if promotion := summary["promotion"]:
         title = "The adapter may be delivered" if promotion["allowed"] else "The adapter is not delivered"
         note(title, promotion["reason"], "ok" if promotion["allowed"] else "warn")
     for warning in summary["warnings"]:
         note("Warning", warning, "warn")
-    DataTable("Scores by grader", COLUMNS, summary["graders"], key="name")
+    if summary["graders"]:
+        DataTable("Scores by grader", COLUMNS, summary["graders"], key="name")
+    show_scores(evaluation)
     answers = summary["answers"]
     facts(
         {

@@ -1,32 +1,37 @@
-"""Which modules fused kernels replace, and that training stays the same, with a stand-in for Liger Kernel."""
+"""Which functions compiled ones replace, and that training stays the same."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from torch.autograd.graph import saved_tensors_hooks
+from transformers.models.llama import modeling_llama
 
 from tests.gpu_check.checks import make_family
 from tests.trainer.helpers import CPU_KERNELS, slow_but
-from tests.trainer.kernels import fake_liger_kernel
-from tests.trainer.kernels.fake_liger_kernel import FUSED_ON_CPU
+from tests.trainer.kernels.fused_on_cpu import FUSED_ON_CPU, compile_by
 from tests.trainer.model.bases import make_base
-from worker.trainer.kernels.cuda.fused_modules import FusedRMSNorm, FusedRotary
+from worker.trainer.kernels import compiled
+from worker.trainer.kernels.compiled import CompiledRMSNorm
 from worker.trainer.kernels.modules import GatedMLP, swiglu
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model.base_model import FrozenBase, load_base
 
+ROOT = Path(__file__).parents[3]
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+PLAIN_ROTARY = modeling_llama.apply_rotary_pos_emb
 FAMILIES = ("llama", "qwen3", "gemma3_text")
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
 
 
-@pytest.fixture
-def liger_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_liger_kernel.install(monkeypatch)
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_by(monkeypatch)
 
 
 @pytest.fixture
@@ -43,7 +48,6 @@ def load(tmp_path: Path) -> Iterator[Callable[[str], FrozenBase]]:
         base.patches.undo()
 
 
-@pytest.mark.usefixtures("liger_kernel")
 class TestReplacement:
     @pytest.mark.extended("each kind of module; hidden states of one are compared")
     @pytest.mark.parametrize(
@@ -60,19 +64,16 @@ class TestReplacement:
         base = load(family)
         assert (base.fused_modules, base.fused_problem) == (replaced, "")
         layer = base.decoder.layers[0]
-        assert isinstance(layer.input_layernorm, FusedRMSNorm)
-        assert layer.input_layernorm._offset == offset
+        assert isinstance(layer.input_layernorm, CompiledRMSNorm)
+        assert layer.input_layernorm.offset == offset
         assert isinstance(layer.mlp, GatedMLP)
         assert layer.mlp.product is not swiglu
 
     @pytest.mark.extended("each kind of module; hidden states of one are compared")
-    def test_an_interleaved_rotary_embedding_stays(self, load: Callable[[str], FrozenBase]) -> None:
-        assert "rotary embeddings" not in load("glm4").fused_modules
-
-    @pytest.mark.extended("each kind of module; hidden states of one are compared")
-    @pytest.mark.parametrize("name", ["Qwen3.5 text", "Phi-4-mini"])
-    def test_a_rotary_embedding_of_a_part_of_each_head_stays(self, tmp_path: Path, name: str) -> None:
-        """Cosines have fewer columns than a head there, and the kernel would read beyond them."""
+    @pytest.mark.parametrize("name", ["Qwen3.5 text", "Phi-4-mini", "GLM-4"])
+    def test_a_rotary_embedding_of_a_part_of_each_head_or_of_pairs_is_the_models_own(
+        self, tmp_path: Path, name: str
+    ) -> None:
         directory = make_base(name, tmp_path / "base")
         plain = load_base(name, directory, None, torch.float32, CPU_KERNELS)
         tokens = torch.arange(5, 17).unsqueeze(0)
@@ -80,62 +81,31 @@ class TestReplacement:
         with torch.no_grad():
             expected = plain.model(tokens, **options).logits
             fused = load_base(name, directory, None, torch.float32, FUSED_ON_CPU)
-            assert fused.fused_modules
+            assert fused.fused_modules["rotary embeddings"] == 1
             assert torch.allclose(fused.model(tokens, **options).logits, expected, atol=1e-4)
         fused.patches.undo()
 
-    def test_a_call_with_options_is_transformers_own(self) -> None:
-        query = torch.randn(1, 3, 2, 8)  # T before H, as Gemma 4 has it
-        cos, sin = (torch.randn(1, 3, 8) for _ in range(2))
-        expected = apply_rotary_pos_emb(query, query, cos, sin, unsqueeze_dim=2)
-        rotate = FusedRotary(apply_rotary_pos_emb, lambda *_: pytest.fail("the kernel was called"))
-        assert torch.equal(rotate(query, query, cos, sin, unsqueeze_dim=2)[0], expected[0])
-
-    @pytest.mark.extended("each kind of module; hidden states of one are compared")
-    def test_another_load_replaces_transformers_own_rotary_function(self, load: Callable[[str], FrozenBase]) -> None:
-        base = load("llama")
-        load_base("llama", base.directory, None, torch.float32, FUSED_ON_CPU)
-        rotate = sys.modules[type(base.model).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
-        assert isinstance(rotate, FusedRotary)
-        assert not isinstance(rotate.original, FusedRotary)
-
-    def test_a_kernel_that_fails_replaces_nothing(
+    def test_an_error_of_the_compiler_replaces_nothing(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As Triton fails without a C compiler or on a GPU that it does not support; the job trains without."""
-        monkeypatch.setattr(
-            sys.modules["liger_kernel.ops"], "LigerRMSNormFunction", failing("Failed to find\nC compiler")
-        )
+        """As without a C compiler, or on a GPU that Triton does not support; the job trains without."""
+        compile_by(monkeypatch, "no_such_backend")
         base = load("llama")
         assert base.fused_modules == {}
-        assert "C compiler" in base.fused_problem
-        assert not isinstance(base.decoder.layers[0].input_layernorm, FusedRMSNorm)
-        modeling = sys.modules[type(base.model).__module__]
-        assert not isinstance(modeling.apply_rotary_pos_emb, FusedRotary)  # type: ignore[attr-defined]
+        assert "no_such_backend" in base.fused_problem
+        assert not isinstance(base.decoder.layers[0].input_layernorm, CompiledRMSNorm)
+        assert modeling_llama.apply_rotary_pos_emb is PLAIN_ROTARY
 
     @pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: unknown error"])
     def test_memory_and_a_lost_gpu_end_the_load(
         self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch, text: str
     ) -> None:
-        monkeypatch.setattr(sys.modules["liger_kernel.ops"], "LigerRMSNormFunction", failing(text))
+        def fail(*_: object) -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(compiled, "normalize", fail)
         with pytest.raises(RuntimeError, match=text):
             load("llama")
-
-    @pytest.mark.extended("each kind of module; hidden states of one are compared")
-    def test_the_kernel_for_many_rows_is_compared_too(
-        self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        fake_liger_kernel.install(monkeypatch, rows_of_narrow_norms=64)
-        ops = sys.modules["liger_kernel.ops"]
-        norm = ops.LigerRMSNormFunction.apply
-
-        def wrong_for_many_rows(x: torch.Tensor, *rest: object) -> torch.Tensor:
-            result: torch.Tensor = norm(x, *rest)
-            return 1.01 * result if x.shape[:-1].numel() >= 64 else result
-
-        function = type("Norm", (), {"apply": staticmethod(wrong_for_many_rows)})
-        monkeypatch.setattr(ops, "LigerRMSNormFunction", function)
-        assert load("qwen3").fused_modules == {"gated MLPs": 2, "rotary embeddings": 1}
 
     @pytest.mark.parametrize("family", slow_but(["qwen3"], FAMILIES, FAMILIES))
     def test_hidden_states_and_gradients_equal_the_plain_ones(
@@ -148,13 +118,6 @@ class TestReplacement:
             with fused.patches.undone():
                 plain = gradient(load_base(family, fused.directory, None, torch.float32, CPU_KERNELS), mode)
             assert (ours - plain).norm() < 1e-4 * plain.norm(), mode
-
-
-def failing(text: str) -> type:
-    def apply(*_arguments: object) -> None:
-        raise RuntimeError(text)
-
-    return type("Failing", (), {"apply": staticmethod(apply)})
 
 
 def gradient(base: FrozenBase, mode: str) -> torch.Tensor:
@@ -175,10 +138,31 @@ def gradient(base: FrozenBase, mode: str) -> torch.Tensor:
     return embedded.grad
 
 
-def test_a_missing_package_replaces_nothing_and_the_reason_is_known(
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, where it imports its compiler
+def test_inductor_compiles_them_for_all_lengths_and_they_keep_their_inputs(
     load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    base = load("llama")
-    assert base.fused_modules == {}
-    assert "liger-kernel" in base.fused_problem
+    """Needs g++, and half a minute of an idle machine."""
+    compile_by(monkeypatch, "inductor")
+    base = load("gemma3_text")
+    assert base.fused_problem == ""
+    assert base.fused_modules == {"norms": 13, "gated MLPs": 2, "rotary embeddings": 1}
+    norm, kept = base.decoder.layers[0].input_layernorm, []
+    for tokens in (5, 9, 33):
+        x = torch.randn(1, tokens, 64, requires_grad=True)
+        with saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda tensor: tensor):
+            y = norm(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        expected = compiled.normalize(norm, x, norm.weight)
+        assert torch.allclose(y, expected, atol=1e-5)
+        assert torch.allclose(dx, torch.autograd.grad(expected.sum(), x)[0], atol=1e-5)
+    assert sum(kept) == sum(64 * tokens + tokens + 64 + 1 for tokens in (5, 9, 33))  # the one is epsilon
+
+
+@pytest.mark.parametrize("operators", [None, "/operators"])
+def test_what_is_compiled_outlives_the_job_in_the_users_cache(tmp_path: Path, operators: str | None) -> None:
+    environment = {"HOME": str(tmp_path), "PATH": ""} | ({VARIABLE: operators} if operators else {})
+    program = f"import os, worker.trainer; print(os.environ[{VARIABLE!r}])"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == (operators or f"{tmp_path}/.cache/tunery/torchinductor"), done.stderr

@@ -1,0 +1,137 @@
+"""The rows of an evaluation: which ones got worse or are still wrong, the distribution of their scores, and where each
+row is in the results file, so that a page of rows reads only these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, BinaryIO
+
+from app.domain.evaluations.graders import EvaluationSettings, Grader, ScoreModel
+from app.domain.evaluations.summary import EvaluationSummary, SummaryPart
+
+BINS = 10
+MAX_SCANNED_BYTES = 16 << 20  # of a results file without an index, which each page reads up to its end
+MAX_PAGE_BYTES = 8 << 20  # of the rows of a page; a larger row is a page of its own
+
+
+class Verdict(StrEnum):
+    """What the adapter made of a row, by the grader of the headline. The first letters differ: an index has these."""
+
+    RIGHT = "right"
+    GOT_WORSE = "got_worse"
+    STILL_WRONG = "still_wrong"
+    UNSCORED = "unscored"
+
+
+BY_LETTER = {verdict[0]: verdict for verdict in Verdict}
+
+
+class RowIndex(SummaryPart):
+    ends: list[int]
+    """The position in the results file at which each row ends, in bytes."""
+    verdicts: str
+    """The first letter of the verdict on each row."""
+
+
+class ScoreDistribution(SummaryPart):
+    grader: str
+    """The grader."""
+    low: float
+    """The lowest possible score."""
+    high: float
+    """The highest possible score."""
+    base: list[int]
+    """Rows of the base model by score, in equal parts of the range; a score on a bound belongs to the upper part."""
+    adapter: list[int]
+    """The same of the adapter."""
+
+
+class GradedEvaluation(SummaryPart):
+    """What the grading returns to the worker."""
+
+    summary: EvaluationSummary
+    distributions: list[ScoreDistribution]
+    row_index: RowIndex
+
+
+def main_grader(settings: EvaluationSettings) -> Grader | None:
+    """The grader of the headline."""
+    decisive = settings.promote_if.grader if settings.promote_if else None
+    return next((one for one in settings.graders if one.name == decisive), next(iter(settings.graders), None))
+
+
+def score_range(grader: Grader) -> tuple[float, float]:
+    """The lowest and the highest score."""
+    return (grader.range[0], grader.range[1]) if isinstance(grader, ScoreModel) else (0.0, 1.0)
+
+
+def verdict_on(row: Mapping[str, Any], grader: Grader | None) -> Verdict:
+    """The verdict on a row of the results file. A score from `pass_threshold` on is right, else the highest one."""
+    scores = row["scores"][grader.name] if grader is not None else {}
+    base, adapter = scores.get("base"), scores.get("adapter")
+    if grader is None or base is None or adapter is None:
+        return Verdict.UNSCORED
+    if adapter < base:
+        return Verdict.GOT_WORSE
+    threshold = getattr(grader, "pass_threshold", None)
+    is_right = adapter >= (score_range(grader)[1] if threshold is None else threshold)
+    return Verdict.RIGHT if is_right else Verdict.STILL_WRONG
+
+
+def distribution(grader: Grader, base: Sequence[float], adapter: Sequence[float]) -> ScoreDistribution:
+    """Count the scores of each model in BINS equal parts of the grader's range."""
+    low, high = score_range(grader)
+
+    def counts(scores: Sequence[float]) -> list[int]:
+        found = [0] * BINS
+        for score in scores:
+            found[min(max(int(BINS * (score - low) / (high - low)), 0), BINS - 1)] += 1
+        return found
+
+    return ScoreDistribution(grader=grader.name, low=low, high=high, base=counts(base), adapter=counts(adapter))
+
+
+def index_rows(file: BinaryIO, settings: EvaluationSettings) -> RowIndex:
+    """Read a results file from its beginning. Raises ValueError beyond MAX_SCANNED_BYTES."""
+    grader = main_grader(settings)
+    ends: list[int] = []
+    verdicts: list[str] = []
+    while line := file.readline(MAX_SCANNED_BYTES):
+        ends.append((ends[-1] if ends else 0) + len(line))
+        if ends[-1] > MAX_SCANNED_BYTES:
+            raise ValueError(f"the results file has more than {MAX_SCANNED_BYTES:,} bytes and no index")
+        verdicts.append(verdict_on(json.loads(line), grader)[0])
+    return RowIndex(ends=ends, verdicts="".join(verdicts))
+
+
+def page_of(index: RowIndex, after: int, limit: int, verdict: Verdict | None) -> tuple[list[int], bool]:
+    """The numbers, counted from 1, of at most `limit` rows after row `after`, of MAX_PAGE_BYTES together; and whether
+    others follow."""
+    numbers: list[int] = []
+    size_bytes = 0
+    for number in range(after + 1, len(index.ends) + 1):
+        if verdict is not None and index.verdicts[number - 1] != verdict[0]:
+            continue
+        start, end = span(index, number)
+        size_bytes += end - start
+        if len(numbers) == limit or (numbers and size_bytes > MAX_PAGE_BYTES):
+            return numbers, True
+        numbers.append(number)
+    return numbers, False
+
+
+def read_rows(file: BinaryIO, index: RowIndex, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield these rows of a results file, each with its number and its verdict."""
+    for number in numbers:
+        start, end = span(index, number)
+        file.seek(start)
+        row = json.loads(file.read(end - start))
+        yield row | {"number": number, "verdict": BY_LETTER[index.verdicts[number - 1]]}
+
+
+def span(index: RowIndex, number: int) -> tuple[int, int]:
+    """Where the row with this number begins and ends in the results file."""
+    return index.ends[number - 2] if number > 1 else 0, index.ends[number - 1]

@@ -1,0 +1,24 @@
+"""Evaluations: the distributions of scores, where each row is in the results file, and when a running one will end."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0040_evaluation_rows"
+down_revision = "0038_device_losses"
+branch_labels = None
+depends_on = None
+
+COLUMNS = {"distributions": JSONB(), "row_index": JSONB(), "estimated_finish": sa.DateTime(timezone=True)}
+
+
+def upgrade() -> None:
+    for name, kind in COLUMNS.items():
+        op.add_column("evaluations", sa.Column(name, kind))
+
+
+def downgrade() -> None:
+    for name in COLUMNS:
+        op.drop_column("evaluations", name)

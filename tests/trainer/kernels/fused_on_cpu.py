@@ -1,0 +1,28 @@
+"""What TUNERY_CUDA_KERNELS turns on, on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.helpers import CPU_KERNELS
+from worker.trainer.kernels.compiled import compiled
+
+FUSED_ON_CPU = replace(CPU_KERNELS, is_fused=True)
+TORCH_COMPILE: Any = torch.compile
+
+
+def compile_by(monkeypatch: pytest.MonkeyPatch, backend: str | None = None) -> None:
+    """Have torch.compile use this back end; without one it returns a function that calls the plain one, in no time."""
+    compile = uncompiled if backend is None else partial(TORCH_COMPILE, backend=backend)
+    monkeypatch.setattr(torch, "compile", compile)
+    compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def uncompiled(function: Any, **_: Any) -> Any:
+    return wraps(function)(lambda *inputs, **options: function(*inputs, **options))
