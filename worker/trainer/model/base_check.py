@@ -78,7 +78,7 @@ def _check_base(base: FrozenBase) -> None:
         _run_documents_alone(base)
     logits_T_V = _own_logits(base, single)
     if not torch.isfinite(logits_T_V).all():
-        raise _dtype_overflow(base)
+        raise _wrong_dtype(base, "values that are not finite")
     if getattr(base.model.get_output_embeddings(), "bias", None) is not None:
         raise _unsupported(base, "adds a bias to its logits")
     if difference([_logits(base, single)], [logits_T_V]) > MAX_HEAD_DIFFERENCE:
@@ -104,7 +104,7 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
         raise _unsupported(base, "gives a document another gradient beside other documents")
     limit = MAX_ROUTED_DIFFERENCE if base.experts else MAX_DTYPE_DIFFERENCE
     if max(_norm_difference(alone_T_D, hidden[copy]) for copy in (1, 3)) > limit:
-        raise _dtype_differs(base)
+        raise _wrong_dtype(base, "other hidden states than in float32")
 
 
 def _hidden_and_gradients(
@@ -176,18 +176,10 @@ def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
     return float((expected.float() - actual.float()).norm() / expected.float().norm())
 
 
-def _dtype_differs(base: FrozenBase) -> Failure:
+def _wrong_dtype(base: FrozenBase, what: str) -> Failure:
+    """Return the failure for a base that computes `what` in the compute dtype, but not in float32."""
     text = (
-        f"The base model {base.name} computes other hidden states in {dtype_name(base.compute_dtype)} than in float32. "
-        f"Set {float32_request(base.quantization)}; or choose another base model."
-    )
-    return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
-
-
-def _dtype_overflow(base: FrozenBase) -> Failure:
-    """Return the failure for values that are finite in float32, but not in the compute dtype."""
-    text = (
-        f"The base model {base.name} computes values that are not finite in {dtype_name(base.compute_dtype)}. Set "
+        f"The base model {base.name} computes in {dtype_name(base.compute_dtype)} {what}. Set "
         f"{float32_request(base.quantization)}; or choose another base model."
     )
     return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
