@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     slots_per_gpu: int = Field(
         default=1, ge=1, le=16
     )  # workers that share a GPU, each with an equal part of its memory; the same value for all workers of a GPU
-    cuda_kernels: bool = False  # what is faster on CUDA by calculation, but has not passed `make gpu-check` yet
+    cuda_kernels: bool = True  # compiled kernels and what else is faster on CUDA, from sm80 on
     device: str = "auto"  # auto, cpu or cuda
     threads: int | None = None  # CPU threads of a trainer; default: physical cores
 

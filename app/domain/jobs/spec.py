@@ -191,7 +191,7 @@ class TrainerSpec(Frozen):
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
     measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
     out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time
-    cuda_kernels: bool = False  # fused kernels and what else waits for a measurement on CUDA
+    cuda_kernels: bool = False  # the setting of the worker; False in specs of earlier ones
     memory_budget_bytes: Annotated[int, Field(gt=0)] | None = None  # of a slot that shares its GPU; None: all of it
 
     @property

@@ -28,7 +28,11 @@ def resolve() -> dict[str, Any]:
     """pip's report on what it would install into an empty environment; nothing is installed."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
     done = subprocess.run(
-        [*command, ".[local,worker,gguf]", "--group", "dev"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        [*command, ".[local,worker,hybrids,gguf]", "--group", "dev"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     report: dict[str, Any] = json.loads(done.stdout)
     return report

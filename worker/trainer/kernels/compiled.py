@@ -4,8 +4,9 @@ A compiled function reads and writes the hidden states once, instead of in sever
 inputs for the backward, a norm also one float32 number for each row. Each is compared with the function whose place it
 takes (replacement.py); what has no equal one stays as it is. The rotary function is the model's own, compiled.
 
-`dynamic=True`: one compilation serves all lengths of a batch. Dynamo keeps eight variants of a function: a norm needs
-three for each width (training, a first layer whose input has no gradient, validation), and one with a trained weight.
+`dynamic=True`: one compilation serves all lengths of a batch. torch keeps eight variants of a function, and computes
+further ones as they are: a norm needs four for each width (training, a first layer whose input has no gradient,
+validation, a trained weight).
 
 Letters: T tokens, F the inner width, K the width.
 """
@@ -24,9 +25,7 @@ from worker.trainer.kernels.replacement import Candidates, replace_functions
 from worker.trainer.model.patches import Patches
 from worker.trainer.runtime.failures import is_device_lost, is_out_of_memory
 
-# What is added to the weight, and whether the product with it is in float32: Llama, Gemma, and norms of the latter kind
-# whose weights begin at one.
-NORM_VARIANTS = ((0.0, False), (1.0, True), (0.0, True))
+Norm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 @cache
@@ -37,24 +36,25 @@ def compiled(function: Callable[..., Any]) -> Any:
 class CompiledRMSNorm(RMSNorm):
     """A norm in one kernel, for inputs of `dtype`. The check of a base in float32 needs no compilation of its own."""
 
-    def __init__(
-        self, weight_K: torch.nn.Parameter, epsilon: float, *, offset: float, in_float32: bool, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, weight_K: torch.nn.Parameter, epsilon: float, *, compute: Norm, dtype: torch.dtype) -> None:
         super().__init__(weight_K, epsilon)
-        self.offset, self.in_float32, self._dtype = offset, in_float32, dtype
+        self._compute, self._dtype = compute, dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        compute = compiled(normalize) if x.dtype == self._dtype else normalize
-        y: torch.Tensor = compute(self, x, self.weight)
-        return y
+        compute: Norm = compiled(self._compute) if x.dtype == self._dtype else self._compute
+        return compute(x, self.weight, self.epsilon)
 
 
-def normalize(norm: CompiledRMSNorm, x: torch.Tensor, weight_K: torch.Tensor) -> torch.Tensor:
-    """Return x over its root mean square, times the weight."""
-    normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.epsilon)
-    if norm.in_float32:
-        return (normed * (weight_K.float() + norm.offset)).to(x.dtype)
-    return normed.to(x.dtype) * (weight_K + norm.offset)
+def llama_norm(x: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
+    return _normed(x, epsilon).to(x.dtype) * weight_K
+
+
+def gemma_norm(x: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
+    return (_normed(x, epsilon) * (1 + weight_K.float())).to(x.dtype)
+
+
+def _normed(x: torch.Tensor, epsilon: float) -> torch.Tensor:
+    return x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
 
 
 def swiglu(gate_T_F: torch.Tensor, up_T_F: torch.Tensor) -> torch.Tensor:
@@ -79,10 +79,7 @@ def use_compiled_functions(model: Any, dtype: torch.dtype, patches: Patches) -> 
 
 def _candidates(dtype: torch.dtype) -> Candidates:
     return Candidates(
-        norms=tuple(
-            partial(CompiledRMSNorm, offset=offset, in_float32=in_float32, dtype=dtype)
-            for offset, in_float32 in NORM_VARIANTS
-        ),
+        norms=tuple(partial(CompiledRMSNorm, compute=compute, dtype=dtype) for compute in (llama_norm, gemma_norm)),
         products=(compiled(swiglu), compiled(geglu)),
         rotary=compiled,
     )
