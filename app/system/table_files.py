@@ -1,7 +1,7 @@
 """Tables and JSON lines that clients send, read in a process of their own with limits of memory, time, cells and
 unpacked size: a preview, and the lines of a training file and its held-out file.
 
-calamine reads workbooks and arro3 Parquet: both are small (2 and 33 MB installed, pyarrow 150 MB), and what exceeds the
+calamine reads workbooks and arro3 Parquet: both are small (2 and 33 MB installed, pyarrow 171 MB), and what exceeds the
 memory of the process ends only that.
 """
 
