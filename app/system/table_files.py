@@ -1,7 +1,7 @@
 """Tables and JSON lines that clients send, read in a process of their own with limits of memory, time, cells and
 unpacked size: a preview, and the lines of a training file and its held-out file.
 
-calamine reads workbooks and arro3 Parquet: both are small (2 and 33 MB installed, pyarrow 150 MB), and what exceeds the
+calamine reads workbooks and arro3 Parquet: both are small (2 and 33 MB installed, pyarrow 171 MB), and what exceeds the
 memory of the process ends only that.
 """
 
@@ -15,7 +15,7 @@ import time
 import zipfile
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -69,14 +69,18 @@ def read_seconds(size_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class Preview:
-    """The columns of a table, and what a preparation of it would make."""
+    """The columns of a table, and what a preparation of it makes."""
 
     names: list[str]
     has_header: bool
-    columns: Columns | None
-    prepared: Prepared | None
-    examples: list[dict[str, Any]]
-    problem: str
+    preparation: Preparation  # with the guessed columns; without any if none could be guessed
+    prepared: Prepared | None = None
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def columns(self) -> Columns | None:
+        return self.preparation.columns
 
 
 def preview_file(
@@ -103,22 +107,21 @@ def preview(preparation: Preparation | None, has_header: bool | None, max_line_b
     columns, names = preparation.columns if preparation else None, []
     if not is_jsonl(file):
         first_rows = list(islice(_rows(file), HEADER_ROWS))
-        if columns is None:
-            has_header = looks_like_header(first_rows) if has_header is None else has_header
-        else:
+        if columns is not None:
             has_header = columns.has_header
+        elif has_header is None:
+            has_header = looks_like_header(first_rows)
         names = column_names(first_rows[0] if first_rows else [], has_header)
-        if columns is None:
-            guessed = guess_columns(names)
-            columns = Columns(*guessed) if all(guessed) and guessed[0] != guessed[1] else None
+        columns = columns or guess_columns(names)
+    found = Preview(names, bool(has_header), replace(preparation or Preparation(), columns=columns))
     if preparation is None or (names and columns is None):
-        return Preview(names, bool(has_header), columns, None, [], "")
+        return found
     shown: list[dict[str, Any]] = []
     try:
-        _, prepared = _read(replace(preparation, columns=columns), max_line_bytes, file, shown)
+        _, prepared = _read(found.preparation, max_line_bytes, file, shown)
     except (RowProblems, CannotSplit) as error:
-        return Preview(names, bool(has_header), columns, None, shown, str(error))
-    return Preview(names, bool(has_header), columns, prepared, shown, "")
+        return replace(found, examples=shown, problem=str(error))
+    return replace(found, prepared=prepared, examples=shown)
 
 
 def prepare(preparation: Preparation, max_line_bytes: int, file: BinaryIO) -> Iterator[Prepared | tuple[bool, bytes]]:

@@ -173,7 +173,10 @@ class TestTables:
     def test_a_preview_uploads_nothing(self, tunery: Tunery, table: Path, dataset: Path) -> None:
         assert "30 rows." in tunery("files", "upload", table, "--preview").out
         found = tunery("files", "upload", dataset, "--held-out-percent", 25, "--preview", "--json").json
-        assert (found["columns"], found["prepared"]["held_out_rows"]) == (None, found["prepared"]["rows"] // 4)
+        assert (found["preparation"]["columns"], found["prepared"]["held_out_rows"]) == (
+            None,
+            found["prepared"]["rows"] // 4,
+        )
         assert tunery("files", "list", "--json").json == []
 
     def test_the_first_row_may_be_an_example(self, tunery: Tunery, table: Path) -> None:

@@ -77,20 +77,20 @@ def upload(
         return line(file, file["id"])
     if resume is not None:
         raise UsageError("--resume is for a file that is stored as it is; send a table, or a file to split, again.")
-    found = _preview(path, columns, held_out_percent, seed, header)
+    if seed is not None and held_out_percent is None:
+        raise UsageError("--seed has no effect without --held-out-percent; give both or none.")
+    found = _preview(path, columns, held_out_percent, seed or 0, header)
     if preview:
         return Result(asdict(found), lambda: print_line("\n".join(preview_lines(found))))
     for text in preview_lines(found):
         print_note(text)
-    given = {"columns": found.columns and str(found.columns), "held_out_percent": held_out_percent, "seed": seed}
-    fields = {name: str(value) for name, value in given.items() if value is not None}
-    file = upload_with_progress(client, path, purpose, fields=fields)
+    file = upload_with_progress(client, path, purpose, fields=found.preparation.form_fields())
     held_out = f"Held-out rows: {file['held_out_file_id']}" if "held_out_file_id" in file else ""
     return line(file, file["id"], held_out)
 
 
 def _preview(
-    path: Path, columns: str | None, held_out_percent: int | None, seed: int | None, header: bool | None
+    path: Path, columns: str | None, held_out_percent: int | None, seed: int, header: bool | None
 ) -> "Preview":
     """Raises UsageError for a file that the server would refuse."""
     from app.domain.datasets.preparation import Preparation  # slow imports, which `--help` does not need
@@ -104,7 +104,7 @@ def _preview(
         if named is not None and header is not None and named.has_header != header:
             raise TableError("a table without a header has the columns #1, #2, ..., and one with a header has names")
         with path.open("rb") as file:
-            found = preview_file(file, Preparation(named, held_out_percent, seed or 0), header, MAX_LINE_BYTES)
+            found = preview_file(file, Preparation(named, held_out_percent, seed), header, MAX_LINE_BYTES)
     except TableError as error:
         raise UsageError(f"{path.name}: {error}") from None
     if found.names and found.columns is None:

@@ -48,6 +48,13 @@ class Preparation:
             raise combine_errors(problems)
         return cls(columns, numbers.get("held_out_percent"), numbers.get("seed") or 0)
 
+    def form_fields(self) -> dict[str, str]:
+        """The fields of a form that `parse` reads."""
+        seed = None if self.held_out_percent is None else self.seed
+        values = (self.columns, self.held_out_percent, seed)
+        given = zip(PREPARATION_FIELDS, values, strict=True)
+        return {name: str(value) for name, value in given if value is not None}
+
 
 def _number(text: str, low: int, high: int) -> int | None:
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else -1

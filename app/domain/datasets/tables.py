@@ -113,10 +113,12 @@ def column_names(first_row: Sequence[str], has_header: bool) -> list[str]:
     return names
 
 
-def guess_columns(names: Sequence[str]) -> tuple[str, str]:
-    """(input, output) by usual names, or of a table with two columns; "" for what cannot be guessed."""
+def guess_columns(names: Sequence[str]) -> Columns | None:
+    """The columns of input and output: those with usual names, or the two of a table that has no more."""
     first, last = (names[0], names[-1]) if len(names) == 2 else ("", "")
-    return _guess(names, INPUT_NAMES, first), _guess(names, OUTPUT_NAMES, last)
+    guessed = Columns(_guess(names, INPUT_NAMES, first), _guess(names, OUTPUT_NAMES, last))
+    is_usable = guessed.input and guessed.output and guessed.input != guessed.output
+    return guessed if is_usable else None
 
 
 def examples(rows: Iterable[Sequence[str]], columns: Columns) -> Iterator[dict[str, Any] | Finding | None]:

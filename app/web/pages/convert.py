@@ -13,11 +13,11 @@ from app.domain.datasets.preparation import Preparation, Prepared
 from app.domain.datasets.tables import Columns, TableError
 from app.domain.error_text.json_text import counted
 from app.system.table_files import Preview, preview_file, read_seconds
-from app.web.api_client import ApiError, Json
+from app.web.api_client import ApiError
 from app.web.components.data_table import DataTable, lead_column, number_column
 from app.web.components.elements import box, busy, button, card, error_note, facts, link, note, refilled, tag
 from app.web.components.forms import Field, checkbox, select_field, text_field
-from app.web.dropped_tables import EXPIRED, DroppedTable, DroppedTableError
+from app.web.dropped_tables import EXPIRED, DroppedTableError
 from app.web.formatting import count, size
 from app.web.frame import View, screen
 from app.web.pages.chat_rows import show_row
@@ -163,21 +163,13 @@ class ConvertPage(View):
         with refilled(self._result):
             busy("Uploading; every row is checked ...")
         try:
-            file = await self._send(preparation, self._table)
+            fields = {"purpose": "fine-tune"} | preparation.form_fields()
+            seconds = 30 + 2 * read_seconds(self._table.size_bytes)
+            file = await self.api.upload(self._table.path, self._table.filename, fields, seconds)
         finally:
             self._result.clear()
         self.tables.discard(self._table)
         ui.navigate.to(f"/jobs/new?file={file['id']}" if is_training else f"/datasets/{file['id']}")
-
-    async def _send(self, preparation: Preparation, table: DroppedTable) -> Json:
-        given = {
-            "columns": preparation.columns,
-            "held_out_percent": preparation.held_out_percent,
-            "seed": preparation.seed if preparation.held_out_percent else None,
-        }
-        fields = {"purpose": "fine-tune"} | {name: str(value) for name, value in given.items() if value is not None}
-        seconds = 30 + 2 * read_seconds(table.size_bytes)
-        return await self.api.upload(table.path, table.filename, fields, seconds)
 
 
 def _number_error(field: Field, low: int, high: int) -> str:

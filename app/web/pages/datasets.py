@@ -104,9 +104,13 @@ class DatasetPage(View):
     async def _split(self, file: Json) -> None:
         """Copy the file here, and open the page that splits it into two new files; this one stays."""
         table = self.tables.create(self.session.token, file["filename"], file["bytes"])
-        async with self.api.stream("GET", f"files/{self._file_id}/content", read_seconds=20) as response:
-            async for chunk in response.aiter_bytes():
-                table.append(chunk)
+        try:
+            async with self.api.stream("GET", f"files/{self._file_id}/content", read_seconds=20) as response:
+                async for chunk in response.aiter_bytes():
+                    table.append(chunk)
+        except BaseException:
+            self.tables.discard(table)
+            raise
         ui.navigate.to(f"/datasets/convert/{table.id}")
 
     async def _build_choices(self) -> None:

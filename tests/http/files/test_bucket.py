@@ -72,6 +72,20 @@ class TestABucketThatFails:
         proxy.fault = None
         assert upload(client).status_code == 200
 
+    def test_held_out_rows_that_cannot_be_stored_leave_no_file(
+        self, client: TestClient, proxy: FaultyProxy, storage: S3Storage
+    ) -> None:
+        def split() -> httpx2.Response:
+            form = {"purpose": "fine-tune", "held_out_percent": "10"}
+            return client.post("/v1/files", files={"file": ("chats.jsonl", chat_lines(20))}, data=form)
+
+        proxy.fault = Fault(methods=("PUT",), skip=1, status=403, code="AccessDenied")
+        assert split().status_code == 503
+        assert client.get("/v1/files").json()["data"] == []
+        assert list(storage.staging.iterdir()) == []
+        proxy.fault = None
+        assert split().raise_for_status().json()["held_out_file_id"]
+
     def test_a_fault_keeps_the_stored_content(self, client: TestClient, proxy: FaultyProxy) -> None:
         path = begin_upload(client, len(CONTENT)) + "/content"
         first, total = 5_500_000, len(CONTENT)
