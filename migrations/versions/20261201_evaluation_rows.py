@@ -11,12 +11,13 @@ down_revision = "0038_device_losses"
 branch_labels = None
 depends_on = None
 
-COLUMNS = {"distributions": JSONB(), "row_index": JSONB(), "estimated_finish": sa.DateTime(timezone=True)}
+COLUMNS = ("distributions", "row_index", "estimated_finish")
 
 
 def upgrade() -> None:
-    for name, kind in COLUMNS.items():
-        op.add_column("evaluations", sa.Column(name, kind))
+    op.add_column("evaluations", sa.Column("distributions", JSONB()))
+    op.add_column("evaluations", sa.Column("row_index", JSONB()))
+    op.add_column("evaluations", sa.Column("estimated_finish", sa.DateTime(timezone=True)))
 
 
 def downgrade() -> None:

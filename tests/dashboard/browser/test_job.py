@@ -96,7 +96,7 @@ def test_a_job_opens_with_the_result_and_its_rows(open_page: Open, world: World)
     expect(matrix.get_by_role("row").nth(1)).to_contain_text(re.compile("billing.*94.*6"))
     page.get_by_role("tab", name="Base model").click()
     expect(matrix.get_by_role("row").nth(1)).to_contain_text(re.compile("billing.*40.*12.*48"))
-    rows = page.get_by_role("region", name="Rows of the evaluation").last
+    rows = page.get_by_role("region", name="Rows of the evaluation")
     expect(rows.locator("tbody tr")).to_have_count(10)
     page.get_by_role("button", name="Show more rows").click()
     expect(rows.locator("tbody tr")).to_have_count(20)
@@ -114,6 +114,16 @@ def test_a_job_opens_with_the_result_and_its_rows(open_page: Open, world: World)
     require_accessible(page)
     opened.get_by_role("button", name="Close").click()
     expect(opened).to_have_count(0)
+
+
+def test_scores_between_0_and_1_are_shown_as_a_distribution(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['hostile']}")
+    expect(page.locator(".t-headline")).to_contain_text("Mean score of similar on 200 held-out rows: 0.930")
+    parts = page.get_by_role("region", name="Distribution of scores").locator("tbody tr")
+    expect(parts).to_have_count(10)
+    expect(parts.first).to_contain_text(re.compile("0.9 to 1.*200.*73"))
+    expect(parts.last).to_contain_text(re.compile("0 to 0.1.*0.*118"))
+    expect(page.get_by_text("0 shown")).to_be_visible()
 
 
 def test_a_finished_job_says_what_can_be_done_with_it(open_page: Open, world: World) -> None:

@@ -191,31 +191,26 @@ def _fill(
     made["cancelled"] = _cancelled(session, project, tickets)
     _add_results(session, storage, made["succeeded"], held_out, engine)
     _add_exports(session, storage, project, made["succeeded"])
+    (grader,) = EVALUATION["summary"]["graders"]
+    summary = EVALUATION["summary"] | {
+        "graders": [grader | {"name": "similar", "type": "text_similarity", "confusion": None}], "promotion": None
+    }  # fmt: skip
+    scores = {
+        "grader": "similar",
+        "low": 0.0,
+        "high": 1.0,
+        "base": [118, 9] + [0] * 7 + [73],
+        "adapter": [0] * 9 + [200],
+    }
+    _add_evaluation(session, storage, made["hostile"], held_out, summary, b"", distributions=[scores])
     made["succeeded"].request = REQUEST | {"training_file": tickets.id}
     return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
 
 
 def _add_results(session: Session, storage: LocalStorage, job: Job, file: File, engine: AnsweringEngine) -> None:
     """An evaluation of the adapter, and its deliveries: the engine serves it, and another one the base model."""
-    result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
-    of_job = {"project_id": job.project_id, "job_id": job.id, "checkpoint_id": result.id}
-    now, settings = datetime.now(UTC), EvaluationSettings.model_validate(LABEL_SETTINGS)
-    content = results_jsonl(EVALUATION["summary"])
-    name, purpose = "evaluation_results.jsonl", "fine-tune-results"
-    project = session.get_one(Project, job.project_id)
-    results = factories.make_file(session, storage, project, content, purpose, name, job, line_count=None)
-    evaluation = Evaluation(
-        id=new_id("fteval"), **of_job, file_id=file.id, settings=settings.model_dump(mode="json"), model=result.name,
-        base_model=MODEL, step_number=result.step_number, adapter_file_ids=result.file_ids, plan=EVALUATION["plan"],
-        state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=EVALUATION["summary"],
-        results_file_id=results.id, row_index=index_rows(io.BytesIO(content), settings).model_dump(),
-    )  # fmt: skip
-    session.add(evaluation)
-    session.flush()
-    job.evaluation = {
-        "id": evaluation.id, "seq": evaluation.seq, "status": "succeeded", "file": file.id, "error": None,
-        "precision": evaluation.precision, "summary": evaluation.summary,
-    }  # fmt: skip
+    _add_evaluation(session, storage, job, file, EVALUATION["summary"], results_jsonl(EVALUATION["summary"]))
+    now = datetime.now(UTC)
     staging = deliver(session, job, engine.url, name="staging", base_model=BASE)
     staging.served_check, staging.delivered_at = DELIVERY["check"], now
     production = deliver(session, job, "http://127.0.0.1:9", name="production", base_model=BASE)
@@ -224,6 +219,30 @@ def _add_results(session: Session, storage: LocalStorage, job: Job, file: File, 
     production.served_check = DELIVERY["check"] | base_model_served
     production.state, production.next_attempt_at = "failed", None
     production.error = "The engine answers as the base model does."
+
+
+def _add_evaluation(
+    session: Session, storage: LocalStorage, job: Job, file: File, summary: Any, content: bytes, **columns: Any
+) -> None:
+    """An evaluation that has succeeded, which its job shows as well."""
+    result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
+    now, settings = datetime.now(UTC), EvaluationSettings.model_validate(LABEL_SETTINGS)
+    name, purpose = "evaluation_results.jsonl", "fine-tune-results"
+    project = session.get_one(Project, job.project_id)
+    results = factories.make_file(session, storage, project, content, purpose, name, job, line_count=None)
+    evaluation = Evaluation(
+        id=new_id("fteval"), project_id=job.project_id, job_id=job.id, checkpoint_id=result.id, file_id=file.id,
+        settings=settings.model_dump(mode="json"), model=result.name, base_model=MODEL,
+        step_number=result.step_number, adapter_file_ids=result.file_ids, plan=EVALUATION["plan"],
+        state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=summary,
+        results_file_id=results.id, row_index=index_rows(io.BytesIO(content), settings).model_dump(), **columns,
+    )  # fmt: skip
+    session.add(evaluation)
+    session.flush()
+    job.evaluation = {
+        "id": evaluation.id, "seq": evaluation.seq, "status": "succeeded", "file": file.id, "error": None,
+        "precision": evaluation.precision, "summary": summary,
+    }  # fmt: skip
 
 
 def _add_exports(session: Session, storage: LocalStorage, project: Project, job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import httpx2
@@ -20,7 +21,7 @@ from app.web.pages.jobs.metrics import ChartedJob
 from app.web.pages.jobs.new_job import with_evaluation
 from app.web.pages.jobs.panels import deliveries, exports, panel, records
 from app.web.pages.jobs.panels.configuration import asked_values
-from app.web.pages.jobs.panels.evaluations import GRADERS
+from app.web.pages.jobs.panels.evaluations import GRADERS, progress_text
 from tests.api_objects import FINISHED_JOB, NEW_JOB
 from tests.dashboard.stub_api import stub_client
 
@@ -71,6 +72,27 @@ def test_fifty_jobs_of_one_file_need_two_requests() -> None:
     curves, paths = load([[JOB | {"id": f"ftjob-{number}"} for number in range(50)]])
     assert sorted(paths) == [FILE, CURVES]
     assert curves.of({"id": "ftjob-49"})["best_valid_loss"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("answers", "finish", "text"),
+    [
+        (0, 7_260, "0 of 60 answers (30 rows, 2 models), at most 2 h 1 min left"),
+        (32, 240, "32 of 60 answers (30 rows, 2 models), about 4 min left"),
+        (59, -1, "59 of 60 answers (30 rows, 2 models)"),
+        (59, None, "59 of 60 answers (30 rows, 2 models)"),
+    ],
+)
+def test_a_running_evaluation_says_how_much_is_done_and_left(answers: int, finish: float | None, text: str) -> None:
+    one = {"progress": {"answers": answers, "total_answers": 60}, "plan": {"rows": 30}}
+    assert progress_text(one | {"estimated_finish": None if finish is None else time.time() + finish}) == text
+
+
+def test_the_result_in_a_table_is_that_of_the_headline() -> None:
+    assert wording.result({"evaluation": None}) == "–"
+    assert wording.result({"evaluation": {"headline": None, "status": "running"}}) == {"text": "running"}
+    found = wording.result({"evaluation": {"headline": {"brief": "25 of 30 right, base none", "text": "A sentence."}}})
+    assert found == {"text": "25 of 30 right", "sub": "base none", "title": "A sentence."}
 
 
 def test_a_job_without_a_step_has_no_curve_to_request() -> None:

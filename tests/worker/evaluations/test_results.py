@@ -129,6 +129,18 @@ class TestRows:
             assert row["scores"]["exact"] == {"base": float(base == expected), "adapter": 1.0}
             assert row["verdict"] == Verdict.RIGHT
 
+    def test_its_end_was_expected_when_it_came(self, harness: WorkerHarness, evaluation: Evaluation) -> None:
+        with transaction(harness.sessions) as session:
+            row = session.get_one(Evaluation, evaluation.id)
+            assert row.started_at is not None
+            assert row.estimated_finish is not None
+            assert row.finished_at is not None
+            assert row.started_at < row.estimated_finish <= row.finished_at
+            assert row.expected_finish is None  # it has ended
+            row.state = "running"
+            assert row.expected_finish == row.estimated_finish
+            session.expunge(row)
+
     def test_the_newest_headline_of_the_model_names_its_evaluation(
         self, harness: WorkerHarness, evaluation: Evaluation
     ) -> None:

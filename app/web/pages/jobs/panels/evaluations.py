@@ -78,7 +78,7 @@ class EvaluationsPanel(ResultsPanel):
             _show_summary(one)
             self._offer_rows(one)
         elif progress:
-            tag("p", _progress_text(one), role="status")
+            tag("p", progress_text(one), role="status")
             progress_bar("Progress of the evaluation", progress["answers"] / max(progress["total_answers"], 1))
         with box("t-row"):
             link("Held-out rows", f"/datasets/{one['file']}")
@@ -133,7 +133,7 @@ class EvaluationsPanel(ResultsPanel):
         self.ask(question, "Cancel evaluation", self.api.post, f"{evaluation['id']}/cancel")
 
 
-def _progress_text(one: Json) -> str:
+def progress_text(one: Json) -> str:
     """How many answers of all are there, and the time that remains."""
     progress, rows = one["progress"], one["plan"]["rows"]
     text = f"{count(progress['answers'])} of {counted(progress['total_answers'], 'answer')}"

@@ -89,7 +89,7 @@ class RowsTable:
         """`path` is that of the evaluation."""
         self._api, self._path = api, f"{path}/rows"
         self._rows: list[Json] = []
-        with tag("section", classes="t-stack", aria_label="Rows of the evaluation"):
+        with box("t-stack"):
             with box("t-filters"):
                 tag("h2", "Rows")
                 self._filter = filter_select("Rows shown", FILTERS, "", self.load)
