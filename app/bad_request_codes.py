@@ -48,8 +48,8 @@ BAD_REQUEST_CODES: tuple[ErrorCode, ...] = (
     ),
     ErrorCode(
         "invalid_evaluation_state",
-        "An evaluation that has ended cannot be cancelled, and one that has not succeeded has no rows.",
-        "Read it: its status says whether it is final.",
+        "An evaluation that has ended cannot be cancelled.",
+        "Read it: its status is final.",
         "Evaluation fteval-… is failed; only one that has not ended can be cancelled.",
     ),
     ErrorCode(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
-from app.domain.datasets.examples import Example, read_examples
 from app.settings import REMOVED, Settings, WebSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,13 +82,3 @@ def test_every_python_block_of_a_page_compiles() -> None:
     for path in DOCS:
         for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
             compile(block, f"{path.relative_to(ROOT)}, block {number}", "exec")
-
-
-def test_the_readme_converts_a_csv_file_into_training_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [block for block in PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8")) if "csv" in block]
-    monkeypatch.chdir(tmp_path)
-    Path("tickets.csv").write_text('\ufefftext,label\n"Where is it,\nplease?",délai\nThanks,praise\n', encoding="utf-8")
-    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
-    with Path("train.jsonl").open("rb") as file:
-        labels = [line.messages[-1]["content"] for line in read_examples(file) if isinstance(line, Example)]
-    assert labels == ["délai", "praise"]

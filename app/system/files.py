@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -32,6 +33,10 @@ class ObjectDigest:
 
 class ReadableFile(Protocol):
     def read(self, size: int, /) -> bytes: ...
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sync(path: Path) -> None:

@@ -53,7 +53,7 @@ from app.system.limited_process import LimitedProcess, ProcessEnded
 MAX_UNPACKED_BYTES = 1 << 30  # of all members of a workbook
 MAX_PREPARED_BYTES = 2 << 30  # of all lines: a workbook may refer to one long text from every row
 MAX_PROBLEMS = 20
-PREVIEW_EXAMPLES = 5
+PREVIEW_EXAMPLES = 3
 CHUNK_BYTES = 1 << 20
 MEMORY_BYTES = 2 << 30
 TOO_LARGE = (

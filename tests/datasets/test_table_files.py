@@ -143,7 +143,7 @@ def test_a_preview_guesses_header_and_columns_and_counts_labels(tmp_path: Path) 
     assert (found.names, found.columns) == (["text", "label"], Columns("text", "label"))
     assert found.prepared is not None
     assert found.prepared.labels == {"a": [18, 2], "b": [18, 2]}
-    assert len(found.examples) == 5
+    assert len(found.examples) == 3
     assert shown(tmp_path, content, has_header=False).columns == Columns("#1", "#2")
     assert shown(tmp_path, b"x,y,z\n1,2,3\n").columns is None
     assert "Row 2" in shown(tmp_path, b"q,a\n1,2,3\n", columns=Q_A).problem

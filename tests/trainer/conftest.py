@@ -13,8 +13,8 @@ from tests.trainer.helpers import Trainings
 from worker.trainer.checkpoint import provenance
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime import device
-from worker.trainer.training import finish
 from worker.trainer.training import run as program
+from worker.trainer.training import shared_work
 
 torch.set_num_threads(1)  # matrices of the tiny model are small: a second thread makes them slower
 
@@ -36,7 +36,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     has a fixture of the same name that does nothing.
     """
     monkeypatch.setattr(program, "count_missing", _count_missing)
-    monkeypatch.setattr(finish, "measure_reference", lambda *_: None)
+    monkeypatch.setattr(shared_work, "measure_reference", lambda *_: None)
 
 
 _counted: dict[object, Mapping[Any, float]] = {}

@@ -20,13 +20,15 @@ Operation = tuple[str, str, Mapping[str, Any]]  # method, path, operation
 
 def pages(document: Document) -> dict[str, str]:
     """{file name: text} of all pages."""
-    groups, templates = _groups(document), _templates(document)
-    index, group, objects = (templates.get_template(f"{name}.md.jinja") for name in ("index", "group", "objects"))
+    groups, environment = _groups(document), templates()
+    environment.globals |= {"document": document, "common": _common_errors(document)}
+    index, group, objects = (environment.get_template(f"{name}.md.jinja") for name in ("index", "group", "objects"))
     group_pages = {f"{_slug(tag)}.md": group.render(tag=tag, operations=each) for tag, each in groups.items()}
     return {"README.md": index.render(groups=groups), **group_pages, "objects.md": objects.render()}
 
 
-def _templates(document: Document) -> Environment:
+def templates() -> Environment:
+    """Those of all generated pages."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=ChainableUndefined,  # most keys of the document are optional
@@ -40,8 +42,6 @@ def _templates(document: Document) -> Environment:
     }  # fmt: skip
     environment.globals |= {
         "note": NOTE,
-        "document": document,
-        "common": _common_errors(document),
         "parameter_rows": _parameter_rows,
         "examples": request_examples,
         "schemas": schema_text,

@@ -33,6 +33,7 @@ from app.system.artifact_directory import (
     verify,
     write_manifest,
 )
+from app.system.files import write_json
 from app.system.model_files import INDEX, hash_directory, weight_files
 from worker.trainer.adapter.lora import PEFT_PREFIX
 from worker.trainer.checkpoint.model_card import merged_card
@@ -128,9 +129,11 @@ def _write(base: Path, adapter: Path, directory: Path, adapter_manifest: dict[st
     shards = [_read_header(path) for path in weight_files(base)]
     with ExitStack() as stack:
         trained = stack.enter_context(safe_open(adapter / ADAPTER_WEIGHTS, framework="pt", device="cpu"))
-        model_names = _model_names(base, shards)
+        model = meta_model(read_config(base), torch.float32)
+        names = CheckpointNames(model)
+        model_names = {name: names.target(name)[0] for shard in shards for name in shard.tensors}
         lora = _lora_by_layer(adapter_manifest, shards, model_names)
-        weights = _MergedWeights(base, lora, shards, trained, model_names)
+        weights = _MergedWeights(model, lora, shards, trained, model_names)
         weights.check()
         for shard in weights.shards:
             _write_shard(directory / shard.path.name, shard, weights.tensor)
@@ -144,12 +147,6 @@ def _write(base: Path, adapter: Path, directory: Path, adapter_manifest: dict[st
     (directory / "README.md").write_text(merged_card(manifest), encoding="utf-8")
     write_manifest(directory, manifest)
     return manifest
-
-
-def _model_names(base: Path, shards: list[Shard]) -> dict[str, str]:
-    """Return the name in the model, and so in the adapter, of every tensor of the files."""
-    names = CheckpointNames(meta_model(read_config(base), torch.float32))
-    return {name: names.target(name)[0] for shard in shards for name in shard.tensors}
 
 
 def _lora_by_layer(manifest: dict[str, Any], shards: list[Shard], model_names: dict[str, str]) -> LoraSpec:
@@ -169,29 +166,40 @@ class _MergedWeights:
     """The tensors of the merged model; each is computed when `tensor` is called."""
 
     def __init__(
-        self, base: Path, lora: LoraSpec, shards: list[Shard], trained: Any, model_names: dict[str, str]
+        self, model: Any, lora: LoraSpec, shards: list[Shard], trained: Any, model_names: dict[str, str]
     ) -> None:
+        """`model` has no weights; `model_names` are the names in it, and so in the adapter, of the files' tensors."""
         self._lora = lora
         self._trained = trained
         self._trained_names = set(trained.keys())
         self._paths = {name: shard.path for shard in shards for name in shard.tensors}
         self._model_names = model_names
-        self.embedding, self.head = self._tied_names(base) if self._saved_parameters() else ("", "")
-        self.unties = bool(self._saved_parameters() & {self.embedding, self.head} - {""})
+        self._copied: dict[str, str] = {}  # the tensor of the files that another one begins as
         self.shards = shards
-        if self.unties and self.head not in self._paths:
-            last = shards[-1]
-            header = next(shard.tensors[self.embedding] for shard in shards if self.embedding in shard.tensors)
-            self.shards = [*shards[:-1], last._replace(tensors=last.tensors | {self.head: header})]
+        saved = {name.removeprefix(PEFT_PREFIX) for name in self._trained_names if ".lora_" not in name}
+        tied = _tied_names(model)
+        self.unties = not saved.isdisjoint(tied)
+        if self.unties:
+            self._untie(*tied)
         self.changed: set[str] = set()
+
+    def _untie(self, embedding: str, head: str) -> None:
+        """Give the head a tensor of its own."""
+        in_files = {model_name: name for name, model_name in self._model_names.items()}
+        source, name = in_files[embedding], in_files.get(head, head)
+        self._copied[name] = source
+        if name not in self._paths:
+            header = next(shard.tensors[source] for shard in self.shards if source in shard.tensors)
+            *others, last = self.shards
+            self.shards = [*others, last._replace(tensors=last.tensors | {name: header})]
+            self._model_names = self._model_names | {name: head}
 
     def check(self) -> None:
         """Raises CannotMerge unless every tensor of the adapter belongs to a floating-point tensor of the base."""
         headers = {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
-        model_names = {self._model_names.get(name, name) for name in headers}
-        possible_names = {f"{PEFT_PREFIX}{name}" for name in model_names} | {
+        possible_names = {f"{PEFT_PREFIX}{name}" for name in self._model_names.values()} | {
             f"{PEFT_PREFIX}{name.removesuffix('.weight')}.{part}"
-            for name in model_names
+            for name in self._model_names.values()
             for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
         }
         if self._lora.adapts_experts:
@@ -206,13 +214,13 @@ class _MergedWeights:
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the merged model, in the dtype of the base's tensor."""
-        source = self.embedding if self.unties and name == self.head else name
+        source = self._copied.get(name, name)
         with safe_open(self._paths[source], framework="pt", device="cpu") as file:
             tensor: torch.Tensor = file.get_tensor(source)
         if not self._is_changed(name):
             return tensor
         self.changed.add(name)
-        model_name = self._model_names.get(name, name)
+        model_name = self._model_names[name]
         if PEFT_PREFIX + model_name in self._trained_names:
             return self._get(model_name).to(tensor.dtype)
         return self._add_lora(model_name.removesuffix(".weight"), tensor.float()).to(tensor.dtype)
@@ -230,27 +238,20 @@ class _MergedWeights:
         return tensor
 
     def _is_changed(self, name: str) -> bool:
-        model_name = self._model_names.get(name, name)
+        model_name = self._model_names[name]
         lora_name = f"{PEFT_PREFIX}{model_name.removesuffix('.weight')}.lora_A.weight"
         is_adapted = model_name.endswith(".weight") and lora_name in self._trained_names
         return PEFT_PREFIX + model_name in self._trained_names or is_adapted
 
-    def _tied_names(self, base: Path) -> tuple[str, str]:
-        """Return the names in the files of embedding and head if the model ties them, else two empty names."""
-        model = meta_model(read_config(base), torch.float32)
-        if not model.config.tie_word_embeddings:
-            return "", ""
-        names = {id(module): name for name, module in model.named_modules()}
-        in_files = {model_name: name for name, model_name in self._model_names.items()}
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        embedding, head = (f"{names[id(module)]}.weight" for module in ends)
-        return in_files.get(embedding, embedding), in_files.get(head, head)
 
-    def _saved_parameters(self) -> set[str]:
-        """Return the names of the parameters of modules_to_save."""
-        in_files = {model_name: name for name, model_name in self._model_names.items()}
-        saved = (name.removeprefix(PEFT_PREFIX) for name in self._trained_names if ".lora_" not in name)
-        return {in_files.get(name, name) for name in saved}
+def _tied_names(model: Any) -> tuple[str, ...]:
+    """Return the names of embedding and head if the model ties them."""
+    if not model.config.tie_word_embeddings:
+        return ()
+    names = {id(module): name for name, module in model.named_modules()}
+    return tuple(
+        f"{names[id(module)]}.weight" for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
 
 
 def _read_header(path: Path) -> Shard:
@@ -293,14 +294,10 @@ def _copy_other_files(base: Path, directory: Path, weights: _MergedWeights) -> N
         index["weight_map"] = {name: shard.path.name for shard in weights.shards for name in shard.tensors}
         sizes = [entry.size_bytes for shard in weights.shards for entry in shard.tensors.values()]
         index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes)}
-        _write_json(directory / INDEX, index)
+        write_json(directory / INDEX, index)
     if weights.unties:
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        _write_json(directory / "config.json", config | {"tie_word_embeddings": False})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(directory / "config.json", config | {"tie_word_embeddings": False})
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def get_evaluation(evaluation_id: str, job: JobDep, session: SessionDep) -> Any:
 def list_evaluation_rows(
     evaluation_id: str, job: JobDep, session: SessionDep, app_state: AppStateDep, page: PageDep, filter: Filter = None
 ) -> Any:
-    """The prompt, the answers and their scores of each row, in the order of the file. A page has at most 8 MiB, so it
+    """The prompt, the answers and their scores of each row, in the order of the file; none until the evaluation has
+    succeeded. A page has at most 8 MiB, so it
     may have fewer rows than `limit`."""
     evaluation = get_evaluation(evaluation_id, job, session)
     rows, has_more = evaluations.read_rows(session, app_state.storage, evaluation, page, filter and Verdict(filter))

@@ -25,6 +25,7 @@ from app.cli.openai_import.recreate import IMPOSSIBLE, KEPT, LATER, Recreation
 from app.cli.openai_import.source import OpenAISource, Refused
 from app.cli.output.console import duration_text, print_note, size_text
 from app.domain.error_text.json_text import counted
+from app.system.files import write_json
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -71,7 +72,7 @@ class Importer:
                 path.parent.mkdir(exist_ok=True)
                 lists = [(kind, partial(self._save_list, path, job_id, kind)) for kind in ("events", "checkpoints")]
                 saved = [self._try(f"{job_id}: {kind}", save) for kind, save in lists]
-                path.write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                write_json(path, job)
                 self.record.add(job_id, saved=job if all(saved) else None)
             for file_id in job.get("result_files") or ():
                 self._try(f"{file_id}:", partial(self.save_file, file_id))

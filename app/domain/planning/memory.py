@@ -68,7 +68,7 @@ class MemoryEstimate:
     activations: int
     live_layer: int  # additional memory of the backward of one layer
     loss: int
-    verify: int  # without the moments of the optimizer, which are freed before
+    verify: int  # less the gradients and the moments, which are freed before
     forwards: int  # of batches that are longer than those of the steps, without gradients
     kernels: int  # kernels that CPU libraries compile and cache for each new shape, and their buffers
 
@@ -151,7 +151,7 @@ def estimate_memory(
         activations=int(overhead * _activations(batch)),
         live_layer=int(overhead * _live_layer(batch)) + _embedding(batch),
         loss=int(overhead * _loss(batch)) + _head(batch),
-        verify=max(0, int(overhead * _verification(entry) + _adapters_in_check(trained, spec.hyperparameters))),
+        verify=max(0, int(overhead * _verification(entry) + _adapters_in_check(trained, spec.hyperparameters, kind))),
         forwards=int(overhead * _forward(batch, forward_tokens)) if forward_tokens else 0,
         kernels=KERNEL_BYTES[kind],
     )
@@ -349,11 +349,13 @@ def _head(batch: _LargestBatch) -> int:
     return (2 * batch.width + 8) * batch.entry.vocab_size * batch.entry.hidden_size
 
 
-def _adapters_in_check(trained: int, hyperparameters: Hyperparameters) -> int:
-    """PEFT's copy of the adapter, and that of the last step while the best one is in place, less what is free by then:
-    gradients and moments. It is negative for moments in float32.
+def _adapters_in_check(trained: int, hyperparameters: Hyperparameters, kind: DeviceKind) -> int:
+    """PEFT's copy of the adapter, less its gradients and moments, which are free by then: mostly negative.
+
+    On a CPU the adapter of the last step is copied, too, while that of the best one is in place.
     """
-    return trained * (2 * MASTER_BYTES - GRADIENT_BYTES - MOMENT_BYTES[hyperparameters.optimizer])
+    copies = 2 if kind == "cpu" and hyperparameters.promote_best else 1
+    return trained * (copies * MASTER_BYTES - GRADIENT_BYTES - MOMENT_BYTES[hyperparameters.optimizer])
 
 
 def _verification(entry: CatalogEntry) -> int:

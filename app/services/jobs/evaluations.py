@@ -70,10 +70,12 @@ def cancel(session: Session, evaluation: Evaluation) -> Evaluation:
 def read_rows(
     session: Session, storage: Storage, evaluation: Evaluation, page: Page, verdict: Verdict | None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The rows of a page, in the order of the results file, and whether others follow. Raises BadRequest, NotFound."""
+    """The rows of a page, in the order of the results file, and whether others follow; none until it has succeeded.
+
+    Raises BadRequest, NotFound.
+    """
     if evaluation.results_file_id is None:
-        text = f"Evaluation {evaluation.id} is {evaluation.state}; it has rows once it has succeeded."
-        raise BadRequest(text, code="invalid_evaluation_state")
+        return [], False
     file = files.get(session, evaluation.project_id, evaluation.results_file_id)
     with files.open_content(storage, file) as content:
         if evaluation.row_index is not None:

@@ -1,4 +1,4 @@
-"""Try it: one question to base model and adapter."""
+"""Try it: a chat with base model and adapter."""
 
 from __future__ import annotations
 
@@ -49,6 +49,26 @@ def test_both_answers_appear_side_by_side_as_they_are_generated(
     assert first["model"] != second["model"] == BASE
     assert first["messages"] == second["messages"]
     assert [message["role"] for message in first["messages"]] == ["system", "user"]
+    assert first["temperature"] == 0
+
+
+def test_the_next_question_continues_the_chat_of_each_model(
+    open_page: Open, world: World, engine: AnsweringEngine
+) -> None:
+    engine.gate.set()
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    for _ in range(2):
+        ask(page)
+        answers = page.get_by_role("region", name="Answer of the")
+        expect(answers.get_by_role("status").filter(has_text="5 tokens in")).to_have_count(2)
+        expect(page.get_by_role("button", name="Ask both")).to_be_visible()
+    assert [[one["role"] for one in each.body["messages"]] for each in engine.asked[2:]] == [
+        ["user", "assistant", "user"]
+    ] * 2
+    expect(answers.first.locator(".t-message")).to_have_text(["Where is my parcel?", ANSWER])
+    page.get_by_role("button", name="New chat").click()
+    expect(answers.first.locator(".t-message")).to_have_count(0)
+    expect(answers.first.locator(".t-answer")).to_be_hidden()
 
 
 def test_stop_ends_the_answer_and_the_question_that_waits_for_it(

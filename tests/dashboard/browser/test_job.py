@@ -16,6 +16,7 @@ from app.db.jobs.events import append_event
 from app.db.tables import Job
 from app.domain.jobs.states import JobState
 from tests.dashboard.browser.conftest import Open
+from tests.dashboard.browser.test_screens import require_accessible
 from tests.dashboard.browser.world import ANSWERS, World, append_steps
 
 
@@ -54,10 +55,11 @@ def test_a_long_job_shows_some_of_its_steps(open_page: Open, world: World) -> No
 
 def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    names = ["Overview", "Curves", "Evaluation", "Samples", "Settings", "Log", "More"]
+    expect(page.get_by_role("tablist", name="Details of the job").get_by_role("tab")).to_have_text(names)
+    page.get_by_role("tab", name="Curves").click()
     expect(page.get_by_text("at step 90")).to_be_visible()
-    page.get_by_role("tab", name="Events").click()
-    expect(page.get_by_text("The job has successfully completed")).to_be_visible()
-    page.wait_for_url("**?tab=events")
+    page.wait_for_url("**?tab=metrics")
     page.get_by_role("tab", name="Log").click()
     expect(page.get_by_text("The trainer has printed no warnings or errors.")).to_be_visible()
     expect(page.get_by_role("button", name="Follow")).to_be_hidden()
@@ -67,24 +69,72 @@ def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:
     expect(page.get_by_role("row").filter(has_text="n_epochs")).to_contain_text("auto")
     expect(page.get_by_role("row").filter(has_text="lora.r").first).to_contain_text("16")
     expect(page.get_by_text('"rank": 16')).to_be_visible()
+    page.get_by_role("tab", name="Evaluation").click()
+    row = page.get_by_role("row").filter(has_text="label_accuracy")
+    expect(row).to_contain_text(re.compile(r"0\.410.*0\.930.*\+0\.520"))
+    expect(page.get_by_text("The adapter may be delivered")).to_be_visible()
+    page.get_by_role("tab", name="More").click()
+    expect(page.get_by_text("The job has successfully completed")).to_be_visible()
+    page.wait_for_url("**?tab=events")
     page.get_by_role("tab", name="Attempts").click()
     expect(page.get_by_role("row").filter(has_text="Training").filter(has_text="finished")).to_be_visible()
     expect(page.get_by_text(re.compile(r"^Attempt 1: finished, "))).to_be_visible()
     expect(page.locator(".t-track .t-span")).to_have_count(2)
     page.get_by_role("tab", name="Checkpoints").click()
-    expect(page.get_by_role("link", name="Download").first).to_be_visible()
-    page.get_by_role("tab", name="Evaluations").click()
-    row = page.get_by_role("row").filter(has_text="label_accuracy")
-    expect(row).to_contain_text(re.compile(r"0\.410.*0\.930.*\+0\.520"))
-    expect(page.get_by_text("The adapter may be delivered")).to_be_visible()
+    expect(page.get_by_role("region", name="Checkpoints").get_by_role("link", name="Download").first).to_be_visible()
     page.get_by_role("tab", name="Deliveries").click()
     expect(page.get_by_role("row").filter(has_text="staging")).to_contain_text("serves what was trained")
     expect(page.get_by_role("row").filter(has_text="production")).to_contain_text("serves the base model")
     expect(page.get_by_role("row").filter(has_text="vLLM")).to_contain_text("--enable-lora")
 
 
-def test_the_modules_of_the_chart_are_requested_with_the_page(open_page: Open, world: World) -> None:
+def test_a_job_opens_with_the_result_and_its_rows(open_page: Open, world: World) -> None:
+    """The numbers are those of the rows behind them: 186 and 82 of 200 are right, 14 got worse or are still wrong."""
     page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    expect(page.locator(".t-headline")).to_contain_text(re.compile("^186 of 200 held-out rows right.* 82.* 52 points"))
+    matrix = page.get_by_role("region", name="Confusion matrix")
+    expect(matrix.get_by_role("row").nth(1)).to_contain_text(re.compile("billing.*94.*6"))
+    page.get_by_role("tab", name="Base model").click()
+    expect(matrix.get_by_role("row").nth(1)).to_contain_text(re.compile("billing.*40.*12.*48"))
+    rows = page.get_by_role("region", name="Rows of the evaluation").last
+    expect(rows.locator("tbody tr")).to_have_count(10)
+    page.get_by_role("button", name="Show more rows").click()
+    expect(rows.locator("tbody tr")).to_have_count(20)
+    page.get_by_label("Rows shown").select_option("Still wrong")
+    expect(rows.locator("tbody tr")).to_have_count(8)
+    expect(rows.locator("tbody tr").first).to_contain_text("0 → 0")
+    page.get_by_label("Rows shown").select_option("Got worse")
+    expect(rows.locator("tbody tr")).to_have_count(6)
+    expect(rows.locator("tbody tr").first).to_contain_text(re.compile("Got worse.*shipping.*billing.*1 → 0"))
+    expect(page.get_by_role("button", name="Show more rows")).to_be_hidden()
+    rows.get_by_role("button", name="Open Line 1", exact=True).click()
+    opened = page.get_by_role("group", name="Row of line 1")
+    for shown in ("Name the topic.", "Ticket 1: where is my order?", "expected answer", "shipping"):
+        expect(opened.get_by_text(shown, exact=True)).to_be_visible()
+    require_accessible(page)
+    opened.get_by_role("button", name="Close").click()
+    expect(opened).to_have_count(0)
+
+
+def test_a_finished_job_says_what_can_be_done_with_it(open_page: Open, world: World) -> None:
+    job_id = world.jobs["earlier"]  # without an evaluation
+    page = open_page(f"/jobs/{job_id}", is_narrow=True)
+    for name in ("Try it", "Evaluate", "Download", "Deliver"):
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_in_viewport()
+    expect(page.get_by_label("Question")).to_be_visible()
+    ways = page.get_by_role("tablist", name="What now")
+    commands = {"Evaluate": "tunery eval", "Download": "tunery adapters download", "Deliver": "tunery jobs deliver"}
+    for name, command in commands.items():
+        ways.get_by_role("tab", name=name).click()
+        expect(page.get_by_text(re.compile(f"^{command} {job_id}"))).to_be_visible()
+        expect(page.get_by_text(re.compile("^from openai import OpenAI"))).to_be_visible()
+    require_accessible(page)
+    page.get_by_role("link", name="Evaluate", exact=True).click()
+    expect(page.get_by_role("button", name="New evaluation")).to_be_visible()
+
+
+def test_the_modules_of_the_chart_are_requested_with_the_page(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=metrics")
     found = page.evaluate(
         "Promise.all([...document.querySelectorAll('link[rel=modulepreload]')]"
         ".map(async (link) => [link.pathname ?? new URL(link.href).pathname, (await fetch(link.href)).status]))"
@@ -94,7 +144,7 @@ def test_the_modules_of_the_chart_are_requested_with_the_page(open_page: Open, w
 
 
 def test_the_metrics_can_be_downloaded_as_csv_and_png(open_page: Open, world: World) -> None:
-    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=metrics")
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
     rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
@@ -109,7 +159,7 @@ def test_the_metrics_can_be_downloaded_as_csv_and_png(open_page: Open, world: Wo
 def test_the_controls_change_the_axes_and_the_smoothing_and_one_cursor_crosses_all_curves(
     open_page: Open, world: World
 ) -> None:
-    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=metrics")
     expect(page.locator(".t-chart canvas").first).to_be_visible()
     page.get_by_label("Horizontal axis").select_option("Tokens")
     wait_for_chart(page, "last(options.xAxis).name === 'Tokens'")
@@ -152,13 +202,14 @@ def test_the_log_of_each_training_can_be_chosen_and_downloaded(open_page: Open, 
         page.get_by_role("link", name="Download").click()
     assert download.value.path().read_text() == "the first training\n"
     assert download.value.suggested_filename.endswith("-log-attempt-1.txt")
+    page.get_by_role("tab", name="More").click()
     page.get_by_role("tab", name="Attempts").click()
     expect(page.get_by_role("row").filter(has_text="Check of the files")).to_contain_text("–")
     expect(page.get_by_text(re.compile("^Attempt 2: "))).to_be_visible()
 
 
 def test_curves_take_the_colours_of_another_mode(open_page: Open, world: World) -> None:
-    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=metrics")
     expect(page.locator(".t-chart canvas").first).to_be_visible()
     colour = "options.xAxis[0].axisLabel.color === getComputedStyle(document.body).getPropertyValue('--muted').trim()"
     for theme in ("dark", "light"):

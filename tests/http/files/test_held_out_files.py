@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from starlette.testclient import TestClient
 
@@ -237,3 +238,10 @@ def test_a_process_that_ends_is_a_400_and_leaves_nothing(
     monkeypatch.setattr(file_preparation, "read_seconds", lambda _: 0.0)
     assert error_of(upload(CSV, **SPLIT), 400)["param"] == "file"
     assert left_on_disk(storage) == []
+
+
+def test_the_official_client_sends_the_fields(client: TestClient, api_key: str) -> None:
+    official = openai.OpenAI(base_url="http://testserver/v1", api_key=api_key, http_client=client)
+    extra = {"columns": "text,label", "held_out_percent": 20, "seed": 7}
+    file = official.files.create(file=("bank.csv", CSV), purpose="fine-tune", extra_body=extra)
+    assert file.to_dict()["preparation"]["held_out_rows"] == 6

@@ -174,6 +174,7 @@ def _evaluate(send: Recorder, job_id: str, heldout: str) -> None:
     send(f"POST {path}/{{evaluation_id}}/cancel", job_id=job_id, evaluation_id=cancelled)
     assert send.wait(f"{JOBS}/{job_id}/evaluations/{evaluation}")["status"] == "succeeded"
     send(f"GET {path}/{{evaluation_id}}", job_id=job_id, evaluation_id=evaluation)
+    send(f"GET {path}/{{evaluation_id}}/rows", job_id=job_id, evaluation_id=evaluation, query={"limit": 2})
     send(f"GET {path}", job_id=job_id, query={"limit": 2})
 
 

@@ -19,7 +19,7 @@ from app.db.tables import Project
 from app.domain.jobs.states import JobState, Reason
 from app.services.access import keys
 from app.services.files import uploads
-from tools.api_reference.errors_page import INTRO, Response, exception_of, responses
+from tools.api_reference.errors_page import Response, errors_page, exception_of, responses
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py") if "reference" not in path.parts]
@@ -125,5 +125,5 @@ def test_content_from_two_places_is_taken_from_the_later_one(
 
 
 def test_the_page_names_every_type_that_an_error_can_have() -> None:
-    sentence = INTRO.partition("`type` is ")[2].partition("Every response")[0]
+    sentence = errors_page().partition("`type` is ")[2].partition("Every response")[0]
     assert set(re.findall(r"`(\w+)`", sentence)) == {one.type for one in error_classes()}

@@ -1,14 +1,15 @@
 """A rank of a data-parallel training in which one process runs out of memory once, or loses its GPU.
 
 `torchrun ... --module tests.trainer.distributed.planted_rank WORKDIR`; the variable PLANTED says where in the
-second process: "rows" in its third packed batch, "full" in all of its AdamW steps; "gpu" is a lost GPU in its third
-packed batch.
+second process: "rows" in its third packed batch, "validation" in its first one of a validation, "full" in all of its
+AdamW steps; "gpu" is a lost GPU in its third packed batch.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,16 +21,15 @@ SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't alloc
 
 
 class FailsOnce:
-    """Replaces a function: its third call raises."""
+    """Replaces a function: one of the calls that count raises, the third by default."""
 
-    def __init__(self, function: Any, text: str) -> None:
-        self.function = function
-        self.text = text
+    def __init__(self, function: Any, text: str, at: int = 3, counts: Callable[[], bool] = lambda: True) -> None:
+        self.function, self.text, self.at, self.counts = function, text, at, counts
         self.calls = 0
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self.calls += 1
-        if self.calls == 3:
+        self.calls += self.counts()
+        if self.calls == self.at and self.counts():
             raise RuntimeError(self.text)
         return self.function(*arguments, **options)
 
@@ -37,6 +37,9 @@ class FailsOnce:
 def plant(where: str) -> None:
     if where == "full":
         torch.optim.AdamW.step = always_full  # type: ignore[method-assign,assignment]
+    elif where == "validation":
+        short = FailsOnce(objective.hidden_states, SENTENCE, at=1, counts=lambda: not torch.is_grad_enabled())
+        objective.hidden_states = short
     else:
         text = SENTENCE if where == "rows" else "CUDA error: unknown error"
         objective.hidden_states = FailsOnce(objective.hidden_states, text)

@@ -24,6 +24,7 @@ from app.domain.jobs.events import (
     Failed,
     Message,
     Metric,
+    ServedReferenceMeasured,
     SnapshotSaved,
     Started,
     Stopped,
@@ -141,6 +142,8 @@ class TestEqualToOneProcess:
         """KTO: with two processes, and packed batches of other lengths, the reference point is that of one."""
         # The 12th example is a step by itself.
         changes = {"batch_size": 11, "validation_file": method["training_file"], "n_epochs": 3} | method
+        # Each process answers some prompts and evaluates some examples; one checks the adapter of the best step.
+        changes |= {"sample_prompts": ("1: red", "2: blue", "3: green"), "promote_best": True}
         code, single = run_trainer(make_spec(tiny, quantization=FLOAT32, **changes), tmp_path / "alone")
         two = start(**changes)
         assert (code, two.wait()) == (0, 0), two.log_text()
@@ -154,6 +157,13 @@ class TestEqualToOneProcess:
             assert (theirs.trained_tokens, theirs.labelled_tokens) == (mine.trained_tokens, mine.labelled_tokens)
         for name, tensor in single.adapter().items():
             torch.testing.assert_close(two.adapter()[name], tensor, rtol=1e-3, atol=1e-4)
+        assert samples(two.records) == samples(single.records)
+        assert sum(isinstance(record, ServedReferenceMeasured) for record in two.records) == 1
+
+
+def samples(records: list[Any]) -> list[tuple[int, str, str]]:
+    messages = [record.data for record in records if isinstance(record, Message) and "prompt" in record.data]
+    return [(data["step"], data["prompt"], data["base"]) for data in messages]
 
 
 @three_processes
@@ -198,14 +208,19 @@ class TestOutOfMemory:
     ) -> None:
         """Before, one process repeated the step, the other waited for it in the next collective until it was killed.
 
-        KTO: while the reference point of the first step is measured.
+        KTO: while the reference point of the first step is measured. The other method: in the first validation.
         """
+        planted = "rows" if "method" in method else "validation"
+        method |= {"validation_file": method["training_file"]}
         code, single = run_trainer(make_spec(tiny, quantization=FLOAT32, **method), tmp_path / "alone")
-        two = start(planted="rows", **method)
+        two = start(planted=planted, **method)
         assert (code, two.wait()) == (0, 0), two.log_text()
         assert "can't allocate memory" in two.log_text()
         assert list(two.losses().values()) == pytest.approx(single.losses, rel=1e-5)
-        assert any("repeated" in record.message for record in two.records if isinstance(record, Message))
+        valid = [record.full_valid_loss for record in two.records if isinstance(record, Metric)]
+        assert valid == pytest.approx([metric.full_valid_loss for metric in single.of(Metric)], rel=1e-5)
+        (warning,) = [record for record in two.records if isinstance(record, Message)]
+        assert ("validation" in warning.message) == (planted == "validation")
 
     def test_a_shortage_after_the_gradients_were_added_ends_all_processes(self, start: Callable[..., Trainer]) -> None:
         trainer = start(planted="full")

@@ -20,7 +20,7 @@ from worker.trainer.checkpoint import verify
 from worker.trainer.model import base_check, base_model, checkpoint_tensors
 from worker.trainer.model.frozen_linear import Frozen4
 from worker.trainer.objective import objective
-from worker.trainer.training import finish
+from worker.trainer.training import shared_work
 from worker.trainer.validation import evaluate
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -160,7 +160,7 @@ class TestLastCheck:
             moments.append(len(run.optimizer.state))
             return len(moments) == 1
 
-        monkeypatch.setattr(finish, "verify_adapter", Shortage(verify.verify_adapter, is_short))
+        monkeypatch.setattr(shared_work, "verify_adapter", Shortage(verify.verify_adapter, is_short))
         log = train()
         assert moments == [0, 0]
         assert log.code == ExitCode.DONE
@@ -171,8 +171,8 @@ class TestLastCheck:
     def test_if_nothing_is_left_to_free_the_job_fails_and_publishes_nothing(
         self, train: Trainings, monkeypatch: pytest.MonkeyPatch, reviewed: Reviewed
     ) -> None:
-        shortage = Shortage(finish.verify_adapter, lambda *_: True)
-        monkeypatch.setattr(finish, "verify_adapter", shortage)
+        shortage = Shortage(shared_work.verify_adapter, lambda *_: True)
+        monkeypatch.setattr(shared_work, "verify_adapter", shortage)
         log = train()
         assert (log.code, shortage.calls, log.of(Done)) == (ExitCode.OUT_OF_MEMORY, 2, [])
         assert (log.failure.reason, log.failure.param) == (Reason.OUT_OF_MEMORY, "lora.r")

@@ -34,7 +34,7 @@ from worker.trainer.data.batch import pack_batches
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import BatchLosses, StepMetrics
-from worker.trainer.training import step_actions
+from worker.trainer.training import shared_work
 from worker.trainer.training.run import make_objective
 from worker.trainer.training.state import Run
 from worker.trainer.validation import evaluate as sampling
@@ -45,7 +45,7 @@ from worker.trainer.validation.evaluate import evaluate, sample_answers
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The results of the next validations, in order; a test fills the list."""
     losses: list[float] = []
-    monkeypatch.setattr(step_actions, "evaluate", lambda *_: of_loss(losses.pop(0)))
+    monkeypatch.setattr(shared_work, "evaluate", lambda *_: of_loss(losses.pop(0)))
     return losses
 
 
@@ -172,7 +172,7 @@ class TestSideEffects:
         assert fingerprint(base, run) == before
         evaluate(make_objective(base, run), run.dataset, 2048, no_keepalive)
         assert fingerprint(base, run) == before
-        list(sample_answers(base, run, load_renderer(tiny)))
+        sample_answers(base, run, load_renderer(tiny))
         assert fingerprint(base, run) == before
         verify_adapter(base, run, directory)
         assert fingerprint(base, run) == before

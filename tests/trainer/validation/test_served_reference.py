@@ -20,7 +20,7 @@ from tests.trainer.helpers import FLOAT32, make_spec, run_trainer, set_row_token
 from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.model.frozen_linear import StoredLinear
 from worker.trainer.runtime import records
-from worker.trainer.training import finish
+from worker.trainer.training import shared_work
 from worker.trainer.validation import served_reference
 
 NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "float32"}
@@ -84,7 +84,7 @@ def test_each_layer_of_the_passes_before_and_after_the_training_is_a_sign_of_pro
     """
     monkeypatch.setattr(records, "KEEPALIVE_SECONDS", 0.0)
     monkeypatch.setattr(served_reference, "MAX_PROMPT_TOKENS", 40)
-    monkeypatch.setattr(finish, "MAX_PROMPT_TOKENS", 40)
+    monkeypatch.setattr(shared_work, "MAX_PROMPT_TOKENS", 40)
     set_row_tokens(monkeypatch, 40)
     read = Counter[str]()
     weight_of = StoredLinear._read

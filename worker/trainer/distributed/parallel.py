@@ -4,8 +4,9 @@
     sums               |   sum   |   sum   |      of gradients, losses, counts, tokens: all-reduced
     division           |  the same in every process: W equal copies of one adapter
 
-The number of processes changes the result only by the rounding of sums. The first process decides, saves, evaluates and
-reports; the others follow its decisions. With one process, these functions change nothing.
+The number of processes changes the result only by the rounding of sums. The first process decides, saves and reports;
+the others follow its decisions, and take part in evaluations (training/shared_work.py). With one process, these
+functions change nothing.
 
 Letters: W processes, P trained parameters.
 """
@@ -18,7 +19,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -30,7 +33,7 @@ from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_m
 
 T = TypeVar("T")
 
-# The others wait while the first evaluates and saves. The death of a process ends them immediately, without a timeout.
+# The others wait while the first saves files. The death of a process ends them immediately, without a timeout.
 COLLECTIVE_TIMEOUT = timedelta(hours=4)
 
 
@@ -149,6 +152,34 @@ def broadcast(value: T) -> T:
     _run_collective(lambda: dist.broadcast_object_list(values, src=0))
     received: T = values[0]
     return received
+
+
+@dataclass(frozen=True)
+class _Decided:
+    value: Any
+
+
+def lead(decide: Callable[[], T], take_part: Callable[[Any], None]) -> T:
+    """Return what `decide` returns in the first process, in every process.
+
+    Until then the others wait in `take_part(task)` for each task that `decide` broadcasts, and do their part of it.
+    """
+    if is_first():
+        decided = decide()
+        broadcast(_Decided(decided))
+        return decided
+    while not isinstance(task := broadcast(None), _Decided):
+        take_part(task)
+    value: T = task.value
+    return value
+
+
+@torch.no_grad()
+def copy_to_all(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace the tensors by those of the first process."""
+    if world_size() > 1:
+        for tensor in tensors:
+            _run_collective(partial(dist.broadcast, tensor, src=0))
 
 
 def gather(value: T) -> list[T]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,7 @@ class _Library:
         return LlamaCppError(f"{what}: {'; '.join(filter(None, lines)) or 'it gives no reason'}")
 
 
-_library: _Library | None = None
-
-
-def _load() -> _Library:
-    global _library
-    _library = _library or _Library()
-    return _library
+_load = cache(_Library)
 
 
 def quantize(source: Path, destination: Path, quantization: str, threads: int) -> None:
@@ -67,13 +62,13 @@ def quantize(source: Path, destination: Path, quantization: str, threads: int) -
         raise library.error(f"llama.cpp did not quantize {source.name} to {quantization}")
 
 
-class LlamaCppModel:
+class LlamaCppModel(ExitStack):
     """A GGUF model on the CPU, optionally with a LoRA adapter. Close it, or use it in a `with` statement."""
 
     def __init__(self, path: Path, adapter: Path | None, context_tokens: int, threads: int) -> None:
         """Raises LlamaCppError."""
+        super().__init__()
         self._library = _load()
-        self._stack = ExitStack()
         try:
             self._model = self._load_model(path)
             self._vocabulary = self._library.lib.llama_model_get_vocab(self._model)
@@ -82,14 +77,8 @@ class LlamaCppModel:
             if adapter is not None:
                 self._apply_adapter(adapter)
         except BaseException:
-            self._stack.close()
+            self.close()
             raise
-
-    def __enter__(self) -> LlamaCppModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`, in which special tokens are written out; none is added."""
@@ -131,7 +120,7 @@ class LlamaCppModel:
         model = lib.llama_model_load_from_file(str(path).encode(), parameters)
         if model == ffi.NULL:
             raise self._library.error(f"llama.cpp did not load {path.name}")
-        self._stack.callback(lib.llama_model_free, model)
+        self.callback(lib.llama_model_free, model)
         return model
 
     def _make_context(self, context_tokens: int, threads: int) -> Any:
@@ -142,7 +131,7 @@ class LlamaCppModel:
         context = lib.llama_init_from_model(self._model, parameters)
         if context == ffi.NULL:
             raise self._library.error("llama.cpp made no context")
-        self._stack.callback(lib.llama_free, context)
+        self.callback(lib.llama_free, context)
         return context
 
     def _apply_adapter(self, path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
-from app.system.files import sync
+from app.system.files import sync, write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +78,7 @@ def _name_tokenizer_class(path: Path) -> None:
     """Set the old name of TokenizersBackend: transformers 4 and its dependents have only that, transformers 5 both."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 if __name__ == "__main__":

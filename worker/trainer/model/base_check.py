@@ -79,7 +79,7 @@ def _check_base(base: FrozenBase) -> None:
         _run_documents_alone(base)
     logits_T_V = _own_logits(base, single)
     if not torch.isfinite(logits_T_V).all():
-        raise _dtype_overflow(base)
+        raise _wrong_dtype(base, "values that are not finite")
     if getattr(base.model.get_output_embeddings(), "bias", None) is not None:
         raise _unsupported(base, "adds a bias to its logits")
     if _exceeds(base, "logits", difference([_logits(base, single)], [logits_T_V]), MAX_HEAD_DIFFERENCE):
@@ -107,7 +107,8 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
     limit = MAX_ROUTED_DIFFERENCE if base.experts else MAX_DTYPE_DIFFERENCE
     found = max(_norm_difference(alone_T_D, hidden[copy]) for copy in (1, 3))
     if _exceeds(base, f"hidden states in {dtype_name(base.compute_dtype)}", found, limit):
-        raise _dtype_differs(base, found, limit)
+        what = f"hidden states that differ by {found:.0%} from those in float32, and {limit:.0%} is allowed"
+        raise _wrong_dtype(base, what)
 
 
 def _exceeds(base: FrozenBase, name: str, found: float, limit: float) -> bool:
@@ -185,19 +186,10 @@ def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
     return float((expected.float() - actual.float()).norm() / expected.float().norm())
 
 
-def _dtype_differs(base: FrozenBase, found: float, limit: float) -> Failure:
+def _wrong_dtype(base: FrozenBase, what: str) -> Failure:
+    """Return the failure for a base that computes `what` in the compute dtype, but not in float32."""
     text = (
-        f"The base model {base.name} computes other hidden states in {dtype_name(base.compute_dtype)} than in float32: "
-        f"they differ by {found:.0%}, and {limit:.0%} is allowed. Set {float32_request(base.quantization)}; or "
-        "choose another base model."
-    )
-    return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
-
-
-def _dtype_overflow(base: FrozenBase) -> Failure:
-    """Return the failure for values that are finite in float32, but not in the compute dtype."""
-    text = (
-        f"The base model {base.name} computes values that are not finite in {dtype_name(base.compute_dtype)}. Set "
+        f"The base model {base.name} computes in {dtype_name(base.compute_dtype)} {what}. Set "
         f"{float32_request(base.quantization)}; or choose another base model."
     )
     return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")

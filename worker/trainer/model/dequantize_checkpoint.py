@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from app.system.artifact_directory import publish
-from app.system.files import sync
+from app.system.files import sync, write_json
 from app.system.model_files import DEQUANTIZED_FROM, INDEX, hash_directory, weight_files
 from worker.trainer.runtime.process import die_with_parent
 
@@ -90,9 +90,9 @@ def _write(source: Path, directory: Path) -> None:
     for each in (config, config.get("text_config") or {}):
         each.pop("quantization_config", None)
         each["dtype"] = "bfloat16"
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
     if (source / INDEX).exists():
-        _write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})
+        write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})
     for path in source.iterdir():
         if path.is_file() and path.suffix != ".safetensors" and not (directory / path.name).exists():
             shutil.copyfile(path, directory / path.name)
@@ -134,10 +134,6 @@ def _read(key: str, places: dict[str, Path]) -> torch.Tensor:
     with safe_open(places[key], framework="pt", device="cpu") as file:
         tensor: torch.Tensor = file.get_tensor(key)
         return tensor
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,12 +36,10 @@ class Objective(ABC):
     def begin_step(  # noqa: B027  most losses need nothing
         self, dataset: TokenizedDataset, examples: Sequence[int], row_tokens: int, before_batch: Keepalive
     ) -> None:
-        """Measure what the losses need of all examples of a step. Every process calls it before its first batch."""
+        """Measure what the losses need of all examples of a step, or of a file that is evaluated.
 
-    def begin_validation(  # noqa: B027
-        self, dataset: TokenizedDataset, row_tokens: int, before_batch: Keepalive
-    ) -> None:
-        """Measure the same of a whole dataset, in one process."""
+        Every process calls it before its first batch.
+        """
 
     @abstractmethod
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
@@ -92,11 +90,6 @@ class SequenceObjective(Objective):
             with parallel.out_of_memory_in_all():
                 total = self._total(dataset, examples, own, row_tokens, before_batch)
             self._step_mean = parallel.add(total) / len(examples)
-
-    def begin_validation(self, dataset: TokenizedDataset, row_tokens: int, before_batch: Keepalive) -> None:
-        examples = range(len(dataset))
-        if self._loss.has_step_mean:
-            self._step_mean = self._total(dataset, examples, examples, row_tokens, before_batch) / len(examples)
 
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
         reference_N = self._reference_losses(batch)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
-from app.domain.deliveries.served_check import MAX_PROMPT_TOKENS, ServedReference
 from app.domain.jobs.events import Done, Measured, ServedReferenceMeasured
-from worker.trainer.checkpoint.verify import verify_adapter
-from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_check
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
 from worker.trainer.runtime.process import working_seconds
 from worker.trainer.training.attempt import Loaded, TrainingAttempt
 from worker.trainer.training.run_files import RunFiles
+from worker.trainer.training.shared_work import SharedWork
 from worker.trainer.training.state import Run
-from worker.trainer.validation.evaluate import report_samples
-from worker.trainer.validation.served_reference import measure_reference
 
 
 @dataclass(frozen=True)
@@ -28,6 +22,7 @@ class Finish:
     run: Run
     policy: OutOfMemoryPolicy
     files: RunFiles
+    shared: SharedWork
 
     def __call__(self) -> tuple[Measured, Done]:
         """Save and check the result; return the last records of the run. Raises Failure(ADAPTER_MISMATCH)."""
@@ -41,32 +36,11 @@ class Finish:
         self.loaded.base.kernels.memory.trim()  # for the large tensors of the check
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self.files.checkpoint(final=True)
-            check = partial(verify_adapter, self.loaded.base, run, directory)
-            self.policy.retry(run, "comparing the saved adapter", check, partial(reduce_check, run))
-            self._record_reference()
-            report_samples(self.loaded, run, self.policy, emit)
+            if reference := self.shared.end(directory, is_earlier_step=run.promotes_earlier_step):
+                emit(ServedReferenceMeasured(run_id=run.id, step=run.step, reference=reference))
+            self.shared.report_samples()
         name = self.attempt.name_of(directory)
         return self._measured(), Done(run_id=run.id, step=step, trained_tokens=run.trained_tokens, directory=name)
-
-    def _record_reference(self) -> None:
-        """Record what an engine must compute. The adapter is saved, so no error of this ends the run."""
-        run, loaded, emit = self.run, self.loaded, self.attempt.emit
-
-        def work() -> ServedReference | None:
-            row_tokens = max(MAX_PROMPT_TOKENS, self.policy.plan.effective_validation_row_tokens)
-            return measure_reference(loaded.base, run, loaded.renderer, row_tokens, emit.keepalive)
-
-        try:
-            reference = self.policy.retry(
-                run, "recording what an engine must compute", work, partial(reduce_check, run)
-            )
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            text = f"What an engine must compute was not recorded ({type(error).__name__}): deliveries are not checked."
-            emit.message(text, "warn", step=run.step)
-            return
-        if reference is not None:
-            emit(ServedReferenceMeasured(run_id=run.id, step=run.step, reference=reference))
 
     def _measured(self) -> Measured:
         run = self.run

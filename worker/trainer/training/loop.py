@@ -7,6 +7,7 @@ packed into one batch or several; the number of batches changes its memory, and 
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from worker.trainer.distributed import parallel
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
@@ -33,9 +34,10 @@ def train(run: Run, objective: Objective, policy: OutOfMemoryPolicy, actions: St
         )
         if recover(result, policy, objective.base.compute_dtype, actions.emit):
             continue
-        if parallel.is_first():
-            with actions.emit.fail_run_on_error():
-                actions.after_step(result)
+        if run.schedule.is_validation_due(run.step):
+            parallel.lead(partial(actions.after_step, result), actions.shared.take_part)
+        elif parallel.is_first():
+            actions.after_step(result)
 
 
 def _between_steps(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) -> bool:
@@ -45,10 +47,7 @@ def _between_steps(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) ->
     """
     policy.agree()
     run.random_states = parallel.gather_random_states(run.adapter)
-    if parallel.is_first() and actions.emit.ending is None:
-        with actions.emit.fail_run_on_error():
-            actions.between_steps()
-    actions.emit.ending = parallel.broadcast(actions.emit.ending)
+    actions.emit.ending = parallel.lead(actions.between_steps, actions.shared.take_part)
     return actions.emit.ending is None
 
 

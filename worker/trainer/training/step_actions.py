@@ -4,50 +4,60 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
 
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.events import Command, Metric, Stopped
 from app.domain.jobs.states import Reason
-from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_validation
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.training.attempt import Loaded, Prepared, TrainingAttempt
 from worker.trainer.training.finish import Finish
 from worker.trainer.training.run_files import RunFiles
+from worker.trainer.training.shared_work import SharedWork
 from worker.trainer.training.state import StepResult
-from worker.trainer.validation.evaluate import evaluate, report_samples
 
 MAX_REPORTED_LINES = 16
 
 
 class StepActions:
-    """The actions between steps; only the first process runs them."""
+    """The actions between steps; only the first process runs them, the others take part in `shared`."""
 
     def __init__(self, attempt: TrainingAttempt, loaded: Loaded, prepared: Prepared, policy: OutOfMemoryPolicy) -> None:
         self.attempt, self.loaded, self.policy = attempt, loaded, policy
-        self.run, self.objective, self.emit = prepared.run, prepared.objective, attempt.emit
+        self.run, self.emit = prepared.run, attempt.emit
         self.files = RunFiles(attempt, loaded.base, prepared.run, policy)
-        self.finish = Finish(attempt, loaded, prepared.run, policy, self.files)
+        self.shared = SharedWork(loaded, prepared, policy, attempt.emit)
+        self.finish = Finish(attempt, loaded, prepared.run, policy, self.files, self.shared)
         self.full_disk_error: Exception | None = None  # raised by the checkpoint of the previous step
 
     def after_step(self, result: StepResult) -> None:
-        """Validate, report and save a checkpoint, each if it is due. Raises Failure(NON_FINITE_LOSS)."""
+        """Validate, report and save a checkpoint, each if it is due. An error ends the run."""
+        with self.emit.fail_run_on_error():
+            self._after_step(result)
+
+    def between_steps(self) -> Reason | None:
+        """Finish, stop or save a snapshot, if that is due. Return how the run ended, also by an error; else None."""
+        if self.emit.ending is None:
+            with self.emit.fail_run_on_error():
+                self._between_steps()
+        return self.emit.ending
+
+    def _after_step(self, result: StepResult) -> None:
         run = self.run
         if not result.is_finite:
             raise _non_finite_loss(result)
         is_validation_due, started = run.schedule.is_validation_due(run.step), time.monotonic()
-        validation = self._validate() if is_validation_due else None
+        validation = self.shared.validate() if is_validation_due else None
         run.validation_seconds += time.monotonic() - started if validation else 0.0
         self._report_step(result, validation)
         is_best = validation is not None and self._update_best(validation)
         if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_best:
             self._checkpoint_unless_disk_full()
         if is_validation_due and not run.is_complete:  # `finish` samples the result
-            report_samples(self.loaded, run, self.policy, self.emit)
+            self.shared.report_samples()
 
-    def between_steps(self) -> None:
-        """Finish, stop or save a snapshot, if that is due. Raises the error of a full disk."""
+    def _between_steps(self) -> None:
         stops = self.attempt.stops
         last_records = self.finish() if self.run.is_complete and stops.strongest is None else ()
         if command := stops.strongest:  # also of a run that has finished meanwhile
@@ -94,17 +104,6 @@ class StepActions:
             self.full_disk_error = error
             text = f"The checkpoint of step {self.run.step} could not be saved: the disk is full."
             self.emit.message(text, "warn", step=self.run.step)
-
-    def _validate(self) -> StepMetrics | None:
-        run, dataset = self.run, self.run.validation_dataset
-        if dataset is None:
-            return None
-
-        def work() -> StepMetrics:
-            row_tokens = self.policy.plan.effective_validation_row_tokens
-            return evaluate(self.objective, dataset, row_tokens, self.emit.keepalive)
-
-        return self.policy.retry(run, "measuring the validation loss", work, partial(reduce_validation, dataset))
 
     def _update_best(self, validation: StepMetrics) -> bool:
         """Return whether this step is the best so far and may become the result, so that it needs a checkpoint."""

@@ -1,72 +1,62 @@
 """Evaluation of the run: the metrics of a complete file, with the adapter, without dropout and gradients; and greedy
-answers to the sample prompts, by the base model and by the tuned model.
+answers to the sample prompts, by the base model and by the tuned model. Every process does a part of either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from app.domain.datasets.render import Renderer
-from app.domain.evaluations.spec import precision_text
 from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.answers.generate import generate
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
-from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_prompts
+from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
-from worker.trainer.runtime.records import Keepalive, RecordWriter
-from worker.trainer.training.attempt import Loaded
+from worker.trainer.runtime.records import Keepalive
 from worker.trainer.training.state import Run
 
 MAX_NEW_TOKENS = 64
 
 
 def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, keepalive: Keepalive) -> StepMetrics:
-    """Evaluate every document once, in the order of the file."""
-    device = objective.base.device
+    """Evaluate every document once, in the order of the file; each process those of its examples."""
+    device, examples = objective.base.device, range(len(dataset))
     metrics = StepMetrics(device, objective.metric_names)
-    objective.begin_validation(dataset, row_tokens, keepalive)
-    for batch in pack_batches(dataset, dataset.documents_of(range(len(dataset))), row_tokens):
-        keepalive("measuring the validation loss")
-        metrics.add(objective.evaluate(batch.to(device)))
+    objective.begin_step(dataset, examples, row_tokens, keepalive)
+    own = dataset.documents_of(parallel.own_examples(examples, dataset.tokens_of))
+    with parallel.out_of_memory_in_all():
+        for batch in pack_batches(dataset, own, row_tokens):
+            keepalive("measuring the validation loss")
+            metrics.add(objective.evaluate(batch.to(device)))
+    metrics.set_sums(parallel.add(metrics.sums()))
     return metrics
-
-
-def report_samples(loaded: Loaded, run: Run, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
-    """Emit the answers of the base model and of the tuned model to each sample prompt."""
-
-    def work() -> list[tuple[str, str, str]]:
-        return list(sample_answers(loaded.base, run, loaded.renderer, policy.plan.prompts_at_once))
-
-    reduce = partial(reduce_prompts, len(run.spec.sample_prompts))
-    quantization = loaded.base.quantization
-    precision = precision_text(quantization.model_dump() if quantization else None)
-    for prompt, base, tuned in policy.retry(run, "answering the sample prompts", work, reduce):
-        text = f"Sample after step {run.step}: answers of the base model in {precision} and of the tuned model."
-        emit.message(text, step=run.step, prompt=prompt, base=base, tuned=tuned)
 
 
 def sample_answers(
     base: FrozenBase, run: Run, renderer: Renderer, batch_size: int | None = None
-) -> Iterator[tuple[str, str, str]]:
-    """Yield (prompt, the base model's answer, the tuned model's answer) for each sample prompt.
+) -> list[tuple[str, str, str]]:
+    """Return (prompt, the base model's answer, the tuned model's answer) for each sample prompt.
 
     A batch has `batch_size` prompts: None stands for all of them, 0 for no answers at all.
     """
-    prompts = run.spec.sample_prompts
+    prompts, processes = run.spec.sample_prompts, parallel.world_size()
     if not prompts or batch_size == 0:
-        return
-    tokens = [prompt_tokens(renderer, prompt) for prompt in prompts]
-    size = batch_size or len(tokens)
+        return []
+    own = prompts[parallel.rank() :: processes]
+    tokens = [prompt_tokens(renderer, prompt) for prompt in own]
+    size = batch_size or len(prompts)
     batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
 
     def answer(adapter: LoraAdapter | None) -> list[str]:
         return [answer for batch in batches for answer in _generate(base, batch, adapter, renderer)]
 
-    run.base_answers = run.base_answers or answer(None)
-    yield from zip(prompts, run.base_answers, answer(run.adapter), strict=True)
+    with parallel.out_of_memory_in_all():
+        run.base_answers = run.base_answers or answer(None)
+        answers = list(zip(own, run.base_answers, answer(run.adapter), strict=True))
+    of_processes = parallel.gather(answers)
+    return [of_processes[number % processes][number // processes] for number in range(len(prompts))]
 
 
 def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
