@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,6 +19,7 @@ from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from app.domain.jobs.events import Command, Message, Planned, Probed, parse_record
+from app.domain.jobs.hyperparameters import OptimizerName
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from app.system.model_files import read_catalog_entry
 from tests.gpu_check import machine_checks, model_checks
@@ -153,19 +154,24 @@ def out_of_memory(site: Site) -> Seen:
 
 
 def resume(site: Site) -> Seen:
-    """A run that is drained and resumed ends with the adapter of an uninterrupted one."""
+    """A run that is drained and resumed ends with the adapter of an uninterrupted one, with each optimizer."""
     base, data = _tiny(site.directory)
-    options = {"device": site.device.type, "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}
-    whole = _train(base, data, site.directory / "whole", **options)
-    _, first = run_trainer(make_spec(base, data, **options), site.directory / "first", stop_at=(3, Command.DRAIN))
-    snapshot = site.directory / "first" / first.records[-2].directory
-    second = _train(base, data, site.directory / "second", resume_from=snapshot, **options)
-    one, other = whole.adapter(), second.adapter()
-    difference = max(float((one[name] - other[name]).norm() / one[name].norm().clamp_min(1e-9)) for name in one)
-    allowed = 0.0 if not site.is_cuda else 1e-2
-    if difference > allowed:
-        raise CheckFailed(f"the adapters differ by {difference:.1e}", f"{allowed:.0e}", REPORT)
-    return f"difference {difference:.1e}"
+    differences = {}
+    for optimizer in get_args(OptimizerName):
+        directory = site.directory / optimizer
+        options = {"device": site.device.type, "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}
+        options |= {"optimizer": optimizer, "n_epochs": 1 if optimizer == "adamw_8bit" else 2}
+        whole = _train(base, data, directory / "whole", **options)
+        stopped = directory / "first"
+        _, first = run_trainer(make_spec(base, data, **options), stopped, stop_at=(2, Command.DRAIN))
+        second = _train(base, data, directory / "second", resume_from=stopped / first.records[-2].directory, **options)
+        one, other = whole.adapter(), second.adapter()
+        found = max(float((one[name] - other[name]).norm() / one[name].norm().clamp_min(1e-9)) for name in one)
+        allowed = 1e-2 if site.is_cuda else 0.0
+        if not found <= allowed:
+            raise CheckFailed(f"{optimizer}: the adapters differ by {found:.1e}", f"{allowed:.0e}", REPORT)
+        differences[f"{optimizer}, difference"] = f"{found:.1e}"
+    return differences
 
 
 def plans(site: Site) -> Seen:

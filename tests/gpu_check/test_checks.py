@@ -21,6 +21,7 @@ from tests.gpu_check.machine_checks import attention
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.trainer.helpers import CPU, Trainings
 from tests.trainer.kernels.planted_defects import REFUSED, scaled
+from worker.trainer.kernels import compiled
 from worker.trainer.memory import activation_checkpointing
 from worker.trainer.model.attention import attention as kernels
 from worker.trainer.objective import objective
@@ -125,9 +126,10 @@ class TestModel:
     def test_a_mode_of_recomputation_with_other_gradients_fails(
         self, site: Site, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(model_checks, "PARTIALLY_ROTATED", ())
+        monkeypatch.setattr(model_checks, "TINY_BASES", {"cpu": ()})
         seen = model_checks.layouts(site)
-        assert str(seen["model, plain kernels"]).startswith("10 layouts within 0.0e+00")  # type: ignore[index]
+        assert set(seen) == {"model, plain kernels", "model, fused kernels"}
+        assert str(seen["model, plain kernels"]).startswith("12 layouts")  # type: ignore[index]
         plain = activation_checkpointing._RecomputedLayer.backward
         monkeypatch.setattr(
             activation_checkpointing._RecomputedLayer,
@@ -137,15 +139,24 @@ class TestModel:
         with pytest.raises(CheckFailed, match="the first 1 layers recomputed"):
             model_checks.layouts(site)
 
+    @pytest.mark.parametrize(("function", "kind"), [("normalize", "norms"), ("swiglu", "gated MLPs")])
+    def test_a_defect_in_a_fused_kernel_fails(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch, function: str, kind: str
+    ) -> None:
+        plain = getattr(compiled, function)
+        monkeypatch.setattr(compiled, function, lambda *inputs: plain(*inputs) * 1.1)
+        with pytest.raises(CheckFailed, match=f"own {kind} stay"):
+            list(model_checks._gradients(site, site.model, [*model_checks.kernel_variants(CPU)][-1]))
+
     def test_a_reference_unlike_transformers_fails(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         assert model_checks.reference(site)["tokens"] > 50  # type: ignore[index, operator]
-        plain = served_reference._measure
+        plain = served_reference._score
 
         def wrong(*arguments: Any) -> Any:
             found = plain(*arguments)
             return found._replace(logprobs=[logprob - 0.1 for logprob in found.logprobs])
 
-        monkeypatch.setattr(served_reference, "_measure", wrong)
+        monkeypatch.setattr(served_reference, "_score", wrong)
         with pytest.raises(CheckFailed, match="nats from transformers"):
             model_checks.reference(site)
 
@@ -198,7 +209,7 @@ class TestPlans:
 
 class TestTraining:
     def test_resume_and_out_of_memory_pass_on_a_cpu(self, site: Site) -> None:
-        assert resume(site) == "difference 0.0e+00"
+        assert resume(site) == {"adamw, difference": "0.0e+00", "adamw_8bit, difference": "0.0e+00"}
         assert "repeated" in str(out_of_memory(site))
 
     def test_a_repetition_with_another_result_fails(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 
 from tests.trainer.helpers import CPU_KERNELS
 from worker.trainer.kernels.compiled import compiled
+
+if TYPE_CHECKING:  # `make gpu-check` also runs where pytest is not installed
+    import pytest
 
 FUSED_ON_CPU = replace(CPU_KERNELS, is_fused=True)
 TORCH_COMPILE: Any = torch.compile
