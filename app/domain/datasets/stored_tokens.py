@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import BinaryIO
 
 from app.domain.datasets.render import Renderer
@@ -32,7 +32,7 @@ def key_of(renderer: Renderer, file_sha256: str, parameters: DataParameters) -> 
         "file_sha256": file_sha256,
         "renderer": renderer.identity,
         "parameters": parameters.model_dump(mode="json"),
-        "programs": {name: version(name) for name in PROGRAMS},
+        "programs": {name: _version(name) for name in PROGRAMS},
     }
     return json.dumps(values, sort_keys=True).encode() + b"\n"
 
@@ -72,3 +72,10 @@ def read_tokens(file: BinaryIO, key: bytes, method: MethodName) -> TokenizedData
     except ValueError:
         return None
     return dataset
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # of a checkout that is not installed
+        return ""

@@ -123,7 +123,7 @@ class TestOrphans:
             for name in (column.name for column in table.columns)
             if "storage_key" in name
         }
-        assert naming == {File.__tablename__, "snapshots", UploadPart.__tablename__}
+        assert naming == {File.__tablename__, "job_tokens", "snapshots", UploadPart.__tablename__}
 
 
 def test_what_killed_processes_have_staged_is_deleted_and_what_the_disk_refuses_keeps_no_other(

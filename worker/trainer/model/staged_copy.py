@@ -42,7 +42,8 @@ class StagedCopy:
         """Return the tensor on the device; the copy may still be under way on its current stream."""
         copied = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
         source_N, target_N = (each.reshape(-1).view(torch.uint8) for each in (tensor.contiguous(), copied))
-        for source_P, target_P in zip(source_N.split(self._part_bytes), target_N.split(self._part_bytes), strict=True):
+        parts = (torch.split(each, self._part_bytes) for each in (source_N, target_N))
+        for source_P, target_P in zip(*parts, strict=True):
             buffer, last_copy = next(self._buffers)
             last_copy.synchronize()
             part_P = buffer[: len(source_P)].copy_(source_P)
