@@ -162,7 +162,7 @@ def memory() -> Iterator[Comparison]:
         ("32B, 16 bits, 2,048 tokens", Job("Qwen3-32B", 2048, bits=16), 76.0, "Unsloth",
          "The plan recomputes every layer and keeps its input only."),
         ("70B, 4 bits, 2,048 tokens", Job("Llama-3.1-70B", 2048), 41.0, "Unsloth",
-         "AdamW has 16 bytes for each trained parameter, and the check of the saved adapter 8 more."),
+         "AdamW has 16 bytes for each trained parameter."),
         ("the same", Job("Llama-3.1-70B", 2048), 48.0, "LLaMA-Factory", "Agreement."),
     ):  # fmt: skip
         yield Comparison(case, job.least_gigabytes, published, source, why)
