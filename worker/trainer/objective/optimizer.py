@@ -49,7 +49,7 @@ def make_optimizer(
     others = [parameter for name, parameter in named_parameters.items() if NOT_DECAYED.search(name.lower())]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    options = {
+    options: dict[str, Any] = {
         "lr": hyperparameters.learning_rate,
         "betas": BETAS,
         "eps": EPSILON,
