@@ -31,6 +31,7 @@ from worker.trainer.distributed import parallel
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.placement import available_offload_bytes
 from worker.trainer.model.base_model import FrozenBase
+from worker.trainer.objective.optimizer import can_repeat_step
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, out_of_memory
 from worker.trainer.runtime.records import Keepalive, RecordWriter
 from worker.trainer.training.state import Run
@@ -62,7 +63,9 @@ class OutOfMemoryPolicy:
         """
         state, step, is_repeated = run.adapter.generator.get_state(), run.step, False
         while True:
-            with SuppressOutOfMemory(lambda: run.step == step and run.can_repeat_step):
+            with SuppressOutOfMemory(
+                lambda: run.step == step and not run.gradients_are_all_reduced and can_repeat_step(run.optimizer)
+            ):
                 return work(self.plan.row_tokens)
             run.adapter.generator.set_state(state)
             self._free(run)

@@ -19,48 +19,26 @@ from worker.trainer.runtime.failures import SuppressOutOfMemory
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-QUANTIZED = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names of codes and scales
 NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")  # in lower-case names
 
 
 class AdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]  # untyped library
     """bitsandbytes' AdamW with moments in blocks of 256 numbers with 8 bits; tensors below 4,096 numbers keep float32.
 
-    On a CPU its update allocates memory. A step that runs out of it can be repeated with the same gradients: it goes on
-    with the parameter of the error, which is as before. With other gradients it cannot.
+    On a CPU its update allocates memory. If that runs out, some parameters are updated and the step cannot be repeated.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        super().__init__(groups, **options)
-        self._updated: set[torch.nn.Parameter] = set()  # by a step that did not end
+    is_within_step = False
 
-    @property
-    def is_within_step(self) -> bool:
-        return bool(self._updated)
-
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        del closure
-        for number, group in enumerate(self.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                if parameter.grad is not None and parameter not in self._updated:
-                    self._update(group, parameter, number, index)
-                    self._updated.add(parameter)
-        self._updated.clear()
+        self.is_within_step = True
+        super().step(closure)
+        self.is_within_step = False
 
-    def _update(self, group: dict[str, Any], parameter: torch.nn.Parameter, number: int, index: int) -> None:
-        if not self.state[parameter]:
-            self.init_state(group, parameter, number, index)
-        state = self.state[parameter]
-        changed = [parameter, *(state[name] for name in QUANTIZED if name in state)]
-        steps, kept = state["step"], [tensor.clone() for tensor in changed if tensor.device.type == "cpu"]
-        try:
-            self.update_step(group, parameter, number, index)
-        except Exception:
-            state["step"] = steps
-            for tensor, before in zip(changed, kept, strict=False):  # a GPU's kernel allocates nothing
-                tensor.copy_(before)
-            raise
+
+def can_repeat_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer step that failed has changed nothing."""
+    return not (isinstance(optimizer, AdamW8bit) and optimizer.is_within_step)
 
 
 def make_optimizer(
@@ -71,7 +49,7 @@ def make_optimizer(
     others = [parameter for name, parameter in named_parameters.items() if NOT_DECAYED.search(name.lower())]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    options = {
+    options: dict[str, Any] = {
         "lr": hyperparameters.learning_rate,
         "betas": BETAS,
         "eps": EPSILON,
@@ -139,9 +117,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def update_parameters(optimizer: torch.optim.Optimizer, memory: Memory) -> None:
-    """Make the optimizer's step; repeat it once after freeing memory. It changes nothing before it has its memory,
-    and in 8 bits goes on where it ended."""
-    with SuppressOutOfMemory():
+    """Make the optimizer's step; repeat it once after freeing memory, if it changed nothing before that ran out."""
+    with SuppressOutOfMemory(lambda: can_repeat_step(optimizer)):
         optimizer.step()
         return
     memory.free()

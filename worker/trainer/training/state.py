@@ -21,7 +21,6 @@ from worker.trainer.data.schedule import StepSchedule
 from worker.trainer.distributed import parallel
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
-from worker.trainer.objective.optimizer import AdamW8bit
 from worker.trainer.validation.early_stopping import BestValidation
 
 ETA_WINDOW_STEPS = 20  # the ETA follows from the mean duration of these last steps
@@ -83,11 +82,6 @@ class Run:
     def promotes_earlier_step(self) -> bool:
         """Return whether the result is the adapter of the best step, and that is not the current one."""
         return self.spec.hyperparameters.promote_best and self.best.step not in (None, self.step)
-
-    @property
-    def can_repeat_step(self) -> bool:
-        is_updated = isinstance(self.optimizer, AdamW8bit) and self.optimizer.is_within_step
-        return not self.gradients_are_all_reduced and not is_updated
 
     def clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
