@@ -8,15 +8,14 @@ import pytest
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
+from app.domain.planning.adapter_size import adapter_parameters, ranks_of_layer
 from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import (
     ALLOCATOR_OVERHEAD,
-    adapter_parameters,
     base_bytes,
     cache_bytes,
     estimate_memory,
-    ranks_of_layer,
 )
 from app.domain.planning.packing import SequenceLengths, Workload
 from app.system.model_files import read_catalog_entry

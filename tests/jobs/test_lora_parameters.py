@@ -11,7 +11,7 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.definitions import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
-from app.domain.planning.memory import adapter_parameters
+from app.domain.planning.adapter_size import adapter_parameters
 from app.errors import BadRequest
 from tests.sentences import Reviewed
 

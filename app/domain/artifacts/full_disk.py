@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.memory import fully_trained_modules, trained_parameters
+from app.domain.planning.adapter_size import fully_trained_modules, trained_parameters
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 WAITING_FOR_STORAGE = "waiting_for_storage"  # the phase of a job

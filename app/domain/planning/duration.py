@@ -13,8 +13,9 @@ from functools import lru_cache
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.methods import METHODS
+from app.domain.planning.adapter_size import adapter_parameters
 from app.domain.planning.execution_plan import ExecutionPlan
-from app.domain.planning.memory import DeviceKind, adapter_parameters
+from app.domain.planning.memory import DeviceKind
 from app.domain.planning.packing import Workload
 
 # The constant cost of a packed batch, in tokens: launches of some hundred operators per layer (cpu: a token in batches

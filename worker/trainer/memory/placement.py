@@ -15,14 +15,10 @@ import torch
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
+from app.domain.planning.adapter_size import adapter_bytes_per_token, trained_norm_bytes_per_token
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.execution_plan import RECOMPUTE_TEXTS, Recompute
-from app.domain.planning.memory import (
-    GRADIENT_BYTES,
-    MOMENT_BYTES,
-    adapter_bytes_per_token,
-    trained_norm_bytes_per_token,
-)
+from app.domain.planning.memory import GRADIENT_BYTES, MOMENT_BYTES
 from app.domain.planning.packing import Workload
 from app.system.host import core_flops
 from app.system.model_files import entry_of
