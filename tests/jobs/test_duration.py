@@ -217,6 +217,10 @@ def test_the_workload_is_what_steps_and_validations_process() -> None:
     of = work(job, length=100, examples=35, labelled=0.25, validation=70)
     assert (of.steps, of.tokens, of.validated_tokens, of.mean_attended_tokens) == (8, 7000, 140, 100)
     assert of.labelled_share == pytest.approx(0.25)
+    of_orpo = Workload.of(
+        job.model_copy(update={"method": "orpo"}), of.lengths, labelled_tokens=sum(of.lengths.tokens) // 4
+    )
+    assert of_orpo.labelled_share == pytest.approx(0.625)  # the half of preferred answers is learned as a whole
 
 
 def test_a_file_without_an_example_is_no_work() -> None:

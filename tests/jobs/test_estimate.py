@@ -9,7 +9,15 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.adapter_size import adapter_parameters, ranks_of_layer
-from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Correction, Device, estimate_placement
+from app.domain.planning.estimate import (
+    USABLE_MEMORY_SHARE,
+    Correction,
+    Device,
+    DeviceGroup,
+    estimate_on,
+    estimate_placement,
+    estimate_requirements,
+)
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import (
     ALLOCATOR_OVERHEAD,
@@ -18,6 +26,7 @@ from app.domain.planning.memory import (
     estimate_memory,
 )
 from app.domain.planning.packing import SequenceLengths, Workload
+from app.domain.scheduling.worker_capacity import JobRequirements, fits, worker_capacity, worker_device
 from app.system.model_files import read_catalog_entry
 from tests.jobs.test_packing import HYPERPARAMETERS
 from tests.sentences import Reviewed
@@ -65,6 +74,10 @@ def work(job: JobSpec, length: int = 512, examples: int = 640) -> Workload:
     for _ in range(examples):
         lengths.add([length])
     return Workload.of(job, lengths)
+
+
+def long_job(tokens: int, **changes: object) -> JobSpec:
+    return spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 64, "context_length": tokens}, **changes)
 
 
 class TestMemory:
@@ -203,7 +216,7 @@ class TestEstimatePlacement:
         job = spec()
         placement = estimate_placement(LLAMA_8B, job, work(job), H100)
         assert placement.fits
-        assert placement.plan == ExecutionPlan(row_tokens=8192, cache_weights=True)
+        assert placement.plan == ExecutionPlan(row_tokens=8192, cache_weights=True, cuda_kernels=True)
         assert placement.largest_batch_tokens == 8192
 
     def test_among_equally_fast_plans_it_selects_the_smallest(self) -> None:
@@ -230,7 +243,7 @@ class TestEstimatePlacement:
 
     def test_the_message_of_a_job_that_does_not_fit_names_what_to_change(self, reviewed: Reviewed) -> None:
         job = spec()
-        placement = estimate_placement(LLAMA_8B, job, work(job), replace(L4, memory_bytes=7 << 30))
+        placement = estimate_placement(LLAMA_8B, job, work(job), replace(L4, memory_bytes=6 << 30))
         assert not placement.fits
         assert placement.plan.recompute == "everything"
         reviewed(placement.message)
@@ -270,6 +283,20 @@ class TestEstimatePlacement:
         assert not estimate_placement(LLAMA_8B, job, work(job), replace(can, memory_bytes=16 << 30)).plan.cache_weights
         assert not estimate_placement(LLAMA_8B, spec(quantization=None), work(job), can).plan.cache_weights
 
+    def test_a_mismatched_document_of_kto_is_a_prompt_with_the_answer_of_another_document(self) -> None:
+        """Up to 8,192 tokens beside documents of 4,096: more than a step of them takes in chunks."""
+        weights = {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1}
+        forwards = {}
+        for name, parameters in (("supervised", {}), ("kto", weights)):
+            settings = HYPERPARAMETERS | {"context_length": 8192} | parameters
+            job = spec(method=name, hyperparameters=settings)
+            placement = estimate_placement(LLAMA_8B, job, work(job, 4096, 64), replace(L4, memory_bytes=1))
+            forwards[name] = placement.memory.forwards
+            assert placement.plan.mlp_chunk_tokens == 1024
+        weight = 2 * 4096 * 14_336
+        assert forwards["supervised"] == 0
+        assert forwards["kto"] == int(1.04 * (2 * (8192 * 4 * 4096 + 1024 * 3 * 14_336) + weight))
+
 
 class TestCudaKernels:
     def test_longer_chunks_of_the_loss_take_memory_and_masks_take_none(self) -> None:
@@ -283,29 +310,31 @@ class TestCudaKernels:
         assert plain.activations - kernels.activations == pytest.approx(1.04 * 32 * 8192 * inputs, rel=1e-3)
 
     def test_a_long_document_fits_with_the_inputs_of_the_layers_in_host_memory(self) -> None:
-        job, small = spec(), replace(L4, memory_bytes=16 << 30)
-        job = job.model_copy(
-            update={"hyperparameters": job.hyperparameters.model_copy(update={"context_length": 16_384})}
-        )
-        long = work(job, 16_384, 64)
-        assert not estimate_placement(LLAMA_8B, job, long, small).fits
-        placement = estimate_placement(LLAMA_8B, job, long, small, cuda_kernels=True)
-        assert placement.fits, placement.message
-        assert (placement.plan.recompute, placement.plan.offload) == ("everything", True)
+        """The degrees in the order of their cost: offload, then MLPs in chunks, then smaller ones."""
+        job, degrees = long_job(16_384), {}
+        for gib in (24, 16, 12, 10, 9):
+            placement = estimate_placement(LLAMA_8B, job, work(job, 16_384, 64), replace(L4, memory_bytes=gib << 30))
+            assert placement.fits, placement.message
+            degrees[gib] = placement.plan.recompute, placement.plan.offload, placement.plan.mlp_chunk_tokens
+        assert degrees == {
+            24: ("layers", False, 0),
+            16: ("everything", True, 0),
+            12: ("everything", True, 4096),
+            10: ("everything", True, 4096),
+            9: ("everything", True, 1024),
+        }
 
     def test_a_new_layout_replaces_an_earlier_offload(self) -> None:
-        earlier = ExecutionPlan(row_tokens=64, recompute="everything", offload=True, threads=2)
+        earlier = ExecutionPlan(row_tokens=64, recompute="everything", offload=True, mlp_chunk_tokens=1024, threads=2)
         assert earlier.with_layout(ExecutionPlan(row_tokens=32)) == ExecutionPlan(row_tokens=32, threads=2)
 
     def test_the_memory_of_the_host_limits_the_offload(self, reviewed: Reviewed) -> None:
         """32 inputs of 16,384 tokens x 4,096 numbers in 16 bits, each in a pinned block of 128 MiB: 4.29 GB."""
-        job = spec()
-        hyperparameters = job.hyperparameters.model_copy(update={"context_length": 16_384})
-        job = job.model_copy(update={"hyperparameters": hyperparameters})
+        job = long_job(16_384)
         long, fits = work(job, 16_384, 64), {}
         for host_bytes in (5_000_000_000, 4_300_000_000):
-            device = replace(L4, memory_bytes=16 << 30, host_bytes=host_bytes)
-            placement = estimate_placement(LLAMA_8B, job, long, device, cuda_kernels=True)
+            device = replace(L4, memory_bytes=11 << 30, host_bytes=host_bytes)
+            placement = estimate_placement(LLAMA_8B, job, long, device)
             fits[host_bytes] = placement.fits
         assert fits == {5_000_000_000: True, 4_300_000_000: False}
         assert not placement.plan.offload
@@ -313,7 +342,7 @@ class TestCudaKernels:
 
     def test_nothing_is_offloaded_with_enough_memory(self) -> None:
         job = spec()
-        assert not estimate_placement(LLAMA_8B, job, work(job), H100, cuda_kernels=True).plan.offload
+        assert not estimate_placement(LLAMA_8B, job, work(job), H100).plan.offload
 
 
 class TestCorrection:
@@ -373,3 +402,47 @@ class TestSizes:
         sizes = {"decoder_layers", "attention_heads", "query_size", "key_size", "intermediate_size"}
         old = LLAMA_8B.model_dump(exclude=sizes | {"linear_parameters"})
         assert CatalogEntry.model_validate(old).decoder_layers == 0
+
+
+class TestRequirements:
+    """The claim compares the smallest plan with a worker's memory, so it must be the plan of the API."""
+
+    def about(self, host_gib: int) -> dict[str, object]:
+        device = {"kind": "cuda", "device": "NVIDIA GeForce RTX 4090", "memory_bytes": 24_564 << 20, "cpus": 16}
+        return device | {"host_bytes": host_gib << 30}
+
+    def test_a_job_that_fits_only_with_offload_is_claimed(self) -> None:
+        job = long_job(40_000)
+        long, about = work(job, 40_000, 64), self.about(64)
+        device = worker_device(about)
+        assert device
+        group = DeviceGroup(device, 1, ())
+        placement = estimate_on(LLAMA_8B, job, long, group)
+        assert placement.fits, placement.message
+        assert placement.plan.offload
+        needed = JobRequirements("m", cuda_bytes=estimate_requirements(LLAMA_8B, job, long, [group]).cuda_bytes)
+        assert fits(worker_capacity(about), needed)
+
+    @pytest.mark.parametrize(("host_gib", "gpus"), [(8, 1), (24, 2)])
+    def test_the_host_memory_that_a_worker_advertises_limits_its_plan_and_its_claim(
+        self, host_gib: int, gpus: int
+    ) -> None:
+        """32 inputs of 40,000 tokens x 4,096 numbers in 16 bits, each in a pinned block of 512 MiB, are 16 GiB."""
+        job = long_job(40_000)
+        device = worker_device(self.about(host_gib) | {"gpus_per_job": gpus})
+        assert device
+        groups = [
+            DeviceGroup(replace(device, memory_bytes=1, host_bytes=each), 1, ()) for each in (device.host_bytes, None)
+        ]
+        plans = [estimate_on(LLAMA_8B, job, work(job, 40_000, 64), group).plan for group in groups]
+        assert [plan.offload for plan in plans] == [False, True]
+        needed = [estimate_requirements(LLAMA_8B, job, work(job, 40_000, 64), [group]).cuda_bytes for group in groups]
+        assert needed[0] > 1.8 * needed[1]
+
+    @pytest.mark.parametrize(("host_gib", "slots"), [(24, 1), (64, 2)])
+    def test_the_slots_of_a_gpu_share_the_host_memory(self, host_gib: int, slots: int) -> None:
+        device = worker_device(self.about(host_gib))
+        assert device
+        job, group = long_job(40_000), DeviceGroup(device, 1, (), 2, 13_000_000_000)
+        placement = estimate_on(LLAMA_8B, job, work(job, 40_000, 64), group)
+        assert (placement.fits, placement.device.slots) == (True, slots)

@@ -55,6 +55,8 @@ def describe_machine(device_setting: str = "auto") -> dict[str, Any]:
         "device": device.name,
         "kind": device.kind,
         "memory_bytes": device.memory_bytes,
+        # In GiB, so that hosts of one type are one kind of device in the plans of the API.
+        "host_bytes": usable_memory_bytes() >> 30 << 30,
         "core_flops": device.core_flops,
         "gpus": gpus,
         "cpus": usable_cores(),

@@ -42,6 +42,8 @@ class MemoryBody(Body):
     """Logits and their gradient."""
     verify: int
     """The verification of the finished adapter."""
+    forwards: int
+    """Passes without gradients over batches that are longer than those of the steps."""
     kernels: int
     """Memory that the kernels of the device allocate."""
     peak: int = Field(validation_alias="total")
@@ -62,6 +64,10 @@ class Mode(Body):
     """The number of layers with recomputation."""
     cache_weights: bool = False
     """Whether dequantized weights are kept between uses of a layer."""
+    offload: bool = False
+    """Whether the inputs of the layers wait for the backward pass in the memory of the host."""
+    mlp_chunk_tokens: Annotated[int, Field(ge=0)] = 0
+    """The number of tokens over which the MLP of a recomputed layer runs at once; 0 for all."""
 
 
 class DeviceBody(Body):

@@ -14,7 +14,7 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.methods import METHODS
 from app.domain.planning.adapter_size import adapter_parameters
-from app.domain.planning.execution_plan import ExecutionPlan
+from app.domain.planning.execution_plan import SPARSE_LAYOUT, ExecutionPlan
 from app.domain.planning.memory import DeviceKind
 from app.domain.planning.packing import Workload
 
@@ -85,6 +85,9 @@ PARTIAL_WORDS = frozenset({"Laptop", "MIG"})
 UTILIZATION: dict[DeviceKind, float] = {"cpu": 0.6, "cuda": 0.4}
 UTILIZATION_BY_GPU = dict.fromkeys(("A100", "A800", "RTX 5090", "RTX 5080", "RTX 4090", "RTX 4080", "RTX 3090"), 0.6)
 REFERENCE_FLOPS = 0.4 * 9.9e14  # of an H100
+# A tiled MLP runs forward once more in the backward of a recomputed layer: 0.8 of the layer's weights. Each chunk
+# launches its kernels and dequantizes its weights again.
+MLP_SHARE = 0.8
 # Of a step: 8B on an H100 with 100,000 tokens copies 0.8 GB per layer in 33 ms each way, beside a second of products.
 OFFLOAD_COST = 0.05
 START_SECONDS = 10.0  # imports, loading the base, and the final verification
@@ -109,8 +112,10 @@ def relative_token_cost(
         "nothing": 0.0,
         "elementwise": elementwise,
         "layers": elementwise + (RECOMPUTE_COST - elementwise) * plan.recompute_layers / layers,
-        "everything": RECOMPUTE_COST,
+        "everything": RECOMPUTE_COST * (1 + (MLP_SHARE if plan.mlp_chunk_tokens else 0)),
     }[plan.recompute]
+    chunks = max(1.0, row_tokens / plan.mlp_chunk_tokens) if plan.mlp_chunk_tokens else 1.0
+    constant_tokens *= 1 + MLP_SHARE * (chunks - 1)
     share = (1 + recompute_share + (OFFLOAD_COST if plan.offload else 0)) * (FUSED_COST if plan.cuda_kernels else 1)
     return share * (1 + constant_tokens / row_tokens)
 
@@ -165,7 +170,7 @@ def validation_flop(
     """FLOP per validation token, in full packed batches: one forward, and those of the method."""
     forward = _forward(entry, work, kind) + 2 * adapter_parameters(entry, spec.layer_lora)
     forward += METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
-    validation_plan = plan.model_copy(update={"recompute": "nothing", "recompute_layers": 0, "offload": False})
+    validation_plan = plan.model_copy(update={"recompute": "nothing", "recompute_layers": 0} | SPARSE_LAYOUT)
     return forward * token_cost(entry, spec, work, validation_plan, kind, plan.row_tokens, flops)
 
 

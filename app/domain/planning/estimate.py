@@ -10,10 +10,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
+from app.domain.methods import METHODS
 from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
     CUDA_FLOPS,
@@ -27,6 +29,7 @@ from app.domain.planning.duration import (
 )
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import (
+    GATED_MLP_LAYERS,
     MAX_BLOCK_ATTENTION_TOKENS,
     DeviceKind,
     MemoryEstimate,
@@ -42,6 +45,7 @@ CANDIDATE_ROW_TOKENS: dict[DeviceKind, tuple[int, ...]] = {
     "cpu": (1024, 768, 512, 256, 128),
     "cuda": (8192, 6144, 4096, 3072, 2048, 1024, 512),
 }
+MLP_CHUNK_TOKENS = (4096, 1024)  # the candidates besides 0; an 8B holds 0.9 and 0.2 GB for so many
 TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast; the smallest wins
 # oneDNN compiles 30 to 44 kernels for each new batch length and maps more memory for them than it touches; it caches
 # the last 128 kernels. Eight lengths took 854 MB of mapped memory and 640 MB of touched memory, which
@@ -178,20 +182,21 @@ def estimate_placement(
     loaded_bytes: int | None = None,
     max_row_tokens: int | None = None,
     counts_mapped_memory: bool = False,
-    cuda_kernels: bool = False,
+    cuda_kernels: bool = True,
     compute_dtype: str = "",
 ) -> Placement:
     """The fastest plan that fits into the memory of `device`; if none fits, the one with the least memory.
 
     The trainer, which has loaded the base, passes the measured `loaded_bytes` instead of estimating them. It also
-    passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`), and
-    whether it uses what waits for a measurement on CUDA (`cuda_kernels`), and the `compute_dtype` of the device.
+    passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`),
+    whether its kernels are those for GPUs since sm80 (`cuda_kernels`; ignored on a CPU), and the `compute_dtype`.
     """
     flops = device.estimated_flops / device.gpus
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     packed = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements, lacking_host_bytes = [], 0
-    for plan in _candidates(entry, spec, candidate_row_tokens, cuda_kernels, compute_dtype):
+    has_cuda_kernels = cuda_kernels and device.kind == "cuda"
+    for plan in _candidates(entry, spec, device.kind, candidate_row_tokens, has_cuda_kernels, compute_dtype):
         largest_tokens, mean_tokens, max_attended_tokens = packed[plan.row_tokens]
         if plan.offload and device.host_bytes is not None:
             width = compute_dtype_bytes(spec.quantization, plan)
@@ -200,7 +205,14 @@ def estimate_placement(
                 lacking_host_bytes = min(needed, lacking_host_bytes or needed)
                 continue
         formula = estimate_memory(
-            entry, spec, plan, device.kind, largest_tokens, work.mean_attended_tokens, max_attended_tokens
+            entry,
+            spec,
+            plan,
+            device.kind,
+            largest_tokens,
+            work.mean_attended_tokens,
+            max_attended_tokens,
+            _forward_tokens(spec, work),
         )
         correction = Correction.of(measurements, plan, formula.working, work.tokens)
         memory = _corrected(formula, correction, loaded_bytes)
@@ -238,7 +250,8 @@ def estimate_placement(
 def estimate_on(entry: CatalogEntry, spec: JobSpec, work: Workload, group: DeviceGroup) -> Placement:
     """The plan within the budget of a slot, as the claim reserves it; on the whole device if the job fits no slot."""
     if group.slots > 1:
-        slot = replace(group.device, memory_bytes=group.slot_bytes, slots=group.slots)
+        host_bytes = group.device.host_bytes and group.device.host_bytes // group.slots
+        slot = replace(group.device, memory_bytes=group.slot_bytes, slots=group.slots, host_bytes=host_bytes)
         placement = estimate_placement(entry, spec, work, slot, group.measurements)
         if placement.fits:
             return placement
@@ -261,11 +274,11 @@ def _min_bytes(
     entry: CatalogEntry, spec: JobSpec, work: Workload, kind: DeviceKind, device_groups: Sequence[DeviceGroup]
 ) -> int:
     """The memory of the smallest plan, which is selected if none fits; the minimum over the devices of a kind."""
-    measurements_by_device = [each.measurements for each in device_groups if each.device.kind == kind] or [()]
-    too_small = Device(kind, "", memory_bytes=1)
+    groups = [each for each in device_groups if each.device.kind == kind]
+    groups = groups or [DeviceGroup(Device(kind, "", 0), workers=0, measurements=())]
     return min(
-        estimate_placement(entry, spec, work, too_small, measurements).memory.total
-        for measurements in measurements_by_device
+        estimate_placement(entry, spec, work, replace(each.device, memory_bytes=1), each.measurements).memory.total
+        for each in groups
     )
 
 
@@ -299,10 +312,28 @@ def _packed_batches(spec: JobSpec, work: Workload, row_tokens: int) -> tuple[int
     return largest_tokens, max(1.0, mean_packed_length(*data)), attention_cost // max(1, largest_tokens)
 
 
+def _forward_tokens(spec: JobSpec, work: Workload) -> int:
+    """At most the tokens of KTO's longest mismatched document, the prompt of one example with the answer of another.
+
+    0 for other methods: the forward passes of a reference have the batches of the steps.
+    """
+    if METHODS[spec.method].extra_forwards(spec.hyperparameters) < 2:
+        return 0
+    return min(spec.hyperparameters.context_length, 2 * work.lengths.max_tokens)
+
+
 def _candidates(
-    entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequence[int], cuda_kernels: bool, compute_dtype: str
+    entry: CatalogEntry,
+    spec: JobSpec,
+    kind: DeviceKind,
+    candidate_row_tokens: Sequence[int],
+    cuda_kernels: bool,
+    compute_dtype: str,
 ) -> Iterator[ExecutionPlan]:
-    """Every combination of batch length, cached weights and recomputation."""
+    """Every combination of batch length, cached weights and recomputation; where every layer is recomputed, on CUDA
+    with offload, too, and with chunks of the gated MLPs."""
+    offloads = (False, True) if kind == "cuda" else (False,)
+    can_tile = set(GATED_MLP_LAYERS) <= entry.target_modules.keys() and not entry.expert_parameters
     is_quantized = spec.quantization is not None
     for row_tokens in candidate_row_tokens:
         for is_cached in (True, False) if is_quantized else (False,):
@@ -318,9 +349,9 @@ def _candidates(
             yield plan.model_copy(update={"recompute": "elementwise"})
             for count in range(1, entry.decoder_layers):
                 yield plan.model_copy(update={"recompute": "layers", "recompute_layers": count})
-            yield plan.model_copy(update={"recompute": "everything"})
-            if cuda_kernels:
-                yield plan.model_copy(update={"recompute": "everything", "offload": True})
+            chunks = [tokens for tokens in MLP_CHUNK_TOKENS if can_tile and tokens < row_tokens]
+            for offload, chunk in product(offloads, [0, *chunks]):
+                yield plan.model_copy(update={"recompute": "everything", "offload": offload, "mlp_chunk_tokens": chunk})
 
 
 def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: int | None) -> MemoryEstimate:

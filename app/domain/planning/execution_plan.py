@@ -19,11 +19,14 @@ RECOMPUTE_TEXTS: dict[Recompute, str] = {
 }
 
 
+SPARSE_LAYOUT: dict[str, Any] = {"offload": False, "mlp_chunk_tokens": 0}  # parts of the layout that most plans lack
+
+
 class ExecutionPlan(BaseModel):
     """Everything about the execution of a run that changes its rounding or its memory.
 
-    `app.domain.planning.estimate` sets the first four fields (the layout), which determine the memory and time of a
-    step; the trainer sets the others. Every snapshot stores the plan. The default of a new field must mean the
+    `app.domain.planning.estimate` sets the layout, which determines the memory and time of a step; the trainer sets the
+    other fields. Every snapshot stores the plan. The default of a new field must mean the
     behaviour before the field existed, so that older snapshots still open.
     """
 
@@ -44,25 +47,24 @@ class ExecutionPlan(BaseModel):
     validation_row_tokens: int | None = None  # fewer than `row_tokens` after a validation ran out of memory
     prompts_at_once: int | None = None  # batch size of sample prompts; None: all, 0: none is answered
     rendered_at: str | None = None  # ISO 8601: the time that chat templates print
-    cuda_kernels: bool = (
-        False  # fused kernels, longer chunks of the loss, dropout masks drawn twice, batches made ahead
-    )
+    # Fused kernels, longer chunks of the loss, dropout masks drawn twice, batches made ahead.
+    cuda_kernels: bool = False
     offload: bool = False  # with "everything": the inputs of the layers wait for the backward in host memory
+    mlp_chunk_tokens: Annotated[int, Field(ge=0)] = 0  # MLPs of recomputed layers run over so many at once; 0: over all
     loss_scale: float = 1.0  # less after a gradient overflowed in float16; gradients are divided by it again
 
     def __str__(self) -> str:
         recompute = RECOMPUTE_TEXTS[self.recompute].format(self.recompute_layers)
         cache = ", dequantized weights cached" if self.cache_weights else ""
         offload = ", layer inputs in host memory" if self.offload else ""
-        return f"packed batches of {self.row_tokens:,} tokens, {recompute}{cache}{offload}"
+        chunks = f", MLPs in chunks of {self.mlp_chunk_tokens:,} tokens" if self.mlp_chunk_tokens else ""
+        return f"packed batches of {self.row_tokens:,} tokens, {recompute}{cache}{offload}{chunks}"
 
     @property
     def layout(self) -> dict[str, Any]:
         """The fields that determine memory and time of a step, as events and the API show them."""
-        names = {"row_tokens", "recompute", "recompute_layers", "cache_weights"} | (
-            {"offload"} if self.offload else set()
-        )
-        return self.model_dump(include=names)
+        names = {"row_tokens", "recompute", "recompute_layers", "cache_weights"}
+        return self.model_dump(include=names | {name for name in SPARSE_LAYOUT if getattr(self, name)})
 
     @property
     def effective_validation_row_tokens(self) -> int:
@@ -70,7 +72,7 @@ class ExecutionPlan(BaseModel):
 
     def with_layout(self, other: ExecutionPlan) -> ExecutionPlan:
         """This plan with the layout of `other`."""
-        return self.model_copy(update={"offload": False} | other.layout)
+        return self.model_copy(update=SPARSE_LAYOUT | other.layout)
 
 
 # An event contains only the layout of the plan.

@@ -30,6 +30,7 @@ KERNEL_BYTES = {"cpu": 100_000_000, "cuda": 0}  # measured: 55 MB after the firs
 LOSS_BYTES = 32 << 20  # of logits in one chunk: 128 tokens at V = 49,152, so that most of it fits into the cache
 MIN_CHUNK_TOKENS = 128
 CUDA_CHUNK_TOKENS = 2048  # a chunk reads the head twice: with 128 tokens on an H100 that takes longer than the products
+GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 OFFLOADED_LAYERS = 2  # with `offload`, so many inputs of layers are on the GPU at once
 BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 # Weights of experts that are dequantized at once, by device (worker/trainer/model/experts.py): on a GPU those of all
@@ -67,7 +68,8 @@ class MemoryEstimate:
     activations: int
     live_layer: int  # additional memory of the backward of one layer
     loss: int
-    verify: int
+    verify: int  # less the gradients and the moments, which are freed before
+    forwards: int  # of batches that are longer than those of the steps, without gradients
     kernels: int  # kernels that CPU libraries compile and cache for each new shape, and their buffers
 
     @property
@@ -78,7 +80,8 @@ class MemoryEstimate:
     @property
     def working(self) -> int:
         """Memory that a step allocates and frees."""
-        return max(self.activations + max(self.live_layer, self.loss), self.verify) + self.kernels
+        step = self.activations + max(self.live_layer, self.loss)
+        return max(step, self.verify, self.forwards) + self.kernels
 
     @property
     def total(self) -> int:
@@ -117,11 +120,12 @@ def estimate_memory(
     row_tokens: int,
     mean_attended_tokens: int = 0,
     max_attended_tokens: int = 0,
+    forward_tokens: int = 0,
 ) -> MemoryEstimate:
     """The peak memory of a job whose largest packed batch has `row_tokens` tokens.
 
     `mean_attended_tokens` is the length of a token's document, averaged over all tokens, `max_attended_tokens` the same
-    averaged over the batch in which it is largest.
+    averaged over the batch in which it is largest. `forward_tokens` are those of a longer batch without gradients.
     """
     width = compute_dtype_bytes(spec.quantization, plan)
     trained = trained_parameters(entry, spec.layer_lora)
@@ -147,7 +151,8 @@ def estimate_memory(
         activations=int(overhead * _activations(batch)),
         live_layer=int(overhead * _live_layer(batch)) + _embedding(batch),
         loss=int(overhead * _loss(batch)) + _head(batch),
-        verify=max(0, int(overhead * _verification(entry) + _adapters_in_check(trained, spec.hyperparameters))),
+        verify=max(0, int(overhead * _verification(entry) + _adapters_in_check(trained, spec.hyperparameters, kind))),
+        forwards=int(overhead * _forward(batch, forward_tokens)) if forward_tokens else 0,
         kernels=KERNEL_BYTES[kind],
     )
 
@@ -155,6 +160,11 @@ def estimate_memory(
 def optimizer_bytes(hyperparameters: Hyperparameters) -> int:
     """Bytes of a trained parameter: its master, its gradient and its moments."""
     return MASTER_BYTES + GRADIENT_BYTES + MOMENT_BYTES[hyperparameters.optimizer]
+
+
+def min_loss_chunk_tokens(plan: ExecutionPlan) -> int:
+    """Longer chunks of the loss save a few percent of the time: not where a plan recomputes everything to fit."""
+    return CUDA_CHUNK_TOKENS if plan.cuda_kernels and plan.recompute != "everything" else MIN_CHUNK_TOKENS
 
 
 def loss_chunk_tokens(vocabulary: int, min_tokens: int) -> int:
@@ -256,32 +266,65 @@ def _activations(batch: _LargestBatch) -> int:
     entry, layers = batch.entry, batch.entry.decoder_layers
     recomputed = {"layers": batch.plan.recompute_layers, "everything": layers}.get(batch.plan.recompute, 0)
     saved = kept_bytes_per_token(batch, elementwise=batch.plan.recompute != "nothing")
-    ends = (4 + 3 * batch.width) * entry.hidden_size
     factors = adapter_parameters(entry, batch.lora) * batch.width * (layers - recomputed) // max(1, layers)
     kept = min(recomputed, OFFLOADED_LAYERS) if batch.plan.offload else recomputed
-    return batch.tokens * (kept * batch.width * entry.hidden_size + (layers - recomputed) * saved + ends) + factors
+    of_layers = kept * batch.width * entry.hidden_size + (layers - recomputed) * saved
+    return batch.tokens * (of_layers + _end_bytes_per_token(batch)) + factors
+
+
+def _end_bytes_per_token(batch: _LargestBatch) -> int:
+    """Bytes per token that the embedding and the last norm keep."""
+    return (4 + 3 * batch.width) * batch.entry.hidden_size
 
 
 def _live_layer(batch: _LargestBatch) -> int:
-    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight.
-
-    The weight may be that of the experts of a layer, as far as they are dequantized at once.
-    """
+    """The gradients of the gated MLP, the recomputed activations of the layer, and one dequantized weight."""
     d, f = batch.entry.hidden_size, batch.entry.intermediate_size
     per_token = batch.width * (d + 3 * f)
     if batch.plan.recompute in ("elementwise", "layers"):
         per_token += 2 * batch.width * f
     if batch.plan.recompute in ("layers", "everything"):
         per_token += kept_bytes_per_token(batch, elementwise=False) + 2 * batch.width * f
+    if batch.plan.mlp_chunk_tokens:
+        return _live_tiled_layer(batch) + _live_weight(batch)
+    return batch.tokens * per_token + _live_weight(batch)
+
+
+def _live_tiled_layer(batch: _LargestBatch) -> int:
+    """The same with an MLP in chunks: gate, up, product and their gradients exist for the tokens of one chunk.
+
+    All tokens have what attention and the norms keep, the gradient and the output of the layer, either the gradient of
+    the MLP's input in chunks and as a whole or that of attention. What the ends of the model keep is freed by then.
+    """
+    f, width = batch.entry.intermediate_size, batch.width
+    of_mlp = batch.lora.model_copy(
+        update={"target_modules": tuple(name for name in batch.lora.target_modules if name in GATED_MLP_LAYERS)}
+    )
+    adapters = adapter_bytes_per_token(batch.entry, of_mlp, width, batch.plan.cuda_kernels)
+    kept = kept_bytes_per_token(batch, elementwise=False) - 3 * width * f - adapters
+    per_token = kept + 4 * width * batch.entry.hidden_size + _attention_bytes(batch) - _end_bytes_per_token(batch)
+    return batch.tokens * per_token + min(batch.tokens, batch.plan.mlp_chunk_tokens) * (8 * width * f + adapters)
+
+
+def _live_weight(batch: _LargestBatch) -> int:
+    """One dequantized weight, or the experts of a layer that are dequantized at once."""
     is_cached = batch.plan.cache_weights and batch.weight_bytes == batch.width
-    weight = 0 if is_cached else batch.weight_bytes * d * max(f, batch.entry.query_size)
-    return batch.tokens * per_token + max(weight, batch.live_expert_bytes)
+    entry = batch.entry
+    weight = batch.weight_bytes * entry.hidden_size * max(entry.intermediate_size, entry.query_size)
+    return max(0 if is_cached else weight, batch.live_expert_bytes)
+
+
+def _forward(batch: _LargestBatch, tokens: int) -> int:
+    """A layer of a pass without gradients: the residual stream, its norm and its sum, and gate, up and product."""
+    d, f = batch.entry.hidden_size, batch.entry.intermediate_size
+    chunk_tokens = min(tokens, batch.plan.mlp_chunk_tokens or tokens)
+    return batch.width * (tokens * 4 * d + chunk_tokens * 3 * f) + _live_weight(batch)
 
 
 def _loss(batch: _LargestBatch) -> int:
     """One chunk of logits in the compute dtype and in float32; the labelled hidden states and their gradient."""
-    vocabulary, min_rows = batch.entry.vocab_size, CUDA_CHUNK_TOKENS if batch.plan.cuda_kernels else MIN_CHUNK_TOKENS
-    rows = min(batch.tokens, loss_chunk_tokens(vocabulary, min_rows))
+    vocabulary = batch.entry.vocab_size
+    rows = min(batch.tokens, loss_chunk_tokens(vocabulary, min_loss_chunk_tokens(batch.plan)))
     return rows * vocabulary * (4 + batch.width) + 2 * batch.tokens * batch.width * batch.entry.hidden_size
 
 
@@ -306,11 +349,13 @@ def _head(batch: _LargestBatch) -> int:
     return (2 * batch.width + 8) * batch.entry.vocab_size * batch.entry.hidden_size
 
 
-def _adapters_in_check(trained: int, hyperparameters: Hyperparameters) -> int:
-    """PEFT's copy of the adapter, and that of the last step while the best one is in place, less what is free by then:
-    gradients and moments. It is negative for moments in float32.
+def _adapters_in_check(trained: int, hyperparameters: Hyperparameters, kind: DeviceKind) -> int:
+    """PEFT's copy of the adapter, less its gradients and moments, which are free by then: mostly negative.
+
+    On a CPU the adapter of the last step is copied, too, while that of the best one is in place.
     """
-    return trained * (2 * MASTER_BYTES - GRADIENT_BYTES - MOMENT_BYTES[hyperparameters.optimizer])
+    copies = 2 if kind == "cpu" and hyperparameters.promote_best else 1
+    return trained * (copies * MASTER_BYTES - GRADIENT_BYTES - MOMENT_BYTES[hyperparameters.optimizer])
 
 
 def _verification(entry: CatalogEntry) -> int:

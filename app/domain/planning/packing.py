@@ -116,6 +116,8 @@ class Workload:
         """`labelled_tokens` are those of one epoch, `validation_tokens` those of one validation."""
         hyperparameters, tokens = spec.hyperparameters, sum(lengths.tokens)
         share = 1.0 if labelled_tokens is None else labelled_tokens / max(1, tokens)
+        if spec.method == "orpo":  # all tokens of the preferred answers' documents are targets, and those are half
+            share = (1 + share) / 2
         if not len(lengths):
             return cls(total_steps(hyperparameters, 0), 0, lengths, share)
         return cls(

@@ -172,4 +172,7 @@ def worker_device(description: Mapping[str, Any]) -> Device | None:
     cores = int(description.get("cpus") or 1)
     core_flops = float(description.get("core_flops") or DEFAULT_CORE_FLOPS)
     memory_bytes, gpus = int(description["memory_bytes"]), int(description.get("gpus_per_job") or 1)
-    return Device(description["kind"], str(description["device"]), memory_bytes, cores, core_flops, gpus=gpus)
+    host_bytes = int(description.get("host_bytes") or 0) // gpus or None  # a worker of an earlier release states none
+    return Device(
+        description["kind"], str(description["device"]), memory_bytes, cores, core_flops, host_bytes, gpus=gpus
+    )

@@ -29,12 +29,12 @@ class Kept:
 
 
 class Bench:
-    """A run with dropout on a tiny base; measures one batch with a mode of recomputation."""
+    """A run on a tiny base, by default with dropout; measures one batch with a mode of recomputation."""
 
-    def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
+    def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str, **changes: Any) -> None:
         self.base: FrozenBase = load_tiny_base(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
         self.recomputation = Recomputation(self.base)
-        self.run: Run = prepare(make_spec(tiny, examples, dropout=0.3), self.base, tmp_path)
+        self.run: Run = prepare(make_spec(tiny, examples, **{"dropout": 0.3} | changes), self.base, tmp_path)
         dice = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in self.parameters:
@@ -46,10 +46,10 @@ class Bench:
         return self.run.parameters
 
     def step(
-        self, mode: Recompute, count: int = 0, *, offload: bool = False
+        self, mode: Recompute, count: int = 0, *, offload: bool = False, mlp_chunk_tokens: int = 0
     ) -> tuple[float, list[torch.Tensor], torch.Tensor, int]:
         """Return (loss, gradients, state of the generator afterwards, bytes kept between forward and backward)."""
-        self.recomputation.set(mode, count, offload=offload)
+        self.recomputation.set(mode, count, offload=offload, mlp_chunk_tokens=mlp_chunk_tokens)
         self.run.adapter.generator.set_state(self.state)
         self.run.optimizer.zero_grad()
         kept: weakref.WeakSet[Kept] = weakref.WeakSet()

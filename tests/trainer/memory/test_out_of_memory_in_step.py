@@ -193,6 +193,9 @@ class TestSmallestPlan:
         assert smallest_plan(plans[:1]) == plans[0]
 
 
+LONG = {"largest_tokens": 5000, "longest_document": 5000}
+
+
 class TestReducePlan:
     def plans_below(self, plan: ExecutionPlan, kind: DeviceKind = "cuda", **changes: int) -> list[ExecutionPlan]:
         sizes = {"largest_tokens": 8192, "longest_document": 300, "layers": 32} | changes
@@ -209,13 +212,17 @@ class TestReducePlan:
         ]  # fmt: skip
         for plan in plans[:4]:
             reviewed(str(plan))
-        assert plans[-1] == ExecutionPlan(row_tokens=300, recompute="everything")
+        assert plans[-1] == ExecutionPlan(row_tokens=300, recompute="everything", offload=True)
 
     @pytest.mark.parametrize(
         ("plan", "kind", "changes", "field", "values"),
         [
-            ({"recompute": "everything", "cuda_kernels": True}, "cuda", {}, "offload", [True]),
-            ({"recompute": "everything"}, "cuda", {}, "offload", []),
+            ({"recompute": "everything"}, "cuda", {}, "offload", [True]),
+            ({"recompute": "everything"}, "cpu", {}, "offload", []),
+            ({"recompute": "everything", "row_tokens": 5000}, "cpu", LONG, "mlp_chunk_tokens", [4096, 1024]),
+            ({"recompute": "everything", "row_tokens": 5000}, "cuda", LONG, "mlp_chunk_tokens", [0, 4096, 1024]),
+            ({"recompute": "everything", "row_tokens": 4000}, "cpu", LONG, "mlp_chunk_tokens", [1024]),
+            ({"recompute": "everything", "row_tokens": 5000}, "cpu", LONG | {"can_tile": False}, "offload", []),
             ({"recompute": "layers", "recompute_layers": 3}, "cpu", {}, "recompute_layers", [11, 19, 27, 0]),
             # half of 8,192 tokens would change nothing for a job whose largest batch has 700
             ({"row_tokens": 8192}, "cuda", {"layers": 0, "largest_tokens": 700}, "row_tokens", [350, 300]),
@@ -230,5 +237,5 @@ class TestReducePlan:
         assert [getattr(each, field) for each in plans] == values
 
     def test_the_inputs_of_the_layers_stay_without_host_memory(self) -> None:
-        plan = ExecutionPlan(row_tokens=300, recompute="everything", cuda_kernels=True)
+        plan = ExecutionPlan(row_tokens=300, recompute="everything")
         assert reduce_plan(plan, 300, 300, 32, "cuda", can_offload=False) is None

@@ -239,7 +239,7 @@ class TestSaveSnapshot:
             "compute_dtype": "float32", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
             "recompute": "elementwise", "recompute_layers": 0, "cache_weights": True, "probed": True,
             "out_of_memory_kills": 0, "validation_row_tokens": None, "prompts_at_once": None, "loss_scale": 1.0,
-            "cuda_kernels": False, "offload": False,
+            "cuda_kernels": False, "offload": False, "mlp_chunk_tokens": 0,
         }  # fmt: skip
         record = made_once(train, stop_at=(1, Command.DRAIN)).of(SnapshotSaved)[-1]
         assert record.manifest_sha256 == artifact_directory.sha256_file(snapshot / "MANIFEST.json")

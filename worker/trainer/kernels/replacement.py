@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
+from app.domain.planning.memory import GATED_MLP_LAYERS
 from worker.trainer.kernels.comparison import Function, difference, random_tensors, run_with_gradients
 from worker.trainer.kernels.modules import GatedMLP, Product, RMSNorm, swiglu
 from worker.trainer.model.patches import Patches
 
-GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 ROTARY_FUNCTION = "apply_rotary_pos_emb"  # of the modeling modules of transformers
 COMPARED_TOKENS, COMPARED_WIDTH = 4, 128
 COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64

@@ -5,6 +5,8 @@
     layers        the first k decoder layers keep only their input; the others are element-wise
     everything    every decoder layer keeps only its input (arXiv 1604.06174), on the device or in host memory
 
+A recomputed layer may also tile its gated MLP (tiled_mlp.py), equal within rounding.
+
 The second forward of a layer needs the same state as the first. Two parts of it are not among its arguments: the active
 adapter (`AdapterSwitch.active`), and the state of the dropout generator. The first forward saves both, and the second
 restores them. Element-wise recomputation uses neither.
@@ -25,6 +27,7 @@ from app.domain.planning.execution_plan import Recompute
 from worker.trainer.adapter.lora import AdapterSwitch, kept_state
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.kernels.modules import GatedMLP, RMSNorm
+from worker.trainer.memory.tiled_mlp import gated_mlps, run_in_chunks
 from worker.trainer.model.base_model import FrozenBase
 
 Compute = Callable[..., torch.Tensor]
@@ -37,6 +40,7 @@ class Recomputation:
         self.mode: Recompute = "nothing"
         self.recomputed_layers = 0  # the first so many
         self.offload = False
+        self.mlp_chunk_tokens = 0
         self.layers = decoder_layers(base.model)
         self._switch = base.switch
         self._hooks = _SavedTensorHooks()
@@ -45,16 +49,27 @@ class Recomputation:
         self._gradient_anchor = torch.empty(0, requires_grad=True)
         names = {module: name for name, module in base.model.named_modules()}
         for index, layer in enumerate(self.layers):
-            forwards = {**_elementwise_forwards(layer, self._hooks), layer: self._wrap_layer(index, layer.forward)}
+            forwards = _elementwise_forwards(layer, self._hooks)
+            for mlp in gated_mlps(layer):
+                forwards[mlp] = self._wrap_mlp(index, forwards.get(mlp, mlp.forward))
+            forwards[layer] = self._wrap_layer(index, layer.forward)
             for module, forward in forwards.items():
                 base.patches.put_attribute(module, "forward", forward, names[module])
 
-    def set(self, mode: Recompute, recomputed_layers: int = 0, *, offload: bool = False) -> None:
+    @property
+    def can_tile(self) -> bool:
+        """Return whether a layer has a gated MLP, which may run over chunks of tokens."""
+        return any(gated_mlps(layer) for layer in self.layers)
+
+    def set(
+        self, mode: Recompute, recomputed_layers: int = 0, *, offload: bool = False, mlp_chunk_tokens: int = 0
+    ) -> None:
         """Set the mode from the next forward on; `recomputed_layers` counts only in the mode "layers".
 
-        With `offload` the inputs of the recomputed layers wait for the backward in host memory.
+        With `offload` the inputs of the recomputed layers wait for the backward in host memory. Their gated MLPs run
+        over `mlp_chunk_tokens` at once; 0: over all.
         """
-        self.mode, self.offload = mode, offload
+        self.mode, self.offload, self.mlp_chunk_tokens = mode, offload, mlp_chunk_tokens
         self.recomputed_layers = {"layers": recomputed_layers, "everything": len(self.layers)}.get(mode, 0)
 
     def free(self) -> None:
@@ -72,14 +87,29 @@ class Recomputation:
 
         return run
 
+    def _wrap_mlp(self, index: int, forward: Compute) -> Compute:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            if not self.mlp_chunk_tokens or index >= self.recomputed_layers:
+                return forward(x)
+            return run_in_chunks(recomputed if torch.is_grad_enabled() else forward, x, self.mlp_chunk_tokens)
+
+        def recomputed(chunk: torch.Tensor) -> torch.Tensor:
+            return self._recomputed(forward, chunk, offload=False)
+
+        return run
+
     def _run_recomputed(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **options: Any) -> Any:
         def layer(hidden: torch.Tensor) -> torch.Tensor:
             output = forward(hidden, *inputs, **options)
             hidden_states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
             return hidden_states
 
+        return self._recomputed(layer, hidden, offload=self.offload)
+
+    def _recomputed(self, compute: Compute, hidden: torch.Tensor, *, offload: bool) -> torch.Tensor:
+        """Return `compute(hidden)`; autograd keeps only `hidden`."""
         as_now = _as_now(self._switch)
-        output: torch.Tensor = _RecomputedLayer.apply(hidden, self._gradient_anchor, layer, as_now, self.offload)  # type: ignore[no-untyped-call]
+        output: torch.Tensor = _RecomputedLayer.apply(hidden, self._gradient_anchor, compute, as_now, offload)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -104,7 +134,10 @@ def layer_stack(model: Any) -> Sequence[torch.nn.Module]:
 
 
 class _RecomputedLayer(torch.autograd.Function):
-    """Run a layer and keep only its input. torch.utils.checkpoint does the same, but loads the compiler: 40 MB."""
+    """Run a layer, or its MLP for a chunk of tokens, and keep only the input.
+
+    torch.utils.checkpoint does the same, but loads the compiler: 40 MB.
+    """
 
     @staticmethod
     def forward(

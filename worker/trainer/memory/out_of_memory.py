@@ -1,15 +1,17 @@
 """Out-of-memory policy: repeat the same work with less memory, until nothing can be reduced.
 
     a step           from its start: first unchanged, after freeing the allocator's cache; then with one degree less at
-                     a time, whichever costs the least time: shorter batches, more recomputation, no cached weights
+                     a time, whichever costs the least time: shorter batches, more recomputation, no cached weights,
+                     inputs of layers in host memory, MLPs in chunks
     cached weights   are not cached: every product dequantizes its weight
     validation       half as long batches, down to the longest document; then without cached weights
     samples          half as many prompts per batch, down to one; without cached weights; then no answers
     last check       without cached weights; the moments are free already
 
 A repetition costs only time. A repeated step has the same examples: the gradients are dropped, the dropout generator is
-reset, and the result is equal within rounding. (Dropout masks are drawn per batch, so different batches have different
-masks.) Every reduction is reported in an event, stored in the next snapshot, and kept by later attempts.
+reset, and the result is equal within rounding. (Dropout masks are drawn per batch, and per chunk of a tiled MLP, so
+different batches or chunks have different masks.) Every reduction is reported in an event, stored in the next snapshot,
+and kept by later attempts.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from typing import Any, TypeVar
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS
 from app.domain.jobs.states import Reason
 from app.domain.planning.duration import relative_token_cost
-from app.domain.planning.estimate import USABLE_MEMORY_SHARE
+from app.domain.planning.estimate import MLP_CHUNK_TOKENS, USABLE_MEMORY_SHARE
 from app.domain.planning.execution_plan import ExecutionPlan, Recompute
-from app.domain.planning.memory import DeviceKind, offloaded_bytes
+from app.domain.planning.memory import DeviceKind, min_loss_chunk_tokens, offloaded_bytes
 from app.domain.planning.packing import largest_batch
 from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.distributed import parallel
@@ -124,7 +126,15 @@ class OutOfMemoryPolicy:
         layers = len(self._recomputation.layers)
         can_offload = before.offload or self._has_host_memory(min(before.row_tokens, largest_tokens), layers)
         kind = self._base.kernels.kind
-        after = reduce_plan(before, largest_tokens, lengths.max_tokens, layers, kind, can_offload=can_offload)
+        after = reduce_plan(
+            before,
+            largest_tokens,
+            lengths.max_tokens,
+            layers,
+            kind,
+            can_offload=can_offload,
+            can_tile=self._recomputation.can_tile,
+        )
         if after is None:
             raise out_of_memory(run.spec)
         self.plan = after
@@ -143,7 +153,13 @@ class OutOfMemoryPolicy:
 
     def _apply(self) -> None:
         """Set recomputation and cached weights as planned; cache no weights if they do not fit."""
-        self._recomputation.set(self.plan.recompute, self.plan.recompute_layers, offload=self.plan.offload)
+        self._recomputation.set(
+            self.plan.recompute,
+            self.plan.recompute_layers,
+            offload=self.plan.offload,
+            mlp_chunk_tokens=self.plan.mlp_chunk_tokens,
+        )
+        self._base.min_loss_chunk_tokens = min_loss_chunk_tokens(self.plan)
         with SuppressOutOfMemory():
             self._base.cache_weights(self.plan.cache_weights)
             return
@@ -180,6 +196,7 @@ def smallest_plan(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
             "recompute_layers": max(plan.recompute_layers for plan in plans) if recompute == "layers" else 0,
             "cache_weights": all(plan.cache_weights for plan in plans),
             "offload": any(plan.offload for plan in plans),
+            "mlp_chunk_tokens": min((plan.mlp_chunk_tokens for plan in plans if plan.mlp_chunk_tokens), default=0),
         }
     )
 
@@ -192,21 +209,23 @@ def reduce_plan(
     kind: DeviceKind,
     *,
     can_offload: bool = True,
+    can_tile: bool = True,
 ) -> ExecutionPlan | None:
     """Return the fastest of the plans with one degree less memory; None when nothing is left to reduce.
 
     `largest_tokens` are those of the largest packed batch, `layers` the decoder layers that can be recomputed.
+    `can_tile` tells whether they have gated MLPs.
     """
 
     def cost(each: ExecutionPlan) -> float:
         return relative_token_cost(layers, each, kind, min(each.row_tokens, largest_tokens))
 
-    plans = _plans_with_less_memory(plan, largest_tokens, longest_document, layers)
+    plans = _plans_with_less_memory(plan, largest_tokens, longest_document, layers, kind, can_tile)
     return min((each for each in plans if can_offload or not each.offload), key=cost, default=None)
 
 
 def _plans_with_less_memory(
-    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int
+    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int, kind: DeviceKind, can_tile: bool
 ) -> Iterator[ExecutionPlan]:
     """Yield the plan with half as long batches, without cached weights, and with the next degree of recomputation."""
     tokens = min(plan.row_tokens, largest_tokens)
@@ -222,8 +241,13 @@ def _plans_with_less_memory(
         is_partial = recomputed < layers
         recompute: Recompute = "layers" if is_partial else "everything"
         yield plan.model_copy(update={"recompute": recompute, "recompute_layers": recomputed if is_partial else 0})
-    elif plan.cuda_kernels and layers and not plan.offload:
-        yield plan.model_copy(update={"offload": True})
+    elif layers:
+        if kind == "cuda" and not plan.offload:
+            yield plan.model_copy(update={"offload": True})
+        limit = min(tokens, plan.mlp_chunk_tokens or tokens)
+        chunks = [each for each in MLP_CHUNK_TOKENS if can_tile and each < limit]
+        if chunks:
+            yield plan.model_copy(update={"mlp_chunk_tokens": chunks[0]})
 
 
 def reduce_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:
@@ -270,8 +294,9 @@ def reduce_check(run: Run, plan: ExecutionPlan) -> Reduction:
 
 
 def _effect_on_result(run: Run, before: ExecutionPlan, after: ExecutionPlan) -> str:
-    if run.adapter.dropout and after.row_tokens != before.row_tokens:
-        return "its examples stay the same, but the different packed batches draw different dropout masks"
+    drawn_together = [(each.row_tokens, each.mlp_chunk_tokens) for each in (before, after)]
+    if run.adapter.dropout and len(set(drawn_together)) > 1:
+        return "its examples stay the same, but tokens are computed in other groups, which draw different dropout masks"
     return "its examples and the result stay the same, within rounding"
 
 

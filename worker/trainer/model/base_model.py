@@ -73,6 +73,7 @@ class FrozenBase:
     fused_problem: str = ""  # why there are none
     packs_documents: bool = True  # False: each document runs alone, as its layers carry state over a batch
     recurrence_problem: str = ""  # why flash-linear-attention is installed, but not used
+    min_loss_chunk_tokens: int | None = None  # of the execution plan; None: those of the kernels
     skipped_tensors: int = 0  # of other modalities, in the files
     source: str | None = None  # the id on a hub
     revision: str | None = None
@@ -88,7 +89,8 @@ class FrozenBase:
     @property
     def loss_chunk_tokens(self) -> int:
         """The labelled tokens whose logits exist at once."""
-        return loss_chunk_tokens(self.head_V_D.shape[0], self.kernels.min_loss_chunk_tokens)
+        min_tokens = self.min_loss_chunk_tokens or self.kernels.min_loss_chunk_tokens
+        return loss_chunk_tokens(self.head_V_D.shape[0], min_tokens)
 
     @property
     def decoder(self) -> Any:
