@@ -36,6 +36,8 @@ BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 # Weights of experts that are dequantized at once, by device (worker/trainer/model/experts.py): on a GPU those of all
 # experts of a layer of Qwen3 30B-A3B (402 million) or gpt-oss 20B (531 million), so that nothing is read back.
 EXPERT_WEIGHTS = {"cpu": 1 << 26, "cuda": 1 << 29}
+BLOCK = 64  # weights with one scale, in NF4 and FP4
+SCALE_BLOCK = 256  # scales that double quantization stores as bytes, with one scale of their own
 MASTER_BYTES, GRADIENT_BYTES = 4, 4  # per trained parameter: float32
 MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}  # both moments; those in 8 bits have a scale for 256 numbers, 0.03 bytes
 # worker/trainer/model/attention/attention.py: flash attention shares key and value heads between query heads, other
@@ -183,7 +185,7 @@ def compute_dtype_bytes(quantization: QuantizationSpec | None, plan: ExecutionPl
 
 
 def base_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, width: int) -> float:
-    """NF4 has a float32 scale per block of 64; double quantization has a byte per block and a scale per 256 blocks.
+    """NF4 has a float32 scale per block; double quantization has a byte per block and a scale per SCALE_BLOCK.
 
     Without quantization the weights have 16 bits in each compute dtype (`width` bytes), unless their files have more.
     """
@@ -194,7 +196,7 @@ def base_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None, width
         return quantized * (2 if has_16_bits else width) + other_bytes
     if quantization.bits == 8:
         return quantized * 1.0 + other_bytes
-    scales = 1 / 64 + 4 / (64 * 256) if quantization.double_quant else 4 / 64
+    scales = 1 / BLOCK + 4 / (BLOCK * SCALE_BLOCK) if quantization.double_quant else 4 / BLOCK
     return quantized * (0.5 + scales) + other_bytes
 
 

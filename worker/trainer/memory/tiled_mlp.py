@@ -26,4 +26,4 @@ def gated_mlps(layer: torch.nn.Module) -> list[torch.nn.Module]:
 
 def run_in_chunks(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, chunk_tokens: int) -> torch.Tensor:
     """Return `compute` of x (... x T x D), computed for `chunk_tokens` of the T tokens at once."""
-    return torch.cat([compute(chunk) for chunk in x.split(chunk_tokens, dim=-2)], dim=-2)
+    return torch.cat([compute(chunk) for chunk in torch.split(x, chunk_tokens, dim=-2)], dim=-2)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the usual name
 
 from app.domain.jobs.spec import QuantizationSpec
-from worker.trainer.kernels.cpu.quantize import BLOCK, SCALE_BLOCK
+from app.domain.planning.memory import BLOCK, SCALE_BLOCK
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
 from worker.trainer.model.frozen_linear import freeze, unquantized_dtype
 

@@ -18,7 +18,8 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors import safe_open
 
 from app.domain.jobs.spec import QuantizationSpec
-from worker.trainer.kernels.cpu.quantize import BLOCK, quantize
+from app.domain.planning.memory import BLOCK
+from worker.trainer.kernels.cpu.quantize import quantize
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
 
 dequantize_4bit = bitsandbytes.functional.dequantize_4bit

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from app.domain.jobs.states import Reason
+from app.domain.planning.memory import BLOCK
 from worker.trainer.kernels.comparison import difference, run_with_gradients
-from worker.trainer.kernels.cpu.quantize import BLOCK
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
 from worker.trainer.model.frozen_linear import freeze

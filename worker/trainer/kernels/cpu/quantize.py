@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from app.domain.jobs.spec import QuantizationSpec
+from app.domain.planning.memory import BLOCK, SCALE_BLOCK
 from worker.trainer.model import bitsandbytes_import  # noqa: F401  before bitsandbytes is imported by its own name
 
 from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise  # isort: skip
 
-BLOCK = 64  # weights with one scale
-SCALE_BLOCK = 256  # scales that double quantization stores as bytes, with one scale of their own
 CHUNK = 1 << 16  # weights: 256 KiB in float32
 MIN_SCALE = np.float32(1e-38)  # as in bitsandbytes: the divisor of a block of zeros
 
