@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.jobs.spec import JobSpec, OptimizerName, QuantizationSpec
+from app.domain.jobs.hyperparameters import OptimizerName
+from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.planning.base_sizes import COMMON_BASES, LLAMA, DecoderShape, card_bytes, usual_job
 from app.domain.planning.duration import step_flop
 from app.domain.planning.estimate import Device, Placement, estimate_placement

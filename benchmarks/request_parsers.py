@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
@@ -34,6 +34,7 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import build_report
+from app.domain.datasets.tables import TableError
 from app.domain.error_text.validation_text import check_shape
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.evaluations.rows import EvaluationRow, grader_findings, read_rows
@@ -42,8 +43,8 @@ from app.domain.jobs.create_job import parse_create
 from app.domain.jobs.spec import DataParameters
 from app.errors import TuneryError
 from app.services.answers.answers import Question
+from app.system.table_files import preview
 from app.system.tokenizer_files import load_renderer
-from app.web.csv_tables import CsvTable, TableError
 from tests.tiny import make_tiny_base
 
 MAX_HEAD_BYTES = 64 << 10  # h11 takes no longer request line and headers together
@@ -226,10 +227,8 @@ ROW = b'{"prompt":"a","a":'
 
 
 def _csv_header(data: bytes) -> object:
-    with NamedTemporaryFile() as file:
-        Path(file.name).write_bytes(data)
-        with suppress(TableError):
-            return CsvTable("t", "s", "a.csv", len(data), Path(file.name)).header()
+    with suppress(TableError):
+        return preview(None, None, MAX_LINE_BYTES, io.BytesIO(data))
     return None
 
 
