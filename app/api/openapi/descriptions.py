@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.domain.jobs.lora_parameters import LoraParameters
-from app.domain.jobs.parameters import HYPERPARAMETERS, EarlyStoppingParameters, QuantizationParameters
+from app.domain.jobs.parameters import HYPERPARAMETERS, QuantizationParameters
 from app.domain.methods import METHOD_PARAMETERS
 
 BY_FIELD = {
@@ -74,7 +74,6 @@ PARAMETERS = {
 PARAMETER_MODELS: dict[str, tuple[type[BaseModel], ...]] = {
     "Hyperparameters": (*HYPERPARAMETERS, *METHOD_PARAMETERS),
     "LegacyHyperparameters": HYPERPARAMETERS,
-    "EarlyStopping": (EarlyStoppingParameters,),
     "LoraSpec": (LoraParameters,),
     "QuantizationSpec": (QuantizationParameters,),
 }

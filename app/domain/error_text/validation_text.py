@@ -33,7 +33,6 @@ RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "int_type": INTEGER,
     "int_parsing": INTEGER,
     "int_parsing_size": f"{INTEGER} of at most 19 digits",
-    "int_from_float": INTEGER,
     "float_type": NUMBER,
     "float_parsing": NUMBER,
     "finite_number": "must be a finite number",

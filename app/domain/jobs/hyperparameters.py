@@ -28,7 +28,6 @@ class Bounds:
 
 LEARNING_RATE = Bounds(1e-12, 10)  # AdamW moves a weight by up to the rate in each step; 1e-6 to 1e-2 are in use
 ALPHA = Bounds(1e-3, 100_000)  # 1 to 1,024 are in use
-EARLY_STOPPING_THRESHOLD = Bounds(0, 100)  # nats; a loss of 12 is that of guessing among all tokens
 
 
 class Frozen(BaseModel):
@@ -73,8 +72,13 @@ class EarlyStopping(Frozen):
     """Stop when the full validation loss was not more than `threshold` nats below the reference in `patience`
     validations in a row. The reference is the loss of the last validation that was lower by more than `threshold`."""
 
-    patience: Annotated[int, Field(ge=1, le=100)] = 3
-    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)  # of a request, too
+
+    patience: Annotated[int, Field(ge=1, le=100, examples=[3])] = 3
+    """The number of consecutive validations without an improvement before training stops."""
+    # nats; a loss of 12 is that of guessing among all tokens
+    threshold: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, examples=[0.01])] = 0.0
+    """The decrease of the loss, in nats, that counts as an improvement."""
 
 
 OptimizerName = Literal["adamw", "adamw_8bit"]

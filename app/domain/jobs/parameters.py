@@ -13,13 +13,12 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import AliasChoices, Field, PlainValidator, WithJsonSchema
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.definitions import AtMost, Auto, ParameterError, Parameters, ResolutionContext
 from app.domain.jobs.hyperparameters import (
-    EARLY_STOPPING_THRESHOLD,
     LEARNING_RATE,
     EarlyStopping,
     LoraSpec,
@@ -143,30 +142,13 @@ class TrainingParameters(Parameters):
     """Stop after so many optimizer steps."""
 
 
-class EarlyStoppingParameters(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
-
-    patience: Annotated[int, Field(ge=1, le=100, examples=[3])] = 3
-    """The number of consecutive validations without an improvement before training stops."""
-    threshold: Annotated[
-        float,
-        Field(
-            ge=EARLY_STOPPING_THRESHOLD.minimum,
-            le=EARLY_STOPPING_THRESHOLD.maximum,
-            allow_inf_nan=False,
-            examples=[0.01],
-        ),
-    ] = 0
-    """The decrease of the loss, in nats, that counts as an improvement."""
-
-
 def _early_stopping(value: Any) -> EarlyStopping | None:
     if value is False:
         return None
     if value is not True and not isinstance(value, Mapping):
         text = f'{as_json(value)} is not true, false or {{"patience": 3, "threshold": 0}}'
         raise ParameterError(text, code="invalid_type")
-    return EarlyStopping(**vars(EarlyStoppingParameters.model_validate({} if value is True else dict(value))))
+    return EarlyStopping.model_validate({} if value is True else dict(value))
 
 
 class EvaluationParameters(Parameters):
@@ -180,7 +162,7 @@ class EvaluationParameters(Parameters):
             examples=[{"patience": 3, "threshold": 0}],
         ),
         PlainValidator(_early_stopping),
-        WithJsonSchema({"anyOf": [EarlyStoppingParameters.model_json_schema(), {"type": "boolean"}]}),
+        WithJsonSchema({"anyOf": [EarlyStopping.model_json_schema(), {"type": "boolean"}]}),
         Auto(),
     ]
     eval_steps: Annotated[int, Field(title="Steps between validations", ge=1, le=MAX_STEPS, examples=[50]), Auto()]

@@ -25,8 +25,9 @@ from app.domain.jobs.definitions import (
     Parameters,
     ResolutionContext,
 )
+from app.domain.jobs.hyperparameters import EarlyStopping
 from app.domain.jobs.lora_parameters import ALL_LINEAR, LoraParameters
-from app.domain.jobs.parameters import HYPERPARAMETERS, EarlyStoppingParameters, QuantizationParameters
+from app.domain.jobs.parameters import HYPERPARAMETERS, QuantizationParameters
 from app.domain.methods import METHOD_PARAMETERS, METHODS, OWNERS
 from app.errors import BadRequest, UnknownParameter
 
@@ -229,7 +230,7 @@ class RequestParameters:
         name, definition = f"{model.prefix}{field_name}", model.model_fields[str(field_name)]
         error = problem.get("ctx", {}).get("error")
         if inner:
-            path, fields = ".".join([self.path(name), *map(str, inner)]), EarlyStoppingParameters.model_fields
+            path, fields = ".".join([self.path(name), *map(str, inner)]), EarlyStopping.model_fields
             if problem["type"] == "extra_forbidden":
                 self.refuse_unknown(path, tuple(fields))
             else:
