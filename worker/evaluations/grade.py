@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from app.domain.evaluations.graders import ScoreModel
-from app.domain.evaluations.results import GradedEvaluation, RowIndex, main_grader, verdict_on
+from app.domain.evaluations.results import GradedEvaluation, ResultIndex, main_grader, verdict_on
 from app.domain.evaluations.rows import EvaluationRow
 from app.domain.evaluations.spec import (
     GRADING,
@@ -57,7 +57,7 @@ def write_results(directory: Path) -> None:
             results.write(json.dumps(clean(row), ensure_ascii=False).encode() + b"\n")
             ends.append(results.tell())
             verdicts.append(verdict_on(row, grader)[0])
-    index = RowIndex(ends=ends, verdicts="".join(verdicts))
+    index = ResultIndex(ends=ends, verdicts="".join(verdicts))
     graded = GradedEvaluation(summary=summary, distributions=distributions(outcome), row_index=index)
     (directory / SUMMARY).write_text(json.dumps(clean(graded.model_dump(mode="json"))), encoding="utf-8")
     (outbox / REPORT).write_text(report(summary, outcome), encoding="utf-8", errors="replace")

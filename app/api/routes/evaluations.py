@@ -15,7 +15,7 @@ from app.api.transport.json_body import JsonBody
 from app.api.transport.pagination import PageDep, list_page
 from app.db.tables import Evaluation
 from app.domain.evaluations.graders import CreateEvaluation
-from app.domain.evaluations.results import Verdict
+from app.domain.evaluations.results import RowVerdict
 from app.services import resources
 from app.services.jobs import evaluations
 
@@ -57,7 +57,7 @@ def list_evaluation_rows(
     succeeded. A page has at most 8 MiB, so it
     may have fewer rows than `limit`."""
     evaluation = get_evaluation(evaluation_id, job, session)
-    rows, has_more = evaluations.read_rows(session, app_state.storage, evaluation, page, filter and Verdict(filter))
+    rows, has_more = evaluations.read_rows(session, app_state.storage, evaluation, page, filter and RowVerdict(filter))
     return list_page(rows, len(rows)) | {"has_more": has_more}
 
 

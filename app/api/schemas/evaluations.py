@@ -9,7 +9,7 @@ from pydantic import Field
 from app.api.schemas.common import Body, JobPart, UnixTime
 from app.domain.evaluations.graders import EvaluationPlan, EvaluationSettings
 from app.domain.evaluations.headline import Headline
-from app.domain.evaluations.results import ScoreDistribution, Verdict
+from app.domain.evaluations.results import RowVerdict, ScoreDistribution
 from app.domain.evaluations.summary import EvaluationSummary
 
 
@@ -93,7 +93,7 @@ class EvaluationRowBody(Body):
     """The number of the row among the evaluated ones, from 1 on."""
     line: int
     """The line in the file of held-out rows."""
-    verdict: Verdict
+    verdict: RowVerdict
     """By the grader of the headline. `got_worse`: the adapter's score is below that of the base model. Of the others,
     `right`: it is the highest possible one, or at least the grader's `pass_threshold`; `still_wrong`: it is not;
     `unscored`: a score is missing."""

@@ -56,7 +56,7 @@ class Evaluation(CheckpointWork, Base):
     precision: Mapped[str | None]  # in which the base model answered
     summary: Mapped[dict[str, Any] | None]
     distributions: Mapped[list[dict[str, Any]] | None]  # a results.ScoreDistribution for each grader of such scores
-    row_index: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # a results.RowIndex: 100 kB at most
+    row_index: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # a results.ResultIndex: 100 kB at most
     results_file_id: Mapped[str | None]
     report_file_id: Mapped[str | None]
 

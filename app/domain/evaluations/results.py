@@ -17,7 +17,7 @@ MAX_SCANNED_BYTES = 16 << 20  # of a results file without an index, which each p
 MAX_PAGE_BYTES = 8 << 20  # of the rows of a page; a larger row is a page of its own
 
 
-class Verdict(StrEnum):
+class RowVerdict(StrEnum):
     """What the adapter made of a row, by the grader of the headline. The first letters differ: an index has these."""
 
     RIGHT = "right"
@@ -26,10 +26,10 @@ class Verdict(StrEnum):
     UNSCORED = "unscored"
 
 
-BY_LETTER = {verdict[0]: verdict for verdict in Verdict}
+BY_LETTER = {verdict[0]: verdict for verdict in RowVerdict}
 
 
-class RowIndex(SummaryPart):
+class ResultIndex(SummaryPart):
     ends: list[int]
     """The position in the results file at which each row ends, in bytes."""
     verdicts: str
@@ -54,7 +54,7 @@ class GradedEvaluation(SummaryPart):
 
     summary: EvaluationSummary
     distributions: list[ScoreDistribution]
-    row_index: RowIndex
+    row_index: ResultIndex
 
 
 def main_grader(settings: EvaluationSettings) -> Grader | None:
@@ -68,17 +68,17 @@ def score_range(grader: Grader) -> tuple[float, float]:
     return (grader.range[0], grader.range[1]) if isinstance(grader, ScoreModel) else (0.0, 1.0)
 
 
-def verdict_on(row: Mapping[str, Any], grader: Grader | None) -> Verdict:
+def verdict_on(row: Mapping[str, Any], grader: Grader | None) -> RowVerdict:
     """The verdict on a row of the results file. A score from `pass_threshold` on is right, else the highest one."""
     scores = row["scores"][grader.name] if grader is not None else {}
     base, adapter = scores.get("base"), scores.get("adapter")
     if grader is None or base is None or adapter is None:
-        return Verdict.UNSCORED
+        return RowVerdict.UNSCORED
     if adapter < base:
-        return Verdict.GOT_WORSE
+        return RowVerdict.GOT_WORSE
     threshold = getattr(grader, "pass_threshold", None)
     is_right = adapter >= (score_range(grader)[1] if threshold is None else threshold)
-    return Verdict.RIGHT if is_right else Verdict.STILL_WRONG
+    return RowVerdict.RIGHT if is_right else RowVerdict.STILL_WRONG
 
 
 def distribution(grader: Grader, base: Sequence[float], adapter: Sequence[float]) -> ScoreDistribution:
@@ -94,7 +94,7 @@ def distribution(grader: Grader, base: Sequence[float], adapter: Sequence[float]
     return ScoreDistribution(grader=grader.name, low=low, high=high, base=counts(base), adapter=counts(adapter))
 
 
-def index_rows(file: BinaryIO, settings: EvaluationSettings) -> RowIndex:
+def index_rows(file: BinaryIO, settings: EvaluationSettings) -> ResultIndex:
     """Read a results file from its beginning. Raises ValueError beyond MAX_SCANNED_BYTES."""
     grader = main_grader(settings)
     ends: list[int] = []
@@ -104,10 +104,10 @@ def index_rows(file: BinaryIO, settings: EvaluationSettings) -> RowIndex:
         if ends[-1] > MAX_SCANNED_BYTES:
             raise ValueError(f"the results file has more than {MAX_SCANNED_BYTES:,} bytes and no index")
         verdicts.append(verdict_on(json.loads(line), grader)[0])
-    return RowIndex(ends=ends, verdicts="".join(verdicts))
+    return ResultIndex(ends=ends, verdicts="".join(verdicts))
 
 
-def page_of(index: RowIndex, after: int, limit: int, verdict: Verdict | None) -> tuple[list[int], bool]:
+def page_of(index: ResultIndex, after: int, limit: int, verdict: RowVerdict | None) -> tuple[list[int], bool]:
     """The numbers, counted from 1, of at most `limit` rows after row `after`, of MAX_PAGE_BYTES together; and whether
     others follow."""
     numbers: list[int] = []
@@ -123,7 +123,7 @@ def page_of(index: RowIndex, after: int, limit: int, verdict: Verdict | None) ->
     return numbers, False
 
 
-def read_rows(file: BinaryIO, index: RowIndex, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+def read_rows(file: BinaryIO, index: ResultIndex, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield these rows of a results file, each with its number and its verdict."""
     for number in numbers:
         start, end = span(index, number)
@@ -132,6 +132,6 @@ def read_rows(file: BinaryIO, index: RowIndex, numbers: Sequence[int]) -> Iterat
         yield row | {"number": number, "verdict": BY_LETTER[index.verdicts[number - 1]]}
 
 
-def span(index: RowIndex, number: int) -> tuple[int, int]:
+def span(index: ResultIndex, number: int) -> tuple[int, int]:
     """Where the row with this number begins and ends in the results file."""
     return index.ends[number - 2] if number > 1 else 0, index.ends[number - 1]

@@ -13,7 +13,7 @@ from app.db.tables import Evaluation, Job
 from app.domain.error_text.json_text import as_json
 from app.domain.evaluations import results
 from app.domain.evaluations.graders import CreateEvaluation, EvaluationSettings
-from app.domain.evaluations.results import RowIndex, Verdict, index_rows, page_of
+from app.domain.evaluations.results import ResultIndex, RowVerdict, index_rows, page_of
 from app.domain.jobs.states import WorkState
 from app.errors import BadRequest, combine_errors
 from app.job_queue import WorkerNotifier
@@ -68,7 +68,7 @@ def cancel(session: Session, evaluation: Evaluation) -> Evaluation:
 
 
 def read_rows(
-    session: Session, storage: Storage, evaluation: Evaluation, page: Page, verdict: Verdict | None
+    session: Session, storage: Storage, evaluation: Evaluation, page: Page, verdict: RowVerdict | None
 ) -> tuple[list[dict[str, Any]], bool]:
     """The rows of a page, in the order of the results file, and whether others follow; none until it has succeeded.
 
@@ -79,7 +79,7 @@ def read_rows(
     file = files.get(session, evaluation.project_id, evaluation.results_file_id)
     with files.open_content(storage, file) as content:
         if evaluation.row_index is not None:
-            index = RowIndex.model_validate(evaluation.row_index)
+            index = ResultIndex.model_validate(evaluation.row_index)
         else:  # of an earlier release
             try:
                 index = index_rows(content, EvaluationSettings.model_validate(evaluation.settings))

@@ -15,7 +15,7 @@ from app.db.tables import Evaluation, File
 from app.domain.evaluations import results
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
 from app.domain.evaluations.headline import Headline, headline
-from app.domain.evaluations.results import RowIndex, Verdict, distribution, index_rows, page_of
+from app.domain.evaluations.results import ResultIndex, RowVerdict, distribution, index_rows, page_of
 from app.domain.evaluations.rows import EvaluationRow, read_rows
 from app.services.jobs import evaluations as service
 from app.services.resources import Page
@@ -109,7 +109,7 @@ def evaluation(evaluate: Evaluate) -> Evaluation:
 
 
 def stored_rows(
-    harness: WorkerHarness, evaluation: Evaluation, page: Page, verdict: Verdict | None = None
+    harness: WorkerHarness, evaluation: Evaluation, page: Page, verdict: RowVerdict | None = None
 ) -> tuple[list[dict[str, Any]], bool]:
     with transaction(harness.sessions) as session:
         row = session.get_one(Evaluation, evaluation.id)
@@ -127,7 +127,7 @@ class TestRows:
             assert (row["id"], row["line"], row["reference_answer"]) == (str(number + 1), number + 1, expected)
             assert {model: one["text"] for model, one in row["answers"].items()} == {"base": base, "adapter": expected}
             assert row["scores"]["exact"] == {"base": float(base == expected), "adapter": 1.0}
-            assert row["verdict"] == Verdict.RIGHT
+            assert row["verdict"] == RowVerdict.RIGHT
 
     def test_its_end_was_expected_when_it_came(self, harness: WorkerHarness, evaluation: Evaluation) -> None:
         with transaction(harness.sessions) as session:
@@ -162,13 +162,13 @@ class TestRows:
             file = harness.resources.storage.open(session.get_one(File, row.results_file_id).storage_key)
             assert index is not None
             with file as content:
-                assert RowIndex.model_validate(index) == index_rows(content, settings)
+                assert ResultIndex.model_validate(index) == index_rows(content, settings)
             assert [one["grader"] for one in row.distributions or ()] == ["similar"]
             row.row_index = None  # as that of an earlier release
         assert len(stored_rows(harness, evaluation, Page(101))[0]) == ROWS
 
 
-INDEX = RowIndex(ends=[10, 20, 30, 40, 50], verdicts="rgsgu")
+INDEX = ResultIndex(ends=[10, 20, 30, 40, 50], verdicts="rgsgu")
 
 
 class TestPages:
@@ -178,13 +178,13 @@ class TestPages:
             (0, 2, None, [1, 2], True),
             (4, 2, None, [5], False),
             (9, 2, None, [], False),
-            (0, 1, Verdict.GOT_WORSE, [2], True),
-            (2, 1, Verdict.GOT_WORSE, [4], False),
-            (0, 9, Verdict.STILL_WRONG, [3], False),
+            (0, 1, RowVerdict.GOT_WORSE, [2], True),
+            (2, 1, RowVerdict.GOT_WORSE, [4], False),
+            (0, 9, RowVerdict.STILL_WRONG, [3], False),
         ],
     )
     def test_a_page_has_the_next_rows_with_the_verdict(
-        self, after: int, limit: int, verdict: Verdict | None, numbers: list[int], has_more: bool
+        self, after: int, limit: int, verdict: RowVerdict | None, numbers: list[int], has_more: bool
     ) -> None:
         assert page_of(INDEX, after, limit, verdict) == (numbers, has_more)
 
@@ -208,7 +208,7 @@ class TestPages:
         content = [json.dumps({"line": n}).encode() + b" " * 10_000 + b"\n" for n in range(5)]
         ends = [sum(map(len, content[: n + 1])) for n in range(5)]
         file = Counted(b"".join(content))
-        rows = list(results.read_rows(file, RowIndex(ends=ends, verdicts="rgsgu"), [2, 4]))
+        rows = list(results.read_rows(file, ResultIndex(ends=ends, verdicts="rgsgu"), [2, 4]))
         assert [(row["line"], row["verdict"]) for row in rows] == [(1, "got_worse"), (3, "got_worse")]
         assert file.read_bytes == len(content[1]) + len(content[3])
 
