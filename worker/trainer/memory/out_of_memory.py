@@ -220,12 +220,13 @@ def reduce_plan(
     def cost(each: ExecutionPlan) -> float:
         return relative_token_cost(layers, each, kind, min(each.row_tokens, largest_tokens))
 
-    plans = _plans_with_less_memory(plan, largest_tokens, longest_document, layers, kind, can_tile)
-    return min((each for each in plans if can_offload or not each.offload), key=cost, default=None)
+    plans = _plans_with_less_memory(plan, largest_tokens, longest_document, layers, kind)
+    possible = (each for each in plans if (can_offload or not each.offload) and (can_tile or not each.mlp_chunk_tokens))
+    return min(possible, key=cost, default=None)
 
 
 def _plans_with_less_memory(
-    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int, kind: DeviceKind, can_tile: bool
+    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int, kind: DeviceKind
 ) -> Iterator[ExecutionPlan]:
     """Yield the plan with half as long batches, without cached weights, and with the next degree of recomputation."""
     tokens = min(plan.row_tokens, largest_tokens)
@@ -245,9 +246,7 @@ def _plans_with_less_memory(
         if kind == "cuda" and not plan.offload:
             yield plan.model_copy(update={"offload": True})
         limit = min(tokens, plan.mlp_chunk_tokens or tokens)
-        chunks = [each for each in MLP_CHUNK_TOKENS if can_tile and each < limit]
-        if chunks:
-            yield plan.model_copy(update={"mlp_chunk_tokens": chunks[0]})
+        yield from (plan.model_copy(update={"mlp_chunk_tokens": each}) for each in MLP_CHUNK_TOKENS if each < limit)
 
 
 def reduce_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:
