@@ -5,8 +5,8 @@ inputs for the backward, a norm also one float32 number for each row. Each is co
 takes (replacement.py); what has no equal one stays as it is. The rotary function is the model's own, compiled.
 
 `dynamic=True`: one compilation serves all lengths of a batch. torch keeps eight variants of a function, and computes
-further ones as they are: a norm needs four for each width (training, a first layer whose input has no gradient,
-validation, a trained weight).
+further ones as they are: Qwen3, whose norms have two widths, needs seven, and Gemma with one key head about ten. Those
+of training are made first, in the check of the base.
 
 Letters: T tokens, F the inner width, K the width.
 """
