@@ -40,6 +40,7 @@ from tests.trainer.helpers import (
 )
 from worker.trainer.runtime.process import StopRequests
 from worker.trainer.training import run as program
+from worker.trainer.training import shared_work
 from worker.trainer.training.run import run
 
 STEPS, BEST = 8, 4
@@ -116,6 +117,22 @@ def test_a_run_that_is_killed_at_every_step_resumes_exactly(
     for step in range(1, STEPS + 1):
         killed_at(step, resumed, tmp_path)
     assert_same_result(whole, train.run(resumed, tmp_path))
+
+
+def test_a_run_that_is_killed_while_its_adapter_is_checked_resumes_exactly(
+    spec: Spec, train: Trainings, whole: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its moments are free by then."""
+
+    def kill(_base: Any, killed: Any, _directory: Path) -> None:
+        assert not killed.optimizer.state
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_work, "verify_adapter", kill)
+        with pytest.raises(Killed):
+            run(spec(), tmp_path / "first", RecordLog(), StopRequests("run-a"))
+    assert_same_result(whole, train.run(spec(resume_from=tmp_path / "first" / SNAPSHOTS)))
 
 
 def test_a_pause_while_the_best_adapter_is_in_place_saves_the_last_one(
