@@ -24,10 +24,10 @@ import torch
 from app.cli.local_stack.first_run import gguf_file
 from benchmarks.train import convert
 from tests.gpu_check import speed_card
-from tests.gpu_check.check import Check, CheckFailed, Seen, Site, shown
+from tests.gpu_check.check import Check, CheckFailed, Seen, Site, shown, threads_of
 from tests.gpu_check.checks import CHECKS
 from tests.tiny import make_tiny_base
-from worker.trainer.runtime.device import choose_threads, make_repeatable
+from worker.trainer.runtime.device import make_repeatable
 
 TOTAL_SECONDS = 1800.0
 SPEED_CARD_SECONDS = 450.0  # of the total; what the checks leave of theirs is added
@@ -114,7 +114,7 @@ def run_in_child(check: Check, device: torch.device, model: Path, limit_seconds:
 def run_here(check: Check, device: torch.device, model: Path, sender: Connection) -> None:
     """Run one check in this process, and send the outcome."""
     try:
-        make_repeatable(device, choose_threads())
+        make_repeatable(device, threads_of(device))
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as directory:
             sender.send(("passed", check.run(Site(device, Path(directory), model))))
     except CheckFailed as error:

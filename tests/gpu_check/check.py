@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from worker.trainer.runtime.device import choose_threads
+
 REPORT = "report it, with gpu-check.json"
 Seen = str | Mapping[str, float | str]  # what was measured: a text, or values by name
 
@@ -38,6 +40,11 @@ class CheckFailed(Exception):
 
     def __init__(self, seen: str, allowed: str, remedy: str) -> None:
         super().__init__(f"seen: {seen}; allowed: {allowed}; to do: {remedy}")
+
+
+def threads_of(device: torch.device) -> int:
+    """Return one thread for the tiny models of a CPU: several wait for each other on cores that others use."""
+    return choose_threads() if device.type == "cuda" else 1
 
 
 def shown(seen: Seen) -> str:

@@ -21,7 +21,7 @@ from app.domain.planning.execution_plan import ExecutionPlan, Recompute
 from app.system.host import core_flops
 from app.system.model_files import read_catalog_entry, weight_files
 from app.system.tokenizer_files import load_renderer
-from tests.gpu_check.check import REPORT, CheckFailed, Seen, Site
+from tests.gpu_check.check import REPORT, CheckFailed, Seen, Site, threads_of
 from tests.gpu_check.machine_checks import margin_texts
 from tests.tiny import make_tiny_dataset
 from tests.trainer.helpers import make_spec, no_keepalive, run_trainer
@@ -36,7 +36,7 @@ from worker.trainer.memory.probe import largest_planned_batch
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.model.patches import Patches
-from worker.trainer.runtime.device import choose_compute_dtype, choose_threads, device_name
+from worker.trainer.runtime.device import choose_compute_dtype, device_name
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory
 from worker.trainer.runtime.records import RecordWriter
 from worker.trainer.training import run as program
@@ -321,7 +321,7 @@ def flop_per_token(model: Path) -> float:
 
 def mfu(tokens_per_second: float, flop: float, device: torch.device) -> float | None:
     """The share of the device's peak in 16 bits; None for a GPU whose peak is not known."""
-    peak = gpu_peak_flops(device_name(device)) if device.type == "cuda" else core_flops() * choose_threads()
+    peak = gpu_peak_flops(device_name(device)) if device.type == "cuda" else core_flops() * threads_of(device)
     return tokens_per_second * flop / peak if peak else None
 
 
@@ -331,7 +331,12 @@ def _load(site: Site, directory: Path, quantization: QuantizationSpec | None, ke
 
 def _spec(site: Site, base: Path, data: Path, *, cuda_kernels: bool = False, **changes: Any) -> TrainerSpec:
     targets = sorted(read_catalog_entry(base).target_modules)
-    options = {"device": site.device.type, "threads": None, "dtype_is_free": True, "target_modules": targets}
+    options = {
+        "device": site.device.type,
+        "threads": threads_of(site.device),
+        "dtype_is_free": True,
+        "target_modules": targets,
+    }
     return make_spec(base, data, **options | changes).model_copy(update={"cuda_kernels": cuda_kernels})
 
 
