@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0040_evaluation_rows"
-down_revision = "0038_device_losses"
+down_revision = "0039_held_out_files"
 branch_labels = None
 depends_on = None
 
