@@ -127,7 +127,7 @@ BAD_REQUEST_CODES: tuple[ErrorCode, ...] = (
     ),
     ErrorCode(
         "unsupported_value",
-        "A value of OpenAI or PEFT that this server does not support: `reinforcement`, `integrations`, PiSSA, ...",
+        "A value of OpenAI or PEFT that this server does not support: `reinforcement`, PiSSA, ...",
         "Omit it, or use a value from the message.",
         'method.type "reinforcement" is not offered here; allowed are …',
     ),

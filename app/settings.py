@@ -153,6 +153,16 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("TUNERY_HUB_TOKEN", "HF_TOKEN", "hub_token")
     )  # of the model hub, for workers
 
+    # --- experiment trackers (`integrations` of a job), for workers; jobs name only a project or an experiment
+    wandb_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("TUNERY_WANDB_API_KEY", "WANDB_API_KEY", "wandb_api_key")
+    )
+    wandb_offline: bool = False  # runs stay in the directory `wandb` of `data_dir`, until `wandb sync` uploads them
+    mlflow_tracking_uri: SecretStr | None = Field(  # may have a password
+        default=None,
+        validation_alias=AliasChoices("TUNERY_MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
+    )
+
     # --- connections: limits for slow or silent clients; those of headers and responses are the proxy's
     behind_proxy: bool = False  # a proxy limits headers and connections: required on any address but loopback
     keep_alive_seconds: float = Field(

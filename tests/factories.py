@@ -165,6 +165,7 @@ def make_job(
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
     parent: ParentAdapter | None = None,
+    integrations: list[dict[str, Any]] | None = None,
 ) -> Job:
     """A job in `validating_files`. Its base model must be registered; `body` has parameters of a create body."""
     row = models.get_base(session, project.id, base_model)
@@ -181,6 +182,7 @@ def make_job(
         validation_file_id=validation_file.id if validation_file else None,
         suffix=suffix,
         user_metadata=dict(metadata) if metadata is not None else None,
+        integrations=integrations,
     )
     return session.get_one(Job, jobs.insert(session, job).id)
 

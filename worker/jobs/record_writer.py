@@ -34,6 +34,7 @@ from worker.jobs.publish import Publisher
 from worker.jobs.sanitize import clean, clean_text
 from worker.node import disk_space
 from worker.node.device import training_device
+from worker.tracking.feeds import MetricFeeds
 
 PROGRESS_KEYS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
 
@@ -43,11 +44,12 @@ log = get_logger(__name__)
 class JobRecordWriter:
     """Writes the records of one trainer. The supervisor handles the final ones (Done, Stopped, Failed)."""
 
-    def __init__(self, attempt: JobAttempt) -> None:
+    def __init__(self, attempt: JobAttempt, feeds: MetricFeeds) -> None:
         self.final_checkpoint: CheckpointSaved | None = None  # published with the result
         self.last_snapshot: SnapshotSaved | None = None  # the newest one, until it is stored
         self.publisher = Publisher(attempt)
         self._attempt = attempt
+        self._feeds = feeds
         self._job = attempt.row
         self._planned: Planned | None = None
         self._counted_tokens: int | None = None
@@ -56,6 +58,7 @@ class JobRecordWriter:
         """Write one record. Raises FencedError; any other error is reported in an event and skips that record only."""
         try:
             self._write(record)
+            self.write_feed_problems()
         except DATABASE_UNAVAILABLE:
             raise
         except DBAPIError as error:  # a value PostgreSQL refuses
@@ -68,18 +71,25 @@ class JobRecordWriter:
             text = f"The {record.kind} was not stored: {error.strerror or 'the storage is unavailable'}"
             self._attempt.append_event(f"{text}; the training continues", level="warn", data={"kind": record.kind})
 
+    def write_feed_problems(self) -> None:
+        """Write an event for each integration that gets no metrics (any more)."""
+        for kind, problem in self._feeds.take_problems():
+            text = f"The metrics are not sent to {kind}: {problem}; the training continues"
+            self._attempt.append_event(text, level="warn", data={"integration": kind})
+
     def _write(self, record: AnyRecord) -> None:
         match record:
             case Metric():
-                values = clean(record.model_dump())
+                values, data = clean(record.model_dump()), metric_data(record)
                 progress = {key: values[key] for key in PROGRESS_KEYS}
                 self._attempt.append_event(
                     metric_message(record),
                     type="metrics",
-                    data=metric_data(record),
+                    data=data,
                     progress=claims.progress_with_finish(progress, values["eta_seconds"]),
                 )
                 self._count_step(record)
+                self._feeds.send(record.step, data)
             case Started():
                 data = clean(record.model_dump(exclude={"kind", "run_id"}))
                 step = {"step": record.start_step, "total_steps": record.total_steps}

@@ -19,7 +19,7 @@ from app.db.scheduling import gpu_reservations, measurements
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.jobs.events import Done
-from app.domain.jobs.states import TERMINAL, Desired, Reason
+from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.telemetry import metrics
@@ -38,6 +38,7 @@ from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, WarmTra
 from worker.node import disk_space
 from worker.node.device import gpu_problem, oom_kill_count, unused_gpu_uuids
 from worker.node.resources import Resources
+from worker.tracking.feeds import MetricFeeds
 
 log = get_logger(__name__)
 
@@ -156,12 +157,15 @@ class JobSupervisor(Runner[Job, JobAttempt]):
 
     def _train(self, attempt: JobAttempt) -> AttemptOutcome:
         """Run the trainer and publish its result; store the last snapshot if the job will need it."""
-        records = JobRecordWriter(attempt)
-        is_published = False
+        feeds = MetricFeeds(self.settings, attempt.row)
+        records = JobRecordWriter(attempt, feeds)
+        is_published, has_failed = False, True
         try:
             ended = self._run_trainer(attempt, records)
             attempt.check()
             outcome = classify_exit(ended)
+            has_failed = outcome.reason.final_state == JobState.FAILED
+            records.write_feed_problems()
             if outcome.reason == Reason.DONE:
                 assert isinstance(ended.final, Done)
                 final_metrics = records.final_checkpoint.metrics if records.final_checkpoint else {}
@@ -172,6 +176,7 @@ class JobSupervisor(Runner[Job, JobAttempt]):
             return outcome
         finally:  # also after a full disk, or a pause that came while the result was published
             metrics.TOKENS_PER_SECOND.set(0)
+            feeds.close(has_failed)
             if not attempt.fenced and not is_published:
                 records.store_last_snapshot()
 

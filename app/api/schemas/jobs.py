@@ -21,6 +21,7 @@ from app.domain.evaluations.headline import Headline, headline
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
 from app.domain.jobs.create_job import CreateJob, Metadata, Priority
+from app.domain.jobs.integrations import Integration, WandbSettings
 from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.domain.methods import METHODS, Method
@@ -46,6 +47,15 @@ class UpdateJob(Strict):
     """Order among the queued jobs of your project: higher runs first; null: 0. Until the job ends."""
     metadata: Metadata | None = None
     """Replaces all pairs of the job; null removes them."""
+
+
+class ShownWandbRun(WandbSettings):
+    run_id: str
+    """The id of the run: that of the job."""
+
+
+class ShownIntegration(Integration):
+    wandb: ShownWandbRun | None = None
 
 
 class JobError(Body):
@@ -185,8 +195,8 @@ class JobBody(QueuedFields):
     seed: int
     error: JobError | None
     """Why the job failed; null in every other state."""
-    integrations: list[Any]
-    """Empty."""
+    integrations: list[ShownIntegration]
+    """The experiment trackers that get its metrics."""
     metadata: dict[str, str] | None
     user_provided_suffix: str | None = Field(validation_alias="suffix")
     """The `suffix` of the request."""
@@ -249,7 +259,7 @@ class JobBody(QueuedFields):
             "file_origins": _origins(spec.get("file_origins")),
             "seed": spec["seed"],
             "error": _error(row),
-            "integrations": [],
+            "integrations": _integrations(row),
             "lora": {"experts": False} | spec["lora"],
             "quantization": spec["quantization"],
             "chat_template_kwargs": spec.get("chat_template_kwargs"),
@@ -300,6 +310,14 @@ def _evaluation(row: Any) -> dict[str, Any] | None:
     if requested is None or row.state in (JobState.FAILED, JobState.CANCELLED):
         return None
     return _fields(EvaluationOfJob, {"status": "requested", "file": requested["file"]})
+
+
+def _integrations(row: Any) -> list[dict[str, Any]]:
+    """With the id of the run at Weights & Biases, as OpenAI returns it; MLflow's server makes its own ids."""
+    return [
+        each if each["type"] != "wandb" else {"type": "wandb", "wandb": each["wandb"] | {"run_id": row.id}}
+        for each in row.integrations or ()
+    ]
 
 
 def _adapter(row: Any) -> dict[str, Any] | None:

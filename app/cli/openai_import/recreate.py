@@ -8,6 +8,7 @@ from typing import Any
 
 from app.cli.output.console import print_json_line, print_line
 from app.domain.jobs.create_job import MAX_METADATA_PAIRS, create_body
+from app.domain.jobs.integrations import WandbSettings
 from app.domain.methods import METHODS
 
 Json = dict[str, Any]
@@ -59,7 +60,12 @@ def recreate(job: Mapping[str, Any], model: str | None) -> Recreation:
     _metadata(made, job)
     for integration in job.get("integrations") or ():
         kind = integration.get("type", "unknown")
-        made.add(IMPOSSIBLE, "integrations", f"{kind}: metrics are in the job's events and results file instead")
+        if kind != "wandb":
+            made.add(IMPOSSIBLE, "integrations", f"{kind}: metrics are in the job's events and results file instead")
+            continue
+        asked = {name: value for name, value in integration["wandb"].items() if name in WandbSettings.model_fields}
+        made.request.setdefault("integrations", []).append({"type": kind, "wandb": asked})
+        made.add(KEPT, "integrations", f"{kind}: {asked.get('project')}")
     return made
 
 

@@ -120,6 +120,7 @@ class Job(Leased, Base):
     urgent: Mapped[Flag] = mapped_column("is_urgent")  # precedes all jobs that are not urgent, if the project may
     worker_labels: Mapped[Strings]  # the worker must have all of them
     deliver_to: Mapped[Strings]  # names of delivery targets
+    integrations: Mapped[list[dict[str, Any]] | None]  # each an integrations.Integration
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     request: Mapped[dict[str, Any] | None]  # the body as it was sent; NULL in old rows
     request_id: Mapped[str | None]  # of the request that created the job, for the logs of its attempts

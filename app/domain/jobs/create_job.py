@@ -21,6 +21,7 @@ from app.domain.error_text.json_text import as_json
 from app.domain.error_text.validation_text import bounds_of, check_shape
 from app.domain.evaluations.graders import EvaluationRequest, Shape
 from app.domain.jobs.definitions import Parameters
+from app.domain.jobs.integrations import MAX_INTEGRATIONS, Integration
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import HYPERPARAMETERS, QuantizationParameters
 from app.domain.jobs.request_parameters import DEFINITIONS, IN_HYPERPARAMETERS, collect, keys_of, method_of
@@ -152,8 +153,8 @@ class CreateJob(Shape):
     """An evaluation of the result on held-out rows, as soon as the training has succeeded."""
     metadata: Metadata | None = None
     """Up to 16 pairs of your own; lists of jobs can be filtered by them."""
-    integrations: list[Any] | None = None
-    """Not supported: null or empty."""
+    integrations: Annotated[list[Integration] | None, Field(max_length=MAX_INTEGRATIONS)] = None
+    """Experiment trackers that get the metrics of the job, from the worker. Keys are the operator's."""
     lora: Annotated[Any, WithJsonSchema(LORA)] = None
     quantization: Annotated[Any, WithJsonSchema(QUANTIZATION)] = None
     priority: Priority = None

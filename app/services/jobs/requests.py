@@ -50,6 +50,7 @@ COLUMNS = {
     "urgent": "urgent",
     "worker_labels": "worker_labels",
     "deliver_to": "deliver_to",
+    "integrations": "integrations",
 }
 
 # The rows that a request refers to, in one statement, which is compiled once; NULL for one that does not exist or that
@@ -107,7 +108,6 @@ def build_job(
         find_evaluation_file(session, project_id, request.evaluation.file, "evaluation.file", problems)
     for param, file in files_by_param.items():
         problems += _purpose_problems(file, param)
-    problems += _integration_problems(request.integrations or ())
     spec = _resolve_spec(request, base, parent, files_by_param, workers.gpus_per_job(session), problems)
     if request.urgent and not is_admin and not project.may_be_urgent:
         text = (
@@ -121,6 +121,7 @@ def build_job(
     if base.catalog_entry.expert_parameters and not spec.lora.adapts_experts:
         warnings.append(request_warning("experts_frozen", EXPERTS_FROZEN))
     given = {column: value for name, column in COLUMNS.items() if (value := getattr(request, name)) is not None}
+    given["integrations"] = [each.model_dump(exclude_none=True) for each in request.integrations or ()] or None
     given["worker_labels"] = sorted(set(request.worker_labels or ()))
     given["deliver_to"] = (default_targets or []) if deliver_to is None else deliver_to
     return Job(
@@ -268,17 +269,6 @@ def _purpose_problems(file: File, param: str) -> list[BadRequest]:
     purpose = as_json(file.purpose)
     text = f'invalid {param}: {file.id}. Its purpose is {purpose}; a {param} needs the purpose "fine-tune"'
     return [BadRequest(text, param)]
-
-
-def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
-    if not integrations:
-        return []
-    named = [item.get("type") for item in integrations if isinstance(item, dict)]
-    names = ", ".join(as_json(name) for name in named) or "this"
-    text = (
-        f"integrations: {names} is not offered here; the metrics are in the events and in the results file of the job"
-    )
-    return [BadRequest(text, "integrations", "unsupported_value")]
 
 
 def find_evaluation_file(

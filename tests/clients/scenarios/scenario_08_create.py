@@ -67,6 +67,12 @@ def test_the_hyperparameters_are_the_same_in_either_place(create: Any) -> None:
         assert job.hyperparameters == jobs[0].hyperparameters
 
 
+def test_metrics_go_to_a_project_at_weights_and_biases(create: Any) -> None:
+    job = create(integrations=[{"type": "wandb", "wandb": {"project": "p", "name": None, "tags": ["a"]}}])
+    (shown,) = job.integrations
+    assert (shown.type, shown.wandb.project, shown.wandb.tags, shown.wandb.run_id) == ("wandb", "p", ["a"], job.id)
+
+
 def test_a_null_quantization_is_a_16_bit_base(create: Any) -> None:
     assert extra(create(extra_body={"quantization": None}))["quantization"] is None
     assert extra(create(method=supervised(load_in_4bit=False)))["quantization"] is None
@@ -85,7 +91,11 @@ def test_auto_is_resolved_at_once(create: Any) -> None:
         ({"method": supervised(lora_rnk=8)}, "unknown_parameter", "method.supervised.hyperparameters.lora_rnk"),
         ({"hyperparameters": {"lora_rnk": 8}}, "unknown_parameter", "hyperparameters.lora_rnk"),
         ({"extra_body": {"loar": {"r": 8}}}, "unknown_parameter", "loar"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "unsupported_value", "integrations"),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {}}]},
+            "missing_required_parameter",
+            "integrations.0.wandb.project",
+        ),
     ],
     ids=lambda value: str(value)[:50],
 )

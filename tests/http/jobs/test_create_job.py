@@ -68,11 +68,12 @@ class TestCreate:
             sample_prompts=["What is red?"],
             lora={"alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
             quantization=None,
-            integrations=[],
+            integrations=[{"type": "mlflow", "mlflow": {"experiment": "e"}}],
         ).json()
         assert body["validation_file"] == validation_file
         assert (body["seed"], body["user_provided_suffix"]) == (7, "demo")
         assert body["metadata"] == {"team": "search", "empty": ""}
+        assert body["integrations"] == [{"type": "mlflow", "mlflow": {"experiment": "e"}}]
         assert body["quantization"] is None
         assert body["lora"]["r"] == 8
         assert body["lora"]["target_modules"] == ["q_proj", "v_proj"]
@@ -119,6 +120,13 @@ REFUSED = [
     ({"chat_template_kwargs": {"reasoning_effort": "a b"}}, "chat_template_kwargs.reasoning_effort"),
     ({"chat_template_kwargs": {"documents": [{"text": "a" * 65_000}]}}, "chat_template_kwargs.documents"),
     ({"chat_template_kwargs": {"documents": [{"text": 1}]}}, "chat_template_kwargs.documents.0.text"),
+    ({"integrations": [{"type": "clearml"}]}, "integrations.0.type"),
+    ({"integrations": [{"type": "wandb"}]}, "integrations.0"),
+    ({"integrations": [{"type": "wandb", "mlflow": {"experiment": "e"}}]}, "integrations.0"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "a/b"}}]}, "integrations.0.wandb.project"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "p" * 129}}]}, "integrations.0.wandb.project"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "p", "api_key": "k"}}]}, "integrations.0.wandb.api_key"),
+    ({"integrations": [{"type": "mlflow", "mlflow": {"experiment": "e"}}] * 6}, "integrations"),
     ({"sample_prompts": ["a"] * 5}, "sample_prompts"),
     ({"sample_prompts": "a"}, "sample_prompts"),
     ({"sample_prompts": [1]}, "sample_prompts.0"),

