@@ -35,6 +35,7 @@ from app.domain.planning.memory import (
     MemoryEstimate,
     compute_dtype_bytes,
     estimate_memory,
+    hosted_embedding_bytes,
     offloaded_bytes,
 )
 from app.domain.planning.packing import Workload, largest_batch, max_attention_cost, mean_packed_length
@@ -45,7 +46,7 @@ CANDIDATE_ROW_TOKENS: dict[DeviceKind, tuple[int, ...]] = {
     "cpu": (1024, 768, 512, 256, 128),
     "cuda": (8192, 6144, 4096, 3072, 2048, 1024, 512),
 }
-MLP_CHUNK_TOKENS = (4096, 1024)  # the candidates besides 0; an 8B holds 0.9 and 0.2 GB for so many
+MLP_CHUNK_TOKENS = (4096, 1024, 512)  # the candidates besides 0; an 8B holds 0.9, 0.2 and 0.1 GB for so many
 TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast; the smallest wins
 # oneDNN compiles 30 to 44 kernels for each new batch length and maps more memory for them than it touches; it caches
 # the last 128 kernels. Eight lengths took 854 MB of mapped memory and 640 MB of touched memory, which
@@ -145,7 +146,7 @@ class Placement:
         host = ""
         if self.lacking_host_bytes:
             needed, usable = _gigabytes(self.lacking_host_bytes), _usable(self.device.host_bytes or 0)
-            host = f"The inputs of the layers would take {needed} of host memory, and may take {usable}. "
+            host = f"Layer inputs and embedding would take {needed} of host memory, and may take {usable}. "
         seen = f"it needs {required} and may take {_usable(self.device.memory_bytes)}, even with {self.plan}"
         return f"Does not fit {self.device.label}: {seen}. {host}{remedy}"
 
@@ -198,10 +199,12 @@ def estimate_placement(
     has_cuda_kernels = cuda_kernels and device.kind == "cuda"
     for plan in _candidates(entry, spec, device.kind, candidate_row_tokens, has_cuda_kernels, compute_dtype):
         largest_tokens, mean_tokens, max_attended_tokens = packed[plan.row_tokens]
-        if plan.offload and device.host_bytes is not None:
+        embedding_bytes = 0
+        if plan.offload:
             width = compute_dtype_bytes(spec.quantization, plan)
-            needed = offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, largest_tokens)
-            if needed > USABLE_MEMORY_SHARE * device.host_bytes:
+            embedding_bytes = hosted_embedding_bytes(entry, spec.layer_lora, width)
+            needed = embedding_bytes + offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, largest_tokens)
+            if device.host_bytes is not None and needed > USABLE_MEMORY_SHARE * device.host_bytes:
                 lacking_host_bytes = min(needed, lacking_host_bytes or needed)
                 continue
         formula = estimate_memory(
@@ -215,7 +218,7 @@ def estimate_placement(
             _forward_tokens(spec, work),
         )
         correction = Correction.of(measurements, plan, formula.working, work.tokens)
-        memory = _corrected(formula, correction, loaded_bytes)
+        memory = _corrected(formula, correction, loaded_bytes, embedding_bytes)
         if counts_mapped_memory:
             lengths = min(MAX_CACHED_LENGTHS, work.tokens / mean_tokens)
             memory = replace(memory, kernels=memory.kernels + int(ONEDNN_MAPPING_OVERHEAD_BYTES * lengths))
@@ -354,11 +357,15 @@ def _candidates(
                 yield plan.model_copy(update={"recompute": "everything", "offload": offload, "mlp_chunk_tokens": chunk})
 
 
-def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: int | None) -> MemoryEstimate:
-    """The estimate scaled by measurements; `loaded_bytes` are without the cache, which the trainer fills later."""
+def _corrected(
+    predicted: MemoryEstimate, correction: Correction, loaded_bytes: int | None, embedding_bytes: int
+) -> MemoryEstimate:
+    """The estimate scaled by measurements; `loaded_bytes` are without the cache, which the trainer fills later, and
+    with the embedding, which the plan moves to host memory."""
     if loaded_bytes is None:
         return predicted.scaled(correction.loaded, correction.working)
-    corrected = predicted.scaled(loaded_bytes / (predicted.loaded - predicted.cache), correction.working)
+    at_load = predicted.loaded - predicted.cache + embedding_bytes
+    corrected = predicted.scaled(loaded_bytes / at_load, correction.working)
     return replace(corrected, cache=predicted.cache)
 
 
