@@ -15,7 +15,7 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.hyperparameters import OptimizerName
 from app.domain.jobs.spec import JobSpec, QuantizationSpec
 from app.domain.planning.base_sizes import COMMON_BASES, LLAMA, DecoderShape, card_bytes, usual_job
-from app.domain.planning.duration import step_flop
+from app.domain.planning.duration import JobCost
 from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Device, Placement, estimate_placement
 from app.domain.planning.memory import hosted_embedding_bytes, offloaded_bytes
 from app.domain.planning.packing import SequenceLengths, Workload, mean_packed_length
@@ -54,8 +54,8 @@ class Job:
         """`changes` are those of the plan: other recomputation, or no fused kernels."""
         plan = self.placed(device).plan.model_copy(update=changes)
         mean_tokens = mean_packed_length(self.work.lengths, self.spec.hyperparameters, 0, plan.row_tokens)
-        flops = device.estimated_flops
-        return flops / step_flop(self.entry, self.spec, self.work, plan, "cuda", mean_tokens, flops)
+        cost = JobCost(self.entry, self.spec, self.work, "cuda", device.estimated_flops)
+        return cost.flops / cost.of_step(plan, mean_tokens)
 
     @property
     def least_gigabytes(self) -> float:

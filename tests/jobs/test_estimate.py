@@ -330,7 +330,7 @@ class TestCudaKernels:
         assert earlier.with_layout(ExecutionPlan(row_tokens=32)) == ExecutionPlan(row_tokens=32, threads=2)
 
     def test_the_memory_of_the_host_limits_the_offload(self, reviewed: Reviewed) -> None:
-        """32 inputs of 16,384 tokens x 4,096 numbers of 16 bits, each in a pinned block: 4.29 GB; the embedding: 1.05."""
+        """32 inputs of 16,384 tokens x 4,096 numbers, each in a pinned block: 4.29 GB; the embedding: 1.05."""
         job = long_job(16_384)
         long, fits = work(job, 16_384, 64), {}
         for host_bytes in (6_000_000_000, 5_400_000_000):

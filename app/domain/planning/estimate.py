@@ -22,10 +22,9 @@ from app.domain.planning.duration import (
     DEFAULT_CORE_FLOPS,
     START_SECONDS,
     UTILIZATION,
+    JobCost,
     gpu_flops,
-    step_flop,
-    token_cost,
-    validation_flop,
+    has_fused_kernels,
 )
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import (
@@ -183,20 +182,23 @@ def estimate_placement(
     loaded_bytes: int | None = None,
     max_row_tokens: int | None = None,
     counts_mapped_memory: bool = False,
-    cuda_kernels: bool = True,
+    cuda_kernels: bool | None = None,
     compute_dtype: str = "",
 ) -> Placement:
     """The fastest plan that fits into the memory of `device`; if none fits, the one with the least memory.
 
     The trainer, which has loaded the base, passes the measured `loaded_bytes` instead of estimating them. It also
     passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`),
-    whether its kernels are those for GPUs since sm80 (`cuda_kernels`; ignored on a CPU), and the `compute_dtype`.
+    whether its kernels are those for GPUs since sm80 (`cuda_kernels`; by default, by the name of the GPU; ignored on a
+    CPU), and the `compute_dtype`.
     """
-    flops = device.estimated_flops / device.gpus
+    cost = JobCost(entry, spec, work, device.kind, device.estimated_flops / device.gpus)
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     packed = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements, lacking_host_bytes = [], 0
-    has_cuda_kernels = cuda_kernels and device.kind == "cuda"
+    has_cuda_kernels = device.kind == "cuda" and (
+        has_fused_kernels(device.name) if cuda_kernels is None else cuda_kernels
+    )
     for plan in _candidates(entry, spec, device.kind, candidate_row_tokens, has_cuda_kernels, compute_dtype):
         largest_tokens, mean_tokens, max_attended_tokens = packed[plan.row_tokens]
         embedding_bytes = 0
@@ -225,9 +227,9 @@ def estimate_placement(
         # Each GPU has its part of a step. One of them validates, and all run the probe, the largest batch once.
         if device.gpus > 1:
             mean_tokens = min(mean_tokens, max(1.0, work.tokens / max(1, work.steps) / device.gpus))
-        flop_per_token = step_flop(entry, spec, work, plan, device.kind, mean_tokens, flops)
+        flop_per_token = cost.of_step(plan, mean_tokens)
         flop = flop_per_token * (work.tokens + device.gpus * largest_tokens)
-        flop += validation_flop(entry, spec, work, plan, device.kind, flops) * device.gpus * work.validated_tokens
+        flop += cost.of_validation(plan) * device.gpus * work.validated_tokens
         other_seconds = correction.other_seconds
         if other_seconds is None:
             other_seconds = START_SECONDS + memory.base / BASE_BYTES_PER_SECOND
@@ -240,12 +242,12 @@ def estimate_placement(
                 formula=formula,
                 largest_batch_tokens=largest_tokens,
                 step_flop=flop_per_token,
-                seconds=other_seconds + flop / (correction.flops or device.gpus * flops),
+                seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
                 basis="measured" if correction.jobs else "formula",
             )
         )
     if fitting := [each for each in placements if each.fits]:
-        return _select(entry, spec, work, device, fitting)
+        return _select(cost, fitting)
     smallest = min(placements, key=lambda each: (each.memory.total, each.memory.activations))
     return replace(smallest, lacking_host_bytes=lacking_host_bytes)
 
@@ -285,15 +287,9 @@ def _min_bytes(
     )
 
 
-def _select(
-    entry: CatalogEntry, spec: JobSpec, work: Workload, device: Device, placements: Sequence[Placement]
-) -> Placement:
+def _select(cost: JobCost, placements: Sequence[Placement]) -> Placement:
     """The placement with the least memory among those that are equally fast within TIME_TOLERANCE."""
-    flops = device.estimated_flops / device.gpus
-    costs = {
-        each.plan: token_cost(entry, spec, work, each.plan, device.kind, each.plan.row_tokens, flops)
-        for each in placements
-    }
+    costs = {each.plan: cost.of_token(each.plan, each.plan.row_tokens) for each in placements}
     bound = (1 + TIME_TOLERANCE) * min(costs.values())
     fastest = (each for each in placements if costs[each.plan] <= bound)
     return min(fastest, key=lambda each: (each.memory.total, costs[each.plan]))
