@@ -28,7 +28,7 @@ from tests.trainer.helpers import make_spec, no_keepalive, run_trainer
 from tests.trainer.kernels.fused_on_cpu import FUSED_ON_CPU, uncompiled
 from tests.trainer.model.bases import make_base
 from worker.trainer.data.batch import PackedBatch
-from worker.trainer.kernels.compiled import compiled
+from worker.trainer.kernels.compiled import compiled_norm
 from worker.trainer.kernels.kernels import Kernels, choose_kernels
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
@@ -177,7 +177,7 @@ def _gradients(
     with Patches() as patches:
         if not site.is_cuda:  # the C++ compiler takes a minute; here only the functions are checked
             patches.put_attribute(torch, "compile", uncompiled)
-            compiled.cache_clear()
+            compiled_norm.cache_clear()
         base = load_base("model", directory, NF4, variant.dtype, kernels)
         _check_fused(base)
         run = _new_run(base, spec, site.directory)
@@ -191,7 +191,7 @@ def _gradients(
             if variant.name == EXACT:
                 break
         base.patches.undo()
-    compiled.cache_clear()
+    compiled_norm.cache_clear()
     del base, run, objective, recomputation
     kernels.memory.free()
 

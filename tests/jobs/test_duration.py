@@ -8,13 +8,7 @@ import pytest
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.duration import (
-    gpu_peak_flops,
-    relative_token_cost,
-    step_flop,
-    token_cost,
-    validation_flop,
-)
+from app.domain.planning.duration import JobCost, gpu_peak_flops, relative_token_cost
 from app.domain.planning.estimate import Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.packing import SequenceLengths, Workload, largest_batch, mean_packed_length, pack
@@ -33,7 +27,7 @@ def work(job: JobSpec, length: int = 200, examples: int = 64, labelled: float = 
 
 
 def flop(work: Workload, row_tokens: float = 1e12, job: JobSpec | None = None) -> float:
-    return step_flop(LLAMA_8B, job or spec(), work, MODE, "cuda", row_tokens)
+    return JobCost(LLAMA_8B, job or spec(), work, "cuda").of_step(MODE, row_tokens)
 
 
 class TestStepFlop:
@@ -69,8 +63,8 @@ class TestStepFlop:
 
     def test_a_validation_is_less_than_half_a_step(self) -> None:
         job = spec()
-        one = validation_flop(LLAMA_8B, job, work(job), MODE, "cuda")
-        assert 0.3 < one / step_flop(LLAMA_8B, job, work(job), MODE, "cuda", MODE.row_tokens) < 0.5
+        cost = JobCost(LLAMA_8B, job, work(job), "cuda")
+        assert 0.3 < cost.of_validation(MODE) / cost.of_step(MODE, MODE.row_tokens) < 0.5
 
 
 class TestCost:
@@ -93,7 +87,7 @@ class TestConstantCost:
 
     def constant(self, entry: CatalogEntry, flops: float = 4e14, bits: int = 4, **changes: Any) -> float:
         plan, job = MODE.model_copy(update=changes), spec(quantization={"bits": 4} if bits == 4 else None)
-        return token_cost(entry, job, work(job), plan, "cuda", 1.0, flops) - 1
+        return JobCost(entry, job, work(job), "cuda", flops).of_token(plan, 1.0) - 1
 
     def test_launches_take_as_long_on_every_card_and_for_every_width(self) -> None:
         narrow = LLAMA_8B.model_copy(update={"linear_parameters": LLAMA_8B.linear_parameters // 10})
@@ -107,7 +101,9 @@ class TestConstantCost:
         assert self.constant(LLAMA_8B, cache_weights=False) == pytest.approx(self.constant(LLAMA_8B) + 230, abs=20)
 
     def test_all_experts_are_dequantized_and_the_active_ones_computed(self) -> None:
-        per_token = [step_flop(each, spec(), work(spec()), MODE, "cuda", 1e12) for each in (self.EXPERTS, LLAMA_8B)]
+        per_token = [
+            JobCost(each, spec(), work(spec()), "cuda").of_step(MODE, 1e12) for each in (self.EXPERTS, LLAMA_8B)
+        ]
         assert per_token[0] == pytest.approx(per_token[1], rel=1e-3)
         assert self.constant(self.EXPERTS) > self.constant(LLAMA_8B) + 8 * 250
 
@@ -116,15 +112,25 @@ class TestConstantCost:
         job, update = spec(), {"experts": {"model.layers.0.mlp.experts.down_proj": (64, 4096, 1024)}}
         job = job.model_copy(update={"lora": job.lora.model_copy(update=adapted)})
         half, whole = (
-            step_flop(LLAMA_8B.model_copy(update=update | {"active_experts": share}), job, work(job), MODE, "cpu", 1e12)
+            JobCost(LLAMA_8B.model_copy(update=update | {"active_experts": share}), job, work(job), "cpu").of_step(
+                MODE, 1e12
+            )
             for share in (0.5, 1.0)
         )
         assert whole - half == pytest.approx(0.5 * 6 * job.lora.r * 64 * (4096 + 1024), rel=1e-3)
 
     def test_fused_kernels_take_less_of_everything(self) -> None:
         eager, fused = (MODE.model_copy(update={"cuda_kernels": fused}) for fused in (False, True))
-        costs = [step_flop(LLAMA_8B, spec(), work(spec()), plan, "cuda", 4096) for plan in (fused, eager)]
+        costs = [JobCost(LLAMA_8B, spec(), work(spec()), "cuda").of_step(plan, 4096) for plan in (fused, eager)]
         assert costs[0] / costs[1] == pytest.approx(0.85, abs=0.01)
+
+    @pytest.mark.parametrize(
+        ("name", "is_fused"),
+        [("Tesla V100-SXM2-32GB", False), ("Tesla T4", False), ("NVIDIA GeForce RTX 2080 Ti", False), ("Future", True)],
+    )
+    def test_a_gpu_before_sm80_has_no_fused_kernels(self, name: str, is_fused: bool) -> None:
+        placement = estimate_placement(LLAMA_8B, spec(), work(spec()), Device("cuda", name, 32 << 30))
+        assert placement.plan.cuda_kernels is is_fused
 
 
 class TestSeconds:

@@ -8,7 +8,8 @@ be computed in the same time. So the FLOP/s of one job also apply to jobs with o
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
@@ -78,6 +79,8 @@ PEAK_FLOPS = {
     "V100": 1.12e14,
     "T4": 6.5e13,
 }
+# Words in the names of GPUs before sm80, which have no fused kernels.
+EARLIER_WORDS = frozenset({"V100", "T4", "P100", "P40", "P4", "GTX", "TITAN", "Quadro", "2060", "2070", "2080"})
 VENDOR_WORDS = frozenset({"NVIDIA", "GeForce", "Tesla"})
 PARTIAL_WORDS = frozenset({"Laptop", "MIG"})
 # The assumed share of the peak until a job was measured. Large products reach 0.6 of the peak of an H100, which its
@@ -120,58 +123,79 @@ def relative_token_cost(
     return share * (1 + constant_tokens / row_tokens)
 
 
-def token_cost(
-    entry: CatalogEntry,
-    spec: JobSpec,
-    work: Workload,
-    plan: ExecutionPlan,
-    kind: DeviceKind,
-    row_tokens: float,
-    flops: float = REFERENCE_FLOPS,
-) -> float:
-    """`relative_token_cost` of this job; on CUDA, on a GPU that computes `flops` a second by its name.
+@dataclass(frozen=True)
+class JobCost:
+    """The FLOP of a job on a kind of device; on CUDA, on a GPU that computes `flops` a second by its name."""
 
-    A batch has the launches, the dequantization, and the padding of each expert's tokens. Dequantized experts are not
-    cached.
-    """
-    if kind == "cpu":
-        return relative_token_cost(entry.decoder_layers, plan, kind, row_tokens)
-    launches = entry.decoder_layers * LAYER_KERNELS * KERNEL_SECONDS * flops
-    dequantized = entry.expert_parameters + (0 if plan.cache_weights else entry.linear_parameters)
-    dequantization = 0 if spec.quantization is None else 4 * DEQUANTIZE_TOKENS[kind] * dequantized
-    padding = 4 * GROUP_PADDING_TOKENS * entry.expert_parameters
-    constant_tokens = (launches + dequantization + padding) / _passes(entry, spec, work, kind)
-    return relative_token_cost(entry.decoder_layers, plan, kind, row_tokens, constant_tokens)
+    entry: CatalogEntry
+    spec: JobSpec
+    work: Workload
+    kind: DeviceKind
+    flops: float = REFERENCE_FLOPS
 
+    def of_token(self, plan: ExecutionPlan, row_tokens: float) -> float:
+        """`relative_token_cost` of this job.
 
-def step_flop(
-    entry: CatalogEntry,
-    spec: JobSpec,
-    work: Workload,
-    plan: ExecutionPlan,
-    kind: DeviceKind,
-    row_tokens: float,
-    flops: float = REFERENCE_FLOPS,
-) -> float:
-    """FLOP per training token, with `row_tokens` in a packed batch on average; `flops` as for `token_cost`."""
-    optimizer = OPTIMIZER_FLOP[kind] * adapter_parameters(entry, spec.layer_lora) * work.steps / max(1, work.tokens)
-    cost = token_cost(entry, spec, work, plan, kind, row_tokens, flops)
-    return _passes(entry, spec, work, kind) * cost + optimizer
+        A batch on CUDA has the launches, the dequantization, and the padding of each expert's tokens. Dequantized
+        experts are not cached.
+        """
+        entry = self.entry
+        if self.kind == "cpu":
+            return relative_token_cost(entry.decoder_layers, plan, self.kind, row_tokens)
+        launches = entry.decoder_layers * LAYER_KERNELS * KERNEL_SECONDS * self.flops
+        dequantized = entry.expert_parameters + (0 if plan.cache_weights else entry.linear_parameters)
+        dequantization = 0 if self.spec.quantization is None else 4 * DEQUANTIZE_TOKENS[self.kind] * dequantized
+        padding = 4 * GROUP_PADDING_TOKENS * entry.expert_parameters
+        constant_tokens = (launches + dequantization + padding) / self._passes
+        return relative_token_cost(entry.decoder_layers, plan, self.kind, row_tokens, constant_tokens)
 
+    def of_step(self, plan: ExecutionPlan, row_tokens: float) -> float:
+        """FLOP per training token, with `row_tokens` in a packed batch on average."""
+        trained = adapter_parameters(self.entry, self.spec.layer_lora)
+        optimizer = OPTIMIZER_FLOP[self.kind] * trained * self.work.steps / max(1, self.work.tokens)
+        return self._passes * self.of_token(plan, row_tokens) + optimizer
 
-def validation_flop(
-    entry: CatalogEntry,
-    spec: JobSpec,
-    work: Workload,
-    plan: ExecutionPlan,
-    kind: DeviceKind,
-    flops: float = REFERENCE_FLOPS,
-) -> float:
-    """FLOP per validation token, in full packed batches: one forward, and those of the method."""
-    forward = _forward(entry, work, kind) + 2 * adapter_parameters(entry, spec.layer_lora)
-    forward += METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
-    validation_plan = plan.model_copy(update={"recompute": "nothing", "recompute_layers": 0} | SPARSE_LAYOUT)
-    return forward * token_cost(entry, spec, work, validation_plan, kind, plan.row_tokens, flops)
+    def of_validation(self, plan: ExecutionPlan) -> float:
+        """FLOP per validation token, in full packed batches: one forward, and those of the method."""
+        forward = (1 + self._extra_forwards) * self._forward
+        forward += 2 * adapter_parameters(self.entry, self.spec.layer_lora)
+        validation_plan = plan.model_copy(update={"recompute": "nothing", "recompute_layers": 0} | SPARSE_LAYOUT)
+        return forward * self.of_token(validation_plan, plan.row_tokens)
+
+    @cached_property
+    def _passes(self) -> float:
+        """FLOP per training token of products and attention, forward and backward."""
+        entry, lora = self.entry, self.spec.layer_lora
+        trained: float = adapter_parameters(entry, lora)
+        if lora.adapts_experts:  # a token uses a part of the experts' adapters, too
+            dense = adapter_parameters(entry.model_copy(update={"experts": {}}), lora)
+            trained = dense + entry.active_experts * (trained - dense)
+        passes = 4 * self._active_parameters + 6 * trained + 3 * self._attention + 4 * self._head
+        return passes + self._extra_forwards * self._forward
+
+    @property
+    def _extra_forwards(self) -> int:
+        return METHODS[self.spec.method].extra_forwards(self.spec.hyperparameters)
+
+    @property
+    def _forward(self) -> float:
+        return 2 * self._active_parameters + 2 * self._head + self._attention
+
+    @property
+    def _active_parameters(self) -> float:
+        """The weights of linear layers and experts that a token is multiplied with."""
+        return self.entry.linear_parameters + self.entry.active_experts * self.entry.expert_parameters
+
+    @property
+    def _head(self) -> float:
+        """The weights of the head, for the share of tokens that it is multiplied with."""
+        return self.work.labelled_share * self.entry.vocab_size * self.entry.hidden_size
+
+    @property
+    def _attention(self) -> float:
+        """FLOP per token of the two matrix products of attention in a forward, for documents of average length."""
+        products = 4 * self.entry.query_size * self.work.mean_attended_tokens * self.entry.decoder_layers
+        return ATTENTION_COST[self.kind] * products
 
 
 def gpu_peak_flops(name: str) -> float | None:
@@ -185,42 +209,21 @@ def gpu_flops(name: str) -> float | None:
     return peak and peak * UTILIZATION_BY_GPU.get(_known_gpu(name), UTILIZATION["cuda"])
 
 
+def has_fused_kernels(name: str) -> bool:
+    """Whether a GPU has sm80 or newer by its name; an unknown one counts as newer."""
+    return EARLIER_WORDS.isdisjoint(_words(name))
+
+
 @lru_cache(maxsize=64)  # each plan of a job asks
 def _known_gpu(name: str) -> str:
     """The entry of the table of peaks; empty for an unknown one.
 
     Laptop GPUs and MIG slices have the name of a faster GPU, so they count as unknown.
     """
-    words = [word for word in re.findall(r"[A-Za-z0-9]+", name.removeprefix("cuda (")) if word not in VENDOR_WORDS]
+    words = [word for word in _words(name) if word not in VENDOR_WORDS]
     matches = [gpu for gpu in PEAK_FLOPS if words[: len(gpu.split())] == gpu.split()]
     return "" if PARTIAL_WORDS & set(words) else max(matches, key=len, default="")
 
 
-def _passes(entry: CatalogEntry, spec: JobSpec, work: Workload, kind: DeviceKind) -> float:
-    """FLOP per training token of products and attention, forward and backward."""
-    lora = spec.layer_lora
-    trained: float = adapter_parameters(entry, lora)
-    if lora.adapts_experts:  # a token uses a part of the experts' adapters, too
-        dense = adapter_parameters(entry.model_copy(update={"experts": {}}), lora)
-        trained = dense + entry.active_experts * (trained - dense)
-    passes = 4 * _active_parameters(entry) + 6 * trained + 3 * _attention(entry, work, kind)
-    passes += 4 * work.labelled_share * _head(entry)
-    return passes + METHODS[spec.method].extra_forwards(spec.hyperparameters) * _forward(entry, work, kind)
-
-
-def _forward(entry: CatalogEntry, work: Workload, kind: DeviceKind) -> float:
-    return 2 * _active_parameters(entry) + 2 * work.labelled_share * _head(entry) + _attention(entry, work, kind)
-
-
-def _active_parameters(entry: CatalogEntry) -> float:
-    """The weights of linear layers and experts that a token is multiplied with."""
-    return entry.linear_parameters + entry.active_experts * entry.expert_parameters
-
-
-def _head(entry: CatalogEntry) -> int:
-    return entry.vocab_size * entry.hidden_size
-
-
-def _attention(entry: CatalogEntry, work: Workload, kind: DeviceKind) -> float:
-    """FLOP per token of the two matrix products of attention in a forward, for documents of average length."""
-    return ATTENTION_COST[kind] * 4 * entry.query_size * work.mean_attended_tokens * entry.decoder_layers
+def _words(name: str) -> list[str]:
+    return re.findall(r"[A-Za-z0-9]+", name.removeprefix("cuda ("))

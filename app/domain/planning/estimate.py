@@ -22,10 +22,9 @@ from app.domain.planning.duration import (
     DEFAULT_CORE_FLOPS,
     START_SECONDS,
     UTILIZATION,
+    JobCost,
     gpu_flops,
-    step_flop,
-    token_cost,
-    validation_flop,
+    has_fused_kernels,
 )
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import (
@@ -35,6 +34,7 @@ from app.domain.planning.memory import (
     MemoryEstimate,
     compute_dtype_bytes,
     estimate_memory,
+    hosted_embedding_bytes,
     offloaded_bytes,
 )
 from app.domain.planning.packing import Workload, largest_batch, max_attention_cost, mean_packed_length
@@ -45,7 +45,7 @@ CANDIDATE_ROW_TOKENS: dict[DeviceKind, tuple[int, ...]] = {
     "cpu": (1024, 768, 512, 256, 128),
     "cuda": (8192, 6144, 4096, 3072, 2048, 1024, 512),
 }
-MLP_CHUNK_TOKENS = (4096, 1024)  # the candidates besides 0; an 8B holds 0.9 and 0.2 GB for so many
+MLP_CHUNK_TOKENS = (4096, 1024, 512)  # the candidates besides 0; an 8B holds 0.9, 0.2 and 0.1 GB for so many
 TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast; the smallest wins
 # oneDNN compiles 30 to 44 kernels for each new batch length and maps more memory for them than it touches; it caches
 # the last 128 kernels. Eight lengths took 854 MB of mapped memory and 640 MB of touched memory, which
@@ -145,7 +145,7 @@ class Placement:
         host = ""
         if self.lacking_host_bytes:
             needed, usable = _gigabytes(self.lacking_host_bytes), _usable(self.device.host_bytes or 0)
-            host = f"The inputs of the layers would take {needed} of host memory, and may take {usable}. "
+            host = f"Layer inputs and embedding would take {needed} of host memory, and may take {usable}. "
         seen = f"it needs {required} and may take {_usable(self.device.memory_bytes)}, even with {self.plan}"
         return f"Does not fit {self.device.label}: {seen}. {host}{remedy}"
 
@@ -182,26 +182,31 @@ def estimate_placement(
     loaded_bytes: int | None = None,
     max_row_tokens: int | None = None,
     counts_mapped_memory: bool = False,
-    cuda_kernels: bool = True,
+    cuda_kernels: bool | None = None,
     compute_dtype: str = "",
 ) -> Placement:
     """The fastest plan that fits into the memory of `device`; if none fits, the one with the least memory.
 
     The trainer, which has loaded the base, passes the measured `loaded_bytes` instead of estimating them. It also
     passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`),
-    whether its kernels are those for GPUs since sm80 (`cuda_kernels`; ignored on a CPU), and the `compute_dtype`.
+    whether its kernels are those for GPUs since sm80 (`cuda_kernels`; by default, by the name of the GPU; ignored on a
+    CPU), and the `compute_dtype`.
     """
-    flops = device.estimated_flops / device.gpus
+    cost = JobCost(entry, spec, work, device.kind, device.estimated_flops / device.gpus)
     candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
     packed = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements, lacking_host_bytes = [], 0
-    has_cuda_kernels = cuda_kernels and device.kind == "cuda"
+    has_cuda_kernels = device.kind == "cuda" and (
+        has_fused_kernels(device.name) if cuda_kernels is None else cuda_kernels
+    )
     for plan in _candidates(entry, spec, device.kind, candidate_row_tokens, has_cuda_kernels, compute_dtype):
         largest_tokens, mean_tokens, max_attended_tokens = packed[plan.row_tokens]
-        if plan.offload and device.host_bytes is not None:
+        embedding_bytes = 0
+        if plan.offload:
             width = compute_dtype_bytes(spec.quantization, plan)
-            needed = offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, largest_tokens)
-            if needed > USABLE_MEMORY_SHARE * device.host_bytes:
+            embedding_bytes = hosted_embedding_bytes(entry, spec.layer_lora, width)
+            needed = embedding_bytes + offloaded_bytes(entry.hidden_size, entry.decoder_layers, width, largest_tokens)
+            if device.host_bytes is not None and needed > USABLE_MEMORY_SHARE * device.host_bytes:
                 lacking_host_bytes = min(needed, lacking_host_bytes or needed)
                 continue
         formula = estimate_memory(
@@ -215,16 +220,16 @@ def estimate_placement(
             _forward_tokens(spec, work),
         )
         correction = Correction.of(measurements, plan, formula.working, work.tokens)
-        memory = _corrected(formula, correction, loaded_bytes)
+        memory = _corrected(formula, correction, loaded_bytes, embedding_bytes)
         if counts_mapped_memory:
             lengths = min(MAX_CACHED_LENGTHS, work.tokens / mean_tokens)
             memory = replace(memory, kernels=memory.kernels + int(ONEDNN_MAPPING_OVERHEAD_BYTES * lengths))
         # Each GPU has its part of a step. One of them validates, and all run the probe, the largest batch once.
         if device.gpus > 1:
             mean_tokens = min(mean_tokens, max(1.0, work.tokens / max(1, work.steps) / device.gpus))
-        flop_per_token = step_flop(entry, spec, work, plan, device.kind, mean_tokens, flops)
+        flop_per_token = cost.of_step(plan, mean_tokens)
         flop = flop_per_token * (work.tokens + device.gpus * largest_tokens)
-        flop += validation_flop(entry, spec, work, plan, device.kind, flops) * device.gpus * work.validated_tokens
+        flop += cost.of_validation(plan) * device.gpus * work.validated_tokens
         other_seconds = correction.other_seconds
         if other_seconds is None:
             other_seconds = START_SECONDS + memory.base / BASE_BYTES_PER_SECOND
@@ -237,12 +242,12 @@ def estimate_placement(
                 formula=formula,
                 largest_batch_tokens=largest_tokens,
                 step_flop=flop_per_token,
-                seconds=other_seconds + flop / (correction.flops or device.gpus * flops),
+                seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
                 basis="measured" if correction.jobs else "formula",
             )
         )
     if fitting := [each for each in placements if each.fits]:
-        return _select(entry, spec, work, device, fitting)
+        return _select(cost, fitting)
     smallest = min(placements, key=lambda each: (each.memory.total, each.memory.activations))
     return replace(smallest, lacking_host_bytes=lacking_host_bytes)
 
@@ -282,15 +287,9 @@ def _min_bytes(
     )
 
 
-def _select(
-    entry: CatalogEntry, spec: JobSpec, work: Workload, device: Device, placements: Sequence[Placement]
-) -> Placement:
+def _select(cost: JobCost, placements: Sequence[Placement]) -> Placement:
     """The placement with the least memory among those that are equally fast within TIME_TOLERANCE."""
-    flops = device.estimated_flops / device.gpus
-    costs = {
-        each.plan: token_cost(entry, spec, work, each.plan, device.kind, each.plan.row_tokens, flops)
-        for each in placements
-    }
+    costs = {each.plan: cost.of_token(each.plan, each.plan.row_tokens) for each in placements}
     bound = (1 + TIME_TOLERANCE) * min(costs.values())
     fastest = (each for each in placements if costs[each.plan] <= bound)
     return min(fastest, key=lambda each: (each.memory.total, costs[each.plan]))
@@ -354,11 +353,15 @@ def _candidates(
                 yield plan.model_copy(update={"recompute": "everything", "offload": offload, "mlp_chunk_tokens": chunk})
 
 
-def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: int | None) -> MemoryEstimate:
-    """The estimate scaled by measurements; `loaded_bytes` are without the cache, which the trainer fills later."""
+def _corrected(
+    predicted: MemoryEstimate, correction: Correction, loaded_bytes: int | None, embedding_bytes: int
+) -> MemoryEstimate:
+    """The estimate scaled by measurements; `loaded_bytes` are without the cache, which the trainer fills later, and
+    with the embedding, which the plan moves to host memory."""
     if loaded_bytes is None:
         return predicted.scaled(correction.loaded, correction.working)
-    corrected = predicted.scaled(loaded_bytes / (predicted.loaded - predicted.cache), correction.working)
+    at_load = predicted.loaded - predicted.cache + embedding_bytes
+    corrected = predicted.scaled(loaded_bytes / at_load, correction.working)
     return replace(corrected, cache=predicted.cache)
 
 

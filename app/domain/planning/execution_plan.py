@@ -49,7 +49,8 @@ class ExecutionPlan(BaseModel):
     rendered_at: str | None = None  # ISO 8601: the time that chat templates print
     # Fused kernels, longer chunks of the loss, dropout masks drawn twice, batches made ahead.
     cuda_kernels: bool = False
-    offload: bool = False  # with "everything": the inputs of the layers wait for the backward in host memory
+    # With "everything": the inputs of the layers wait for the backward in host memory, and the embedding is there.
+    offload: bool = False
     mlp_chunk_tokens: Annotated[int, Field(ge=0)] = 0  # MLPs of recomputed layers run over so many at once; 0: over all
     loss_scale: float = 1.0  # less after a gradient overflowed in float16; gradients are divided by it again
 

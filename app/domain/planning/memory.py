@@ -70,7 +70,7 @@ class MemoryEstimate:
     activations: int
     live_layer: int  # additional memory of the backward of one layer
     loss: int
-    verify: int  # less the gradients and the moments, which are freed before
+    verify: int  # of the checks before the first and after the last step, less gradients and moments
     forwards: int  # of batches that are longer than those of the steps, without gradients
     kernels: int  # kernels that CPU libraries compile and cache for each new shape, and their buffers
 
@@ -145,15 +145,20 @@ def estimate_memory(
         live_expert_bytes(entry, spec.quantization, kind, width),
         _has_flash(entry, compute_dtype(spec.quantization, plan)),
     )
+    embedding = hosted_embedding_bytes(entry, spec.layer_lora, width) if plan.offload else 0
+    in_checks = max(
+        _adapters_in_check(trained, spec.hyperparameters, kind),
+        embedding - trained * (GRADIENT_BYTES + MOMENT_BYTES[spec.hyperparameters.optimizer]),  # it is loaded with it
+    )
     return MemoryEstimate(
         process=PROCESS_BYTES[kind],
-        base=int(base_bytes(entry, spec.quantization, width)),
+        base=int(base_bytes(entry, spec.quantization, width)) - embedding,
         adapter=trained * optimizer_bytes(spec.hyperparameters),
         cache=cache_bytes(entry, spec.quantization, width) if plan.cache_weights else 0,
         activations=int(overhead * _activations(batch)),
         live_layer=int(overhead * _live_layer(batch)) + _embedding(batch),
         loss=int(overhead * _loss(batch)) + _head(batch),
-        verify=max(0, int(overhead * _verification(entry) + _adapters_in_check(trained, spec.hyperparameters, kind))),
+        verify=max(0, int(overhead * _verification(entry) + in_checks)),
         forwards=int(overhead * _forward(batch, forward_tokens)) if forward_tokens else 0,
         kernels=KERNEL_BYTES[kind],
     )
@@ -220,6 +225,17 @@ def offloaded_bytes(hidden_size: int, layers: int, width: int, row_tokens: int) 
     """Bytes of host memory for the inputs of the layers: torch rounds pinned blocks up to a power of two."""
     block_bytes = 1 << (row_tokens * hidden_size * width - 1).bit_length()
     return layers * block_bytes
+
+
+def hosted_embedding_bytes(entry: CatalogEntry, lora: LoraSpec, width: int) -> int:
+    """Bytes of the embedding, which `offload` moves to host memory: not if it is trained or is the head's matrix."""
+    size = entry.vocab_size * entry.hidden_size
+    is_head = entry.parameters - entry.linear_parameters - entry.expert_parameters < 2 * size
+    return 0 if is_head or _trains_embedding(entry, lora) else width * size
+
+
+def _trains_embedding(entry: CatalogEntry, lora: LoraSpec) -> bool:
+    return bool(set(fully_trained_modules(entry, lora)) & (IGNORED_LAYERS - {"lm_head"}))
 
 
 def kept_bytes_per_token(batch: _LargestBatch, elementwise: bool) -> int:
@@ -295,17 +311,19 @@ def _live_layer(batch: _LargestBatch) -> int:
 def _live_tiled_layer(batch: _LargestBatch) -> int:
     """The same with an MLP in chunks: gate, up, product and their gradients exist for the tokens of one chunk.
 
-    All tokens have what attention and the norms keep, the gradient and the output of the layer, either the gradient of
-    the MLP's input in chunks and as a whole or that of attention. What the ends of the model keep is freed by then.
+    All tokens have what attention and the norms keep, the gradient and the output of the layer. Beside them are first
+    the gradient of the MLP's input, in chunks and as a whole, and a chunk; later the gradients of attention and its
+    input, when the MLP is freed. What the ends of the model keep is freed by then.
     """
-    f, width = batch.entry.intermediate_size, batch.width
+    d, f, width = batch.entry.hidden_size, batch.entry.intermediate_size, batch.width
     of_mlp = batch.lora.model_copy(
         update={"target_modules": tuple(name for name in batch.lora.target_modules if name in GATED_MLP_LAYERS)}
     )
     adapters = adapter_bytes_per_token(batch.entry, of_mlp, width, batch.plan.cuda_kernels)
-    kept = kept_bytes_per_token(batch, elementwise=False) - 3 * width * f - adapters
-    per_token = kept + 4 * width * batch.entry.hidden_size + _attention_bytes(batch) - _end_bytes_per_token(batch)
-    return batch.tokens * per_token + min(batch.tokens, batch.plan.mlp_chunk_tokens) * (8 * width * f + adapters)
+    kept = kept_bytes_per_token(batch, elementwise=False) - 3 * width * f - adapters + 2 * width * d
+    chunk = min(batch.tokens, batch.plan.mlp_chunk_tokens) * (8 * width * f + adapters)
+    gradients = max(batch.tokens * 2 * width * d + chunk, batch.tokens * _attention_bytes(batch))
+    return batch.tokens * (kept - _end_bytes_per_token(batch)) + gradients
 
 
 def _live_weight(batch: _LargestBatch) -> int:
@@ -336,8 +354,8 @@ def _embedding(batch: _LargestBatch) -> int:
     These large blocks are allocated outside of the heap, which keeps the size of all activations. Estimated 170 MB and
     measured 147 MB on the bundled model.
     """
-    trained = set(fully_trained_modules(batch.entry, batch.lora)) & (IGNORED_LAYERS - {"lm_head"})
-    return (batch.width + 4) * batch.entry.vocab_size * batch.entry.hidden_size if trained else 0
+    size = batch.entry.vocab_size * batch.entry.hidden_size
+    return (batch.width + 4) * size if _trains_embedding(batch.entry, batch.lora) else 0
 
 
 def _head(batch: _LargestBatch) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tests.trainer.helpers import CPU_KERNELS
-from worker.trainer.kernels.compiled import compiled
+from worker.trainer.kernels import compiled
 
 if TYPE_CHECKING:  # `make gpu-check` also runs where pytest is not installed
     import pytest
@@ -18,11 +18,11 @@ FUSED_ON_CPU = replace(CPU_KERNELS, is_fused=True)
 TORCH_COMPILE: Any = torch.compile
 
 
-def compile_by(monkeypatch: pytest.MonkeyPatch, backend: str | None = None) -> None:
+def compile_by(monkeypatch: pytest.MonkeyPatch, backend: Any = None) -> None:
     """Have torch.compile use this back end; without one it returns a function that calls the plain one, in no time."""
-    compile = uncompiled if backend is None else partial(TORCH_COMPILE, backend=backend)
-    monkeypatch.setattr(torch, "compile", compile)
-    compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", uncompiled if backend is None else TORCH_COMPILE)
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    compiled.compiled_norm.cache_clear()
     torch._dynamo.reset()
 
 

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, nop
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.llama import modeling_llama
 
@@ -95,6 +98,34 @@ class TestReplacement:
         assert "no_such_backend" in base.fused_problem
         assert not isinstance(base.decoder.layers[0].input_layernorm, CompiledRMSNorm)
         assert modeling_llama.apply_rotary_pos_emb is PLAIN_ROTARY
+
+    def test_an_error_of_the_compiler_in_a_later_backward_leaves_the_function_as_it_is(
+        self, load: Callable[[str], FrozenBase], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first pass with gradients has inputs of another kind than those of the comparison."""
+        is_broken = False
+
+        def compile_backward(graph: Any, _inputs: Any) -> Any:
+            if is_broken:
+                raise RuntimeError("the compiler fails")
+            return make_boxed_func(graph.forward)
+
+        compile_by(monkeypatch, aot_autograd(fw_compiler=nop, bw_compiler=compile_backward))
+        norm = load("llama").decoder.layers[0].input_layernorm
+        assert isinstance(norm, CompiledRMSNorm)
+        is_broken = True
+        x = torch.randn(1, 5, 64, requires_grad=True)
+        with torch._dynamo.config.patch(suppress_errors=True):
+            (dx,) = torch.autograd.grad(norm(x).sum(), x)
+        (expected,) = torch.autograd.grad(compiled.llama_norm(x, norm.weight, norm.epsilon).sum(), x)
+        assert torch.allclose(dx, expected, atol=1e-6)
+
+    def test_each_width_of_a_norm_has_variants_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """torch counts the variants by code object, and computes those after the eighth as they are."""
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+        code, other, again = (compiled.compiled_norm(compiled.gemma_norm, width).__code__ for width in (64, 32, 64))
+        assert code is again
+        assert code is not other
 
     @pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: unknown error"])
     def test_memory_and_a_lost_gpu_end_the_load(

@@ -32,14 +32,14 @@ class TestReplaceFunctions:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_a_wide_norm_is_replaced_though_some_values_round_to_the_next_number(self, dtype: torch.dtype) -> None:
         model = torch.nn.Sequential(llama_norm(5_120, dtype), GptOssRMSNorm(5_120).to(dtype).requires_grad_(False))
-        assert replace_functions(model, dtype, MEMORY_EFFICIENT, Patches()) == {"norms": 2}
+        assert replace_functions(model, dtype, MEMORY_EFFICIENT, Patches(), lambda _: None) == {"norms": 2}
 
     def test_a_norm_with_another_formula_stays(self) -> None:
         gemma = GemmaRMSNorm(16).requires_grad_(False)  # multiplies by 1 + weight
         gemma.weight.data.fill_(0.25)
         model = torch.nn.Sequential(gemma, llama_norm(16, torch.float32))
         before = copy.deepcopy(model)
-        replace_functions(model, torch.float32, MEMORY_EFFICIENT, Patches())
+        replace_functions(model, torch.float32, MEMORY_EFFICIENT, Patches(), lambda _: None)
         assert [type(module).__name__ for module in model] == ["GemmaRMSNorm", "RMSNorm"]
         x = torch.randn(3, 16)
         torch.testing.assert_close(model(x), before(x))

@@ -14,6 +14,7 @@ from worker.trainer.kernels.cpu.memory import CpuMemory
 from worker.trainer.kernels.cuda.memory import CudaMemory
 from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
 from worker.trainer.model.patches import Patches
+from worker.trainer.runtime.records import Keepalive
 
 Memory = CpuMemory | CudaMemory
 FUSED_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
@@ -41,13 +42,15 @@ class Kernels:
     def __deepcopy__(self, _: dict[int, Any]) -> Kernels:
         return self
 
-    def replace_functions(self, model: Any, dtype: torch.dtype, patches: Patches) -> tuple[dict[str, int], str]:
+    def replace_functions(
+        self, model: Any, dtype: torch.dtype, patches: Patches, keepalive: Keepalive
+    ) -> tuple[dict[str, int], str]:
         """Replace functions of `model` that have an equal one here.
 
         Returns the number of fused ones by kind, and why there is none.
         """
-        replace_functions(model, dtype, MEMORY_EFFICIENT, patches)
-        return use_compiled_functions(model, dtype, patches) if self.is_fused else ({}, "")
+        replace_functions(model, dtype, MEMORY_EFFICIENT, patches, keepalive)
+        return use_compiled_functions(model, dtype, patches, keepalive) if self.is_fused else ({}, "")
 
 
 def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:

@@ -21,12 +21,14 @@ from app.domain.planning.memory import GATED_MLP_LAYERS
 from worker.trainer.kernels.comparison import Function, difference, random_tensors, run_with_gradients
 from worker.trainer.kernels.modules import GatedMLP, Product, RMSNorm, swiglu
 from worker.trainer.model.patches import Patches
+from worker.trainer.runtime.records import Keepalive
 
 ROTARY_FUNCTION = "apply_rotary_pos_emb"  # of the modeling modules of transformers
 COMPARED_TOKENS, COMPARED_WIDTH = 4, 128
 COMPARED_HEADS, COMPARED_HEAD_SIZE = 2, 64
 # Of the largest value. Two orders of the same operations differ by up to one epsilon of 16 bits, and 3e-7 in float32.
 MAX_EPSILONS, MIN_TOLERANCE = 2, 1e-5
+COMPARING = "compiling and comparing kernels"
 NARROW = 256  # up to this width a norm is one of queries or keys, with a row for every head
 
 Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -45,13 +47,16 @@ MEMORY_EFFICIENT = Candidates(norms=(RMSNorm,), products=(swiglu,))
 
 
 @torch.no_grad()
-def replace_functions(model: Any, dtype: torch.dtype, candidates: Candidates, patches: Patches) -> dict[str, int]:
+def replace_functions(
+    model: Any, dtype: torch.dtype, candidates: Candidates, patches: Patches, keepalive: Keepalive
+) -> dict[str, int]:
     """Replace functions of `model`, which computes in `dtype`. Returns the number of each kind.
 
     The rotary function is replaced in its module, so for every model of this architecture in this process. All
     candidates run before the first replacement, so an error of one of them leaves the model as it is.
     """
-    modules = list(_equal_modules(model, dtype, candidates))
+    modules = list(_equal_modules(model, dtype, candidates, keepalive))
+    keepalive(COMPARING)
     rotary = list(_equal_rotary(model, dtype, candidates))
     for name, _, replacement in modules:
         patches.put_module(model, name, replacement)
@@ -61,10 +66,11 @@ def replace_functions(model: Any, dtype: torch.dtype, candidates: Candidates, pa
 
 
 def _equal_modules(
-    model: Any, dtype: torch.dtype, candidates: Candidates
+    model: Any, dtype: torch.dtype, candidates: Candidates, keepalive: Keepalive
 ) -> Iterator[tuple[str, str, torch.nn.Module]]:
     """Yield name, kind and replacement of each module that has an equal one."""
     for name, module in model.named_modules():
+        keepalive(COMPARING)
         if parameters := _norm_parameters(module):
             norms = (make(*parameters) for make in candidates.norms)
             if norm := next((each for each in norms if _is_equal_norm(each, module, dtype)), None):

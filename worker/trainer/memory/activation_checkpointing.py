@@ -27,6 +27,7 @@ from app.domain.planning.execution_plan import Recompute
 from worker.trainer.adapter.lora import AdapterSwitch, kept_state
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.kernels.modules import GatedMLP, RMSNorm
+from worker.trainer.memory.hosted_embedding import HostedEmbedding
 from worker.trainer.memory.tiled_mlp import gated_mlps, run_in_chunks
 from worker.trainer.model.base_model import FrozenBase
 
@@ -42,6 +43,7 @@ class Recomputation:
         self.offload = False
         self.mlp_chunk_tokens = 0
         self.layers = decoder_layers(base.model)
+        self.embedding = HostedEmbedding(base)
         self._switch = base.switch
         self._hooks = _SavedTensorHooks()
         # An autograd function runs its backward only if an input requires a gradient. The input of the first layer does
@@ -66,9 +68,10 @@ class Recomputation:
     ) -> None:
         """Set the mode from the next forward on; `recomputed_layers` counts only in the mode "layers".
 
-        With `offload` the inputs of the recomputed layers wait for the backward in host memory. Their gated MLPs run
-        over `mlp_chunk_tokens` at once; 0: over all.
+        With `offload` the inputs of the recomputed layers wait for the backward in host memory, and the embedding is
+        there. The layers' gated MLPs run over `mlp_chunk_tokens` at once; 0: over all.
         """
+        self.embedding.set(in_host_memory=offload)
         self.mode, self.offload, self.mlp_chunk_tokens = mode, offload, mlp_chunk_tokens
         self.recomputed_layers = {"layers": recomputed_layers, "everything": len(self.layers)}.get(mode, 0)
 

@@ -146,9 +146,9 @@ class OutOfMemoryPolicy:
         self._emit.message(text, "warn", step=run.step + 1, before=before.layout, after=after.layout)
 
     def _has_host_memory(self, row_tokens: int, layers: int) -> bool:
-        """Return whether the inputs of the layers fit into the host's memory."""
+        """Return whether the inputs of the layers and the embedding fit into the host's memory."""
         width, hidden_size = self._base.compute_dtype.itemsize, self._base.text_config.hidden_size
-        needed = offloaded_bytes(hidden_size, layers, width, row_tokens)
+        needed = offloaded_bytes(hidden_size, layers, width, row_tokens) + self._recomputation.embedding.size_bytes
         return needed <= USABLE_MEMORY_SHARE * available_offload_bytes()
 
     def _apply(self) -> None:

@@ -197,7 +197,7 @@ def load_base(
     layers = _adapt(model, loader.linears, loader.switch)
     pack_recurrent_layers(model)
     patches = Patches()
-    fused, fused_problem = kernels.replace_functions(model, compute_dtype, patches)
+    fused, fused_problem = kernels.replace_functions(model, compute_dtype, patches, keepalive)
     return FrozenBase(
         name,
         directory,
