@@ -90,7 +90,7 @@ class ConvertPage(View):
         """A select, or a text field where a select would be slow."""
         if len(self._names) > MAX_LISTED_COLUMNS:
             return text_field(label, value, "The name of a column.", self._show_preview)
-        options = {"": nothing} | {name: name for name in self._names if name.strip()}
+        options = {"": nothing} | {name: name for name in self._names if name}
         return select_field(label, options, value, on_change=self._show_preview)
 
     async def _change_header(self) -> None:
