@@ -154,7 +154,7 @@ def test_a_preview_guesses_header_and_columns_and_counts_labels(tmp_path: Path) 
     found = shown(tmp_path, content, held_out_percent=10)
     assert (found.names, found.columns) == (["text", "label"], Columns("text", "label"))
     assert found.prepared is not None
-    assert found.prepared.labels == {"a": [18, 2], "b": [18, 2]}
+    assert found.prepared.labels == {label: {"training": 18, "held_out": 2} for label in "ab"}
     assert len(found.examples) == 3
     assert shown(tmp_path, content, has_header=False).columns == Columns("#1", "#2")
     assert shown(tmp_path, b"x,y,z\n1,2,3\n").columns is None
