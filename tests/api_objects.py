@@ -87,6 +87,5 @@ SUMMARY: dict[str, Any] = {
 EVALUATION = response(f"GET {JOBS}/{{job_id}}/evaluations/{{evaluation_id}}") | {
     "summary": SUMMARY,
     "headline": headline(SUMMARY).model_dump(mode="json"),  # type: ignore[union-attr]
-    "distributions": [],
     "estimated_finish": None,
 }

@@ -110,7 +110,7 @@ def preview(preparation: Preparation | None, has_header: bool | None, max_line_b
         if columns is not None:
             has_header = columns.has_header
         elif has_header is None:
-            has_header = looks_like_header(first_rows)
+            has_header = is_parquet(file) or looks_like_header(first_rows)
         names = column_names(first_rows[0] if first_rows else [], has_header)
         columns = columns or guess_columns(names)
     found = Preview(names, bool(has_header), replace(preparation or Preparation(), columns=columns))
@@ -146,6 +146,11 @@ def is_jsonl(file: BinaryIO) -> bool:
     """Whether the file begins like JSON lines; any other file is read as a table."""
     file.seek(0)
     return file.read(SAMPLE_BYTES).removeprefix(UTF8_BOM).lstrip()[:1] == b"{"
+
+
+def is_parquet(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(len(PARQUET)) == PARQUET
 
 
 def too_slow(size_bytes: int) -> str:
@@ -320,7 +325,7 @@ def _parquet_rows(file: BinaryIO) -> Iterator[list[str]]:
 
 def _cell_text(cell: Any) -> str:
     """A cell as people see it: a whole number without a fraction, a date as ISO 8601, no text for nothing."""
-    if cell is None:
+    if cell is None or cell != cell:  # NaN, which Parquet files have for nothing
         return ""
     if isinstance(cell, str):
         return cell

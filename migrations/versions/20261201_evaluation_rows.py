@@ -1,4 +1,4 @@
-"""Evaluations: the distributions of scores, where each row is in the results file, and when a running one will end."""
+"""Evaluations: where each row is in the results file, and when a running one will end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ down_revision = "0039_held_out_files"
 branch_labels = None
 depends_on = None
 
-COLUMNS = ("distributions", "row_index", "estimated_finish")
+COLUMNS = ("row_index", "estimated_finish")
 
 
 def upgrade() -> None:
-    op.add_column("evaluations", sa.Column("distributions", JSONB()))
     op.add_column("evaluations", sa.Column("row_index", JSONB()))
     op.add_column("evaluations", sa.Column("estimated_finish", sa.DateTime(timezone=True)))
 

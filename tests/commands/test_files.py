@@ -180,7 +180,7 @@ class TestTables:
         assert tunery("files", "list", "--json").json == []
 
     def test_the_first_row_may_be_an_example(self, tunery: Tunery, table: Path) -> None:
-        options = ("--no-header", "--columns", "#1,#3", "--json")
+        options = ("--columns", "#1,#3", "--json")
         assert tunery("files", "upload", table, *options).json["line_count"] == 31
 
     @pytest.mark.parametrize(
@@ -189,7 +189,6 @@ class TestTables:
             ("x,y,z\n1,2,3\n", (), '"x", "y", "z"'),
             ("text,label\n1,2,3\n", (), "Row 2"),
             ("text,label\n1,2\n", ("--columns", "text,answer"), 'no "answer"'),
-            ("text,label\n1,2\n", ("--columns", "text,label", "--no-header"), "#1"),
             ("text,label\n1,2\n", ("--columns", "text"), "two or three"),
             ("text,label\n1,2\n", ("--held-out-percent", "10"), "two different inputs"),
             ("text,label\n1,2\n", ("--resume", "upload_1"), "again"),

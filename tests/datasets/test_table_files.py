@@ -25,6 +25,7 @@ Q_A = Columns("q", "a")
 ROWS = [("1", "2"), ("ä, b", "=1+1")]
 XLSX = zipped(workbook_members([("q", "a", "note"), (1, 2.0, "x"), ("ä, b", "=1+1", 2.5), ("", "", "only a note")]))
 PARQUET = parquet({"q": ["1", "ä, b", None], "a": [2, None, 3], "b": ["2", "=1+1", "3"]})
+NUMBERED = parquet({"0": ["x", "y"], "1": [2.0, float("nan")]})  # as pandas names columns and missing numbers
 TABLES = {
     "comma": (b'q,a,note\n1,2,\n"\xc3\xa4, b",=1+1,\n', Q_A),
     "semicolon": (b"q;a;note\n1;2;\n\xc3\xa4, b;=1+1;\n", Q_A),
@@ -32,6 +33,7 @@ TABLES = {
     "bar": (b"q|a|note\n1|2|\n\xc3\xa4, b|=1+1|\n", Q_A),
     "delimiters behind": (b'q,a,,\n1,2,,\n"\xc3\xa4, b",=1+1,,\n', Q_A),  # as spreadsheets write them
     "without input or output": (b'q,a\n,2\n1,\n\n1,2\n"\xc3\xa4, b",=1+1\n', Q_A),
+    "spaces around names": (b'q , a\n1,2\n"\xc3\xa4, b",=1+1\n', Q_A),
     "without a header": (b'1,2\n"\xc3\xa4, b",=1+1\n', Columns("#1", "#2")),
     "workbook": (XLSX, Q_A),
     "parquet": (PARQUET, Columns("q", "b")),
@@ -90,6 +92,16 @@ def test_a_table_of_any_kind_becomes_the_same_lines(tmp_path: Path, name: str) -
     assert prepared(tmp_path, content, Preparation(columns))[1] == lines_of(ROWS)
 
 
+def test_a_number_that_is_missing_is_no_text(tmp_path: Path) -> None:
+    assert prepared(tmp_path, NUMBERED, Preparation(Columns("0", "1")))[1] == lines_of([("x", "2")])
+
+
+@pytest.mark.parametrize("name", ["a,b", 'a "b"', "two\nlines", '"'])
+def test_names_of_columns_survive_the_form(name: str) -> None:
+    columns = Columns(name, "label", f"{name} 2")
+    assert Columns.parse(str(columns)) == columns
+
+
 def test_a_system_column_comes_first_where_it_has_text(tmp_path: Path) -> None:
     content = b"q,a,s\n1,2,Be brief.\n3,4,\n"
     examples = shown(tmp_path, content, columns=Columns("q", "a", "s")).examples
@@ -142,10 +154,11 @@ def test_a_preview_guesses_header_and_columns_and_counts_labels(tmp_path: Path) 
     found = shown(tmp_path, content, held_out_percent=10)
     assert (found.names, found.columns) == (["text", "label"], Columns("text", "label"))
     assert found.prepared is not None
-    assert found.prepared.labels == {"a": [18, 2], "b": [18, 2]}
+    assert found.prepared.labels == {label: {"training": 18, "held_out": 2} for label in "ab"}
     assert len(found.examples) == 3
     assert shown(tmp_path, content, has_header=False).columns == Columns("#1", "#2")
     assert shown(tmp_path, b"x,y,z\n1,2,3\n").columns is None
+    assert shown(tmp_path, NUMBERED).columns == Columns("0", "1")
     assert "Row 2" in shown(tmp_path, b"q,a\n1,2,3\n", columns=Q_A).problem
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from app.domain.evaluations.graders import ScoreModel
-from app.domain.evaluations.results import GradedEvaluation, ResultIndex, main_grader, verdict_on
+from app.domain.evaluations.results import GradedEvaluation, index_rows
 from app.domain.evaluations.rows import EvaluationRow
 from app.domain.evaluations.spec import (
     GRADING,
@@ -28,7 +28,7 @@ from app.domain.jobs.states import ExitCode
 from app.system.host import PARENT_PID_VARIABLE, die_with_parent
 from worker.evaluations.report import report
 from worker.evaluations.scoring import score_answers
-from worker.evaluations.summarize import Outcome, distributions, result_rows, summarize
+from worker.evaluations.summarize import Outcome, result_rows, summarize
 from worker.jobs.sanitize import clean
 
 
@@ -49,16 +49,11 @@ def write_results(directory: Path) -> None:
     summary = summarize(outcome)
     outbox = directory / OUTBOX
     outbox.mkdir()
-    grader = main_grader(spec.settings)
-    ends: list[int] = []
-    verdicts: list[str] = []
-    with (outbox / RESULTS).open("wb") as results:
+    with (outbox / RESULTS).open("w+b") as results:
         for row in result_rows(outcome):
             results.write(json.dumps(clean(row), ensure_ascii=False).encode() + b"\n")
-            ends.append(results.tell())
-            verdicts.append(verdict_on(row, grader)[0])
-    index = ResultIndex(ends=ends, verdicts="".join(verdicts))
-    graded = GradedEvaluation(summary=summary, distributions=distributions(outcome), row_index=index)
+        results.seek(0)
+        graded = GradedEvaluation(summary=summary, row_index=index_rows(results, spec.settings))
     (directory / SUMMARY).write_text(json.dumps(clean(graded.model_dump(mode="json"))), encoding="utf-8")
     (outbox / REPORT).write_text(report(summary, outcome), encoding="utf-8", errors="replace")
 

@@ -12,7 +12,7 @@ import numpy as np
 from app.domain.datasets.warnings import LineCount
 from app.domain.error_text.json_text import counted
 from app.domain.evaluations.graders import BINARY_TYPES, EvaluationSettings, Grader, LabelAccuracy, StringCheck
-from app.domain.evaluations.results import ScoreDistribution, distribution
+from app.domain.evaluations.results import score_range
 from app.domain.evaluations.rows import MAX_NAME_CHARACTERS, REFERENCE_ANSWER, EvaluationRow, label_of
 from app.domain.evaluations.spec import GradingSpec, ModelAnswer, Scored
 from app.domain.evaluations.summary import (
@@ -26,6 +26,7 @@ from app.domain.evaluations.summary import (
     GraderSummary,
     Promotion,
     Score,
+    ScoreDistribution,
     decide,
 )
 from app.domain.evaluations.templates import compared_text, uses_answer
@@ -35,6 +36,7 @@ Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 RESAMPLES = 10_000
 SEED = 0
 MIN_ROWS = 2
+BINS = 10  # of a distribution
 MAX_CLASSES, MIN_ROWS_PER_CLASS = 20, 2  # expected answers of a string check that are taken for classes
 BASE, ADAPTER, REFERENCE = "base", "adapter", "reference"
 ENDED_AT_LIMIT = "ended at max_new_tokens"
@@ -126,17 +128,6 @@ def summarize(outcome: Outcome) -> EvaluationSummary:
     )
 
 
-def distributions(outcome: Outcome) -> list[ScoreDistribution]:
-    """Those of the graders whose scores are not only 0 and 1."""
-    found = []
-    for grader in outcome.evaluation.settings.graders:
-        if grader.type not in BINARY_TYPES:
-            by_model = outcome.scores[grader.name]
-            scores = ([one.value for one in by_model[model] if one.value is not None] for model in (BASE, ADAPTER))
-            found.append(distribution(grader, *scores))
-    return found
-
-
 def result_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
     """A JSON object per row: the prompt, its last message, the expected answer, answers, scores, and the reasons of
     missing scores."""
@@ -152,7 +143,6 @@ def _result_row(outcome: Outcome, index: int, row: EvaluationRow) -> dict[str, A
     return {
         "line": row.line,
         "messages": list(row.messages),
-        "prompt": row.prompt,
         "question": row.question,
         "reference_answer": row.item.get(REFERENCE_ANSWER),
         "answers": {
@@ -193,6 +183,7 @@ def _summarize_grader(outcome: Outcome, grader: Grader) -> GraderSummary:
         difference=_difference(scores[ADAPTER], scores[BASE]),
         reference_difference=_difference(scores[ADAPTER], scores[REFERENCE]) if has_reference else None,
         confusion=_confusion(outcome, grader),
+        distribution=None if grader.type in BINARY_TYPES else _distribution(grader, scores),
         fields=_fields(scores) if grader.type == "json_fields" else None,
     )
 
@@ -238,6 +229,16 @@ def _confusion(outcome: Outcome, grader: Grader) -> ConfusionByModel | None:
         return ConfusionMatrix(labels=labels, counts=counts)
 
     return ConfusionByModel(**{model: matrix(scored) for model, scored in outcome.scores[grader.name].items()})
+
+
+def _distribution(grader: Grader, scores: Mapping[str, Sequence[Scored]]) -> ScoreDistribution:
+    low, high = score_range(grader)
+    counts = {model: [0] * BINS for model in (BASE, ADAPTER)}
+    for model, found in counts.items():
+        for scored in scores[model]:
+            if scored.value is not None:
+                found[min(max(int(BINS * (scored.value - low) / (high - low)), 0), BINS - 1)] += 1
+    return ScoreDistribution(low=low, high=high, **counts)
 
 
 def _fields(scores: Mapping[str, Sequence[Scored]]) -> list[FieldAccuracy]:

@@ -24,7 +24,7 @@ from app.api.transport.request_bodies import MAX_FORM_OVERHEAD_BYTES, Form, limi
 from app.db.engine import transaction
 from app.db.files import delete
 from app.db.tables import File
-from app.domain.datasets.preparation import PREPARATION_FIELDS, Preparation
+from app.domain.datasets.preparation import PREPARATION_FIELDS, Preparation, whole_number
 from app.domain.error_text.json_text import as_json, listed
 from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.domain.methods import METHODS
@@ -165,10 +165,8 @@ def _expires_after(fields: dict[str, str]) -> timedelta | None:
             f"expires_after[anchor]: {as_json(anchor)} is not supported; allowed: created_at", "expires_after[anchor]"
         )
     min_seconds, max_seconds = EXPIRES_SECONDS
-    expires_seconds = (
-        int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else -1
-    )
-    if not min_seconds <= expires_seconds <= max_seconds:
+    expires_seconds = whole_number(seconds or "", min_seconds, max_seconds)
+    if expires_seconds is None:
         text = f"expires_after[seconds]: {as_json(seconds)} is not a whole number from {min_seconds} to {max_seconds}"
         raise BadRequest(text, "expires_after[seconds]")
     return timedelta(seconds=expires_seconds)

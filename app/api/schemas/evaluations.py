@@ -9,7 +9,7 @@ from pydantic import Field
 from app.api.schemas.common import Body, JobPart, UnixTime
 from app.domain.evaluations.graders import EvaluationPlan, EvaluationSettings
 from app.domain.evaluations.headline import Headline
-from app.domain.evaluations.results import RowVerdict, ScoreDistribution
+from app.domain.evaluations.results import RowVerdict
 from app.domain.evaluations.summary import EvaluationSummary
 
 
@@ -65,9 +65,6 @@ class EvaluationBody(JobPart):
     """The main result in numbers and in a sentence; null until it has succeeded, and without graders."""
     summary: EvaluationSummary | None
     """The result; null until it has succeeded."""
-    distributions: list[ScoreDistribution] | None
-    """How often which score occurred, for graders with scores between 0 and 1; null until it has succeeded, and for one
-    of an earlier release."""
     error: EvaluationError | None
     """Why it failed; null in every other state."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from app.api.schemas.common import Body, Strict, UnixTime
 from app.domain.datasets.template_arguments import StoredIfSet
@@ -33,17 +33,11 @@ class PreparationBody(Body):
     skipped_rows: int
     """Rows of the table without input or output, which are in neither file."""
     labels: dict[str, LabelRows] | None
-    """Of a classification, the rows of each label, the most frequent first; null for other outputs."""
+    """Of a classification, the rows of each label; null for other outputs."""
     held_out_max_bytes: int
     """The longest row of the held-out file."""
     grader: Literal["label_accuracy", "json_fields", "text_similarity"] | None
     """The grader that suits the outputs, which the evaluation of a job on the file has by default; null: none does."""
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _name_counts(cls, labels: Any) -> Any:
-        by_rows = sorted((labels or {}).items(), key=lambda item: -sum(item[1]))
-        return labels and {label: dict(zip(LabelRows.model_fields, counts, strict=True)) for label, counts in by_rows}
 
 
 class FileBody(Body):

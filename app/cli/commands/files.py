@@ -50,16 +50,16 @@ def upload(
     resume: Annotated[str | None, typer.Option(help="Id of an interrupted upload to resume.")] = None,
     columns: Annotated[
         str | None,
-        typer.Option(help="Of a table: the columns of input and output, text,label. Default: those with usual names."),
+        typer.Option(
+            help="Of a table: the columns of input and output, text,label, or #1,#2 if its first row has no names. "
+            "Default: those with usual names."
+        ),
     ] = None,
     held_out_percent: Annotated[
         int | None, typer.Option(min=1, max=MAX_PERCENT, help="Keep so many percent of the rows for validation.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of the choice of these rows. Default: 0.")
-    ] = None,
-    header: Annotated[
-        bool | None, typer.Option(help="Of a table: whether its first row has names. Default: as it looks.")
     ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Show rows, labels and chats, and upload nothing.")
@@ -71,15 +71,14 @@ def upload(
     validation and evaluation by default.
     """
     is_table = purpose == "fine-tune" and path.suffix.lower() in TABLE_SUFFIXES
-    options = (columns, held_out_percent, seed, header)
-    if not (is_table or preview or any(option is not None for option in options)):
+    if not (is_table or preview or any(option is not None for option in (columns, held_out_percent, seed))):
         file = upload_with_progress(client, path, purpose, resume)
         return line(file, file["id"])
     if resume is not None:
         raise UsageError("--resume is for a file that is stored as it is; send a table, or a file to split, again.")
     if seed is not None and held_out_percent is None:
         raise UsageError("--seed has no effect without --held-out-percent; give both or none.")
-    found = _preview(path, columns, held_out_percent, seed or 0, header)
+    found = _preview(path, columns, held_out_percent, seed or 0)
     if preview:
         return Result(asdict(found), lambda: print_line("\n".join(preview_lines(found))))
     for text in preview_lines(found):
@@ -89,9 +88,7 @@ def upload(
     return line(file, file["id"], held_out)
 
 
-def _preview(
-    path: Path, columns: str | None, held_out_percent: int | None, seed: int, header: bool | None
-) -> "Preview":
+def _preview(path: Path, columns: str | None, held_out_percent: int | None, seed: int) -> "Preview":
     """Raises UsageError for a file that the server would refuse."""
     from app.domain.datasets.preparation import Preparation  # slow imports, which `--help` does not need
     from app.domain.datasets.tables import Columns as TableColumns
@@ -101,10 +98,8 @@ def _preview(
     require_readable(path)
     try:
         named = TableColumns.parse(columns) if columns is not None else None
-        if named is not None and header is not None and named.has_header != header:
-            raise TableError("a table without a header has the columns #1, #2, ..., and one with a header has names")
         with path.open("rb") as file:
-            found = preview_file(file, Preparation(named, held_out_percent, seed), header, MAX_LINE_BYTES)
+            found = preview_file(file, Preparation(named, held_out_percent, seed), None, MAX_LINE_BYTES)
     except TableError as error:
         raise UsageError(f"{path.name}: {error}") from None
     if found.names and found.columns is None:

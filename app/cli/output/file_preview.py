@@ -10,7 +10,7 @@ from app.domain.error_text.json_text import counted, printable
 if TYPE_CHECKING:
     from app.system.table_files import Preview
 
-MAX_LABELS_SHOWN, MAX_CHATS_SHOWN, MAX_TEXT_CHARACTERS = 20, 3, 300
+MAX_LABELS_SHOWN, MAX_TEXT_CHARACTERS = 20, 300
 
 
 def preview_lines(preview: Preview) -> Iterator[str]:
@@ -18,16 +18,17 @@ def preview_lines(preview: Preview) -> Iterator[str]:
         system = f", {columns.system} -> system" if columns.system else ""
         header = "has the names" if columns.has_header else "is an example"
         roles = f"{columns.input} -> user, {columns.output} -> assistant{system}"
-        yield printable(f"Columns: {roles}. The first row {header} (--header, --no-header).")
+        yield printable(f"Columns: {roles}. The first row {header} (else: --columns).")
     if prepared := preview.prepared:
         held_out = f", {prepared.held_out_rows:,} of them held out" if prepared.held_out_rows else ""
         skipped = f"; {counted(prepared.skipped_rows, 'row')} without input or output left out"
         yield f"{counted(prepared.rows, 'row')}{held_out}{skipped if prepared.skipped_rows else ''}."
-        for label, (training, kept) in list((prepared.labels or {}).items())[:MAX_LABELS_SHOWN]:
-            yield f"  {training + kept:>7,}  {_short(label)}" + (f"  ({kept:,} held out)" if held_out else "")
+        for label, rows in list((prepared.labels or {}).items())[:MAX_LABELS_SHOWN]:
+            kept = f"  ({rows['held_out']:,} held out)" if held_out else ""
+            yield f"  {sum(rows.values()):>7,}  {_short(label)}{kept}"
         if (more := len(prepared.labels or {}) - MAX_LABELS_SHOWN) > 0:
             yield f"  and {counted(more, 'more label')}"
-    for example in preview.examples[:MAX_CHATS_SHOWN]:
+    for example in preview.examples:
         yield ""
         yield from (f"{name}: {_short(text)}" for name, text in _texts(example))
 

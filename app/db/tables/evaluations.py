@@ -55,7 +55,6 @@ class Evaluation(CheckpointWork, Base):
     # the result
     precision: Mapped[str | None]  # in which the base model answered
     summary: Mapped[dict[str, Any] | None]
-    distributions: Mapped[list[dict[str, Any]] | None]  # a results.ScoreDistribution for each grader of such scores
     row_index: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # a results.ResultIndex: 100 kB at most
     results_file_id: Mapped[str | None]
     report_file_id: Mapped[str | None]

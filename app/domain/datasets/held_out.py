@@ -95,13 +95,16 @@ class RowKeys:
         """As `choose_held_out`."""
         return choose_held_out(self.inputs, self.outputs if self.are_labels else None, percent, seed)
 
-    def label_counts(self, held_out: Sequence[int]) -> dict[str, list[int]] | None:
-        """{label: [rows for training, rows held out]}, the most frequent first; None if the outputs are no labels."""
+    def label_counts(self, held_out: Sequence[int]) -> dict[str, dict[str, int]] | None:
+        """{label: {"training": rows, "held_out": rows}}, the most frequent first; None if the outputs are no labels."""
         if not self.are_labels:
             return None
         totals = Counter(self.outputs)
         kept = Counter(label for label, is_held_out in zip(self.outputs, held_out, strict=True) if is_held_out)
-        return {str(label): [total - kept[label], kept[label]] for label, total in totals.most_common()}
+        return {
+            str(label): {"training": total - kept[label], "held_out": kept[label]}
+            for label, total in totals.most_common()
+        }
 
 
 def choose_held_out(

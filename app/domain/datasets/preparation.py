@@ -33,7 +33,7 @@ class Preparation:
             columns = Columns.parse(given["columns"]) if "columns" in given else None
         except TableError as error:
             problems.append(BadRequest(f"columns: {error}", "columns"))
-        numbers = {name: _number(given[name], *bounds) for name, bounds in BOUNDS.items() if name in given}
+        numbers = {name: whole_number(given[name], *bounds) for name, bounds in BOUNDS.items() if name in given}
         for name, number in numbers.items():
             if number is None:
                 low, high = BOUNDS[name]
@@ -56,7 +56,8 @@ class Preparation:
         return {name: str(value) for name, value in given if value is not None}
 
 
-def _number(text: str, low: int, high: int) -> int | None:
+def whole_number(text: str, low: int, high: int) -> int | None:
+    """The number, if it is one from `low` to `high`."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else -1
     return number if low <= number <= high else None
 
@@ -69,5 +70,5 @@ class Prepared:
     held_out_rows: int
     skipped_rows: int  # of a table: those without input or output
     held_out_max_bytes: int  # of the longest held-out row
-    labels: dict[str, list[int]] | None  # {label: [rows for training, rows held out]} of a classification
+    labels: dict[str, dict[str, int]] | None  # {label: {"training": rows, "held_out": rows}} of a classification
     grader: str | None  # the type of the grader that suits the outputs

@@ -5,6 +5,7 @@ another. All problems of a table are found in one reading.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,7 +53,10 @@ class Columns:
     @classmethod
     def parse(cls, text: str) -> Columns:
         """Read `input,output` or `input,output,system`; a name with a comma in double quotes. Raises TableError."""
-        names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+        try:
+            names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+        except csv.Error:  # such as for a line break that is not in quotes
+            names = []
         if not 2 <= len(names) <= 3 or not all(names):
             seen = as_json(text, 100)
             raise TableError(f"{seen} are not two or three names: input, output and optionally system prompt")
@@ -67,10 +71,9 @@ class Columns:
         return POSITION.fullmatch(self.input) is None
 
     def __str__(self) -> str:
-        names = [name for name in (self.input, self.output, self.system) if name]
-        return ",".join(
-            f'"{name.replace(chr(34), chr(34) * 2)}"' if "," in name or '"' in name else name for name in names
-        )
+        text = io.StringIO(newline="")
+        csv.writer(text).writerow(filter(None, (self.input, self.output, self.system)))
+        return text.getvalue().removesuffix("\r\n")
 
 
 def looks_like_header(rows: Sequence[Sequence[str]]) -> bool:
@@ -94,12 +97,12 @@ def looks_like_header(rows: Sequence[Sequence[str]]) -> bool:
 
 def column_names(first_row: Sequence[str], has_header: bool) -> list[str]:
     """The names of the columns; #1, #2, ... without a header. Raises TableError."""
-    names = list(first_row)
-    if not any(name.strip() for name in names):
+    names = [name.strip() for name in first_row]
+    named = [name for name in names if name]
+    if not named:
         raise TableError("The table is empty. Its first row must have the names of the columns, or the first example.")
-    while not names[-1].strip():  # spreadsheets write delimiters behind the last column
+    while not names[-1]:  # spreadsheets write delimiters behind the last column
         names.pop()
-    named = [name for name in names if name.strip()]
     if len(names if not has_header else named) < 2:
         raise TableError(
             f"The table has one column, {named[0][:80]!r}. At least two are required, in a CSV separated by a comma, "
@@ -131,7 +134,7 @@ def examples(rows: Iterable[Sequence[str]], columns: Columns) -> Iterator[dict[s
     names = column_names(first[1], columns.has_header)
     chosen = {"system": columns.system, "user": columns.input, "assistant": columns.output}
     if missing := [name for name in chosen.values() if name is not None and name not in names]:
-        seen = ", ".join(quoted(name, 40) for name in names[:MAX_NAMED_COLUMNS] if name.strip())
+        seen = ", ".join(quoted(name, 40) for name in names[:MAX_NAMED_COLUMNS] if name)
         more = f" and {len(names) - MAX_NAMED_COLUMNS:,} more" if len(names) > MAX_NAMED_COLUMNS else ""
         raise ColumnError(f"there is no {' and no '.join(map(quoted, missing))}; the columns are {seen}{more}")
     places = {role: names.index(column) for role, column in chosen.items() if column}
@@ -161,4 +164,4 @@ def json_line(example: dict[str, Any]) -> bytes:
 
 
 def _guess(names: Sequence[str], likely: tuple[str, ...], default: str) -> str:
-    return next((name for one in likely for name in names if name.strip().lower() == one), default)
+    return next((name for one in likely for name in names if name.lower() == one), default)

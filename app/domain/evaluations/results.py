@@ -1,5 +1,5 @@
-"""The rows of an evaluation: which ones got worse or are still wrong, the distribution of their scores, and where each
-row is in the results file, so that a page of rows reads only these.
+"""The rows of an evaluation: which ones got worse or are still wrong, and where each is in the results file, so that a
+page of rows reads only these.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any, BinaryIO
 from app.domain.evaluations.graders import EvaluationSettings, Grader, ScoreModel
 from app.domain.evaluations.summary import EvaluationSummary, SummaryPart
 
-BINS = 10
-MAX_SCANNED_BYTES = 16 << 20  # of a results file without an index, which each page reads up to its end
 MAX_PAGE_BYTES = 8 << 20  # of the rows of a page; a larger row is a page of its own
 
 
@@ -36,24 +34,10 @@ class ResultIndex(SummaryPart):
     """The first letter of the verdict on each row."""
 
 
-class ScoreDistribution(SummaryPart):
-    grader: str
-    """The grader."""
-    low: float
-    """The lowest possible score."""
-    high: float
-    """The highest possible score."""
-    base: list[int]
-    """Rows of the base model by score, in equal parts of the range; a score on a bound belongs to the upper part."""
-    adapter: list[int]
-    """The same of the adapter."""
-
-
 class GradedEvaluation(SummaryPart):
     """What the grading returns to the worker."""
 
     summary: EvaluationSummary
-    distributions: list[ScoreDistribution]
     row_index: ResultIndex
 
 
@@ -81,28 +65,13 @@ def verdict_on(row: Mapping[str, Any], grader: Grader | None) -> RowVerdict:
     return RowVerdict.RIGHT if is_right else RowVerdict.STILL_WRONG
 
 
-def distribution(grader: Grader, base: Sequence[float], adapter: Sequence[float]) -> ScoreDistribution:
-    """Count the scores of each model in BINS equal parts of the grader's range."""
-    low, high = score_range(grader)
-
-    def counts(scores: Sequence[float]) -> list[int]:
-        found = [0] * BINS
-        for score in scores:
-            found[min(max(int(BINS * (score - low) / (high - low)), 0), BINS - 1)] += 1
-        return found
-
-    return ScoreDistribution(grader=grader.name, low=low, high=high, base=counts(base), adapter=counts(adapter))
-
-
 def index_rows(file: BinaryIO, settings: EvaluationSettings) -> ResultIndex:
-    """Read a results file from its beginning. Raises ValueError beyond MAX_SCANNED_BYTES."""
+    """Read a results file from its beginning."""
     grader = main_grader(settings)
     ends: list[int] = []
     verdicts: list[str] = []
-    while line := file.readline(MAX_SCANNED_BYTES):
+    for line in file:
         ends.append((ends[-1] if ends else 0) + len(line))
-        if ends[-1] > MAX_SCANNED_BYTES:
-            raise ValueError(f"the results file has more than {MAX_SCANNED_BYTES:,} bytes and no index")
         verdicts.append(verdict_on(json.loads(line), grader)[0])
     return ResultIndex(ends=ends, verdicts="".join(verdicts))
 
@@ -124,12 +93,15 @@ def page_of(index: ResultIndex, after: int, limit: int, verdict: RowVerdict | No
 
 
 def read_rows(file: BinaryIO, index: ResultIndex, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield these rows of a results file, each with its number and its verdict."""
+    """Yield these rows of a results file, each with its number as the id, and its verdict.
+
+    Those of an earlier release have no prompt.
+    """
     for number in numbers:
         start, end = span(index, number)
         file.seek(start)
-        row = json.loads(file.read(end - start))
-        yield row | {"number": number, "verdict": BY_LETTER[index.verdicts[number - 1]]}
+        row = {"messages": [], "errors": {}} | json.loads(file.read(end - start))
+        yield row | {"id": str(number), "verdict": BY_LETTER[index.verdicts[number - 1]]}
 
 
 def span(index: ResultIndex, number: int) -> tuple[int, int]:

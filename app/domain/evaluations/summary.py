@@ -143,6 +143,19 @@ class ConfusionByModel(SummaryPart):
     """The reference; null without one."""
 
 
+class ScoreDistribution(SummaryPart):
+    """How often which score occurred, by model; a score on a bound of two parts belongs to the upper one."""
+
+    low: float
+    """The lowest possible score."""
+    high: float
+    """The highest possible score."""
+    base: list[int]
+    """Rows of the base model in each of ten equal parts of this range."""
+    adapter: list[int]
+    """The same of the adapter."""
+
+
 class FieldAccuracy(SummaryPart):
     """The share of rows in which one field is right."""
 
@@ -176,7 +189,9 @@ class GraderSummary(SummaryPart):
     reference_difference: Difference | None = None
     """Adapter minus reference."""
     confusion: ConfusionByModel | None = None
-    """For `label_accuracy`."""
+    """For `label_accuracy`, and a `string_check` of few expected answers."""
+    distribution: ScoreDistribution | None = None
+    """For graders with scores between 0 and 1; null for an evaluation of an earlier release."""
     fields: list[FieldAccuracy] | None = None
     """For `json_fields`."""
 

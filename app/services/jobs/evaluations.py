@@ -26,6 +26,7 @@ from app.services.resources import Page
 from app.storage import Storage
 from app.telemetry.tracing import link_to
 
+MAX_SCANNED_BYTES = 16 << 20  # of a results file without an index, which each page reads up to its end
 MAX_UNFINISHED = 50  # of a project: evaluations share the workers with training jobs
 
 
@@ -80,20 +81,15 @@ def read_rows(
     with files.open_content(storage, file) as content:
         if evaluation.row_index is not None:
             index = ResultIndex.model_validate(evaluation.row_index)
-        else:  # of an earlier release
-            try:
-                index = index_rows(content, EvaluationSettings.model_validate(evaluation.settings))
-            except ValueError as error:
-                text = f"The rows of evaluation {evaluation.id} cannot be listed: {error}. Download the file {file.id}."
-                raise BadRequest(text) from error
+        elif file.bytes <= MAX_SCANNED_BYTES:  # of an earlier release
+            index = index_rows(content, EvaluationSettings.model_validate(evaluation.settings))
+        else:
+            raise BadRequest(
+                f"The results of evaluation {evaluation.id} have {file.bytes:,} bytes and no index, so their rows "
+                f"cannot be listed. Download the file {file.id}."
+            )
         is_number = page.after is None or (page.after.isascii() and page.after.isdecimal() and len(page.after) < 10)
         if not is_number:
             raise resources.unknown_cursor_error("row", page.after or "")
         numbers, has_more = page_of(index, int(page.after or 0), page.limit, verdict)
-        return [_row(row) for row in results.read_rows(content, index, numbers)], has_more
-
-
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as its body shows it. Results of an earlier release have no prompt."""
-    shown = {name: row[name] for name in ("line", "verdict", "question", "reference_answer", "answers", "scores")}
-    return shown | {"id": str(row["number"]), "messages": row.get("messages", []), "errors": row.get("errors", {})}
+        return list(results.read_rows(content, index, numbers)), has_more

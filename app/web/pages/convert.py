@@ -9,7 +9,7 @@ from nicegui import ui
 
 from app.domain.datasets.held_out import MAX_PERCENT, MAX_SEED
 from app.domain.datasets.jsonl import MAX_LINE_BYTES
-from app.domain.datasets.preparation import Preparation, Prepared
+from app.domain.datasets.preparation import Preparation, Prepared, whole_number
 from app.domain.datasets.tables import Columns, TableError
 from app.domain.error_text.json_text import counted
 from app.system.table_files import Preview, preview_file, read_seconds
@@ -90,7 +90,7 @@ class ConvertPage(View):
         """A select, or a text field where a select would be slow."""
         if len(self._names) > MAX_LISTED_COLUMNS:
             return text_field(label, value, "The name of a column.", self._show_preview)
-        options = {"": nothing} | {name: name for name in self._names if name.strip()}
+        options = {"": nothing} | {name: name for name in self._names if name}
         return select_field(label, options, value, on_change=self._show_preview)
 
     async def _change_header(self) -> None:
@@ -173,8 +173,7 @@ class ConvertPage(View):
 
 
 def _number_error(field: Field, low: int, high: int) -> str:
-    text = field.value
-    is_number = text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high
+    is_number = whole_number(field.value, low, high) is not None
     return "" if is_number else f"Write a whole number from {low} to {high:,}."
 
 
@@ -187,10 +186,7 @@ def _show_prepared(prepared: Prepared) -> None:
     if not prepared.held_out_rows:
         note("No rows are kept for validation", "Nothing will show how good the adapter is on new rows.", "warn")
     if prepared.labels:
-        rows = [
-            {"label": label, "training": training, "held_out": held_out}
-            for label, (training, held_out) in prepared.labels.items()
-        ]
+        rows = [{"label": label, **counts} for label, counts in prepared.labels.items()]
         DataTable("Rows of each label", LABEL_COLUMNS, rows[:MAX_LABELS_SHOWN], key="label")
         if (more := len(rows) - MAX_LABELS_SHOWN) > 0:
             tag("p", f"and {counted(more, 'more label')}", "t-muted")

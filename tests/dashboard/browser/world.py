@@ -192,17 +192,10 @@ def _fill(
     _add_results(session, storage, made["succeeded"], held_out, engine)
     _add_exports(session, storage, project, made["succeeded"])
     (grader,) = EVALUATION["summary"]["graders"]
-    summary = EVALUATION["summary"] | {
-        "graders": [grader | {"name": "similar", "type": "text_similarity", "confusion": None}], "promotion": None
-    }  # fmt: skip
-    scores = {
-        "grader": "similar",
-        "low": 0.0,
-        "high": 1.0,
-        "base": [118, 9] + [0] * 7 + [73],
-        "adapter": [0] * 9 + [200],
-    }
-    _add_evaluation(session, storage, made["hostile"], held_out, summary, b"", distributions=[scores])
+    scores = {"low": 0.0, "high": 1.0, "base": [118, 9] + [0] * 7 + [73], "adapter": [0] * 9 + [200]}
+    similar = {"name": "similar", "type": "text_similarity", "confusion": None, "distribution": scores}
+    summary = EVALUATION["summary"] | {"graders": [grader | similar], "promotion": None}
+    _add_evaluation(session, storage, made["hostile"], held_out, summary, b"")
     made["succeeded"].request = REQUEST | {"training_file": tickets.id}
     return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
 
@@ -222,7 +215,7 @@ def _add_results(session: Session, storage: LocalStorage, job: Job, file: File, 
 
 
 def _add_evaluation(
-    session: Session, storage: LocalStorage, job: Job, file: File, summary: Any, content: bytes, **columns: Any
+    session: Session, storage: LocalStorage, job: Job, file: File, summary: Any, content: bytes
 ) -> None:
     """An evaluation that has succeeded, which its job shows as well."""
     result = checkpoints.by_names(session, [job.fine_tuned_model or ""])[job.fine_tuned_model or ""]
@@ -235,7 +228,7 @@ def _add_evaluation(
         settings=settings.model_dump(mode="json"), model=result.name, base_model=MODEL,
         step_number=result.step_number, adapter_file_ids=result.file_ids, plan=EVALUATION["plan"],
         state="succeeded", started_at=now, finished_at=now, precision="bfloat16", summary=summary,
-        results_file_id=results.id, row_index=index_rows(io.BytesIO(content), settings).model_dump(), **columns,
+        results_file_id=results.id, row_index=index_rows(io.BytesIO(content), settings).model_dump(),
     )  # fmt: skip
     session.add(evaluation)
     session.flush()

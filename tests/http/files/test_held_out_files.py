@@ -103,6 +103,7 @@ def test_a_plain_upload_shows_nothing_of_it(upload: Upload) -> None:
     [
         (SPLIT | {"held_out_percent": "51", "seed": "-1"}, "held_out_percent", ("from 1 to 50", "seed: ")),
         (SPLIT | {"columns": "text", "held_out_percent": "x"}, "columns", ("two or three", "held_out_percent: ")),
+        (SPLIT | {"columns": "te\nxt,label"}, "columns", ("two or three",)),
         (SPLIT | {"columns": "text,#2"}, "columns", ("not both",)),
         (SPLIT | {"columns": "text,text"}, "columns", ("twice",)),
         ({"columns": "text,label", "seed": "1"}, "seed", ("without held_out_percent",)),

@@ -155,7 +155,6 @@ def result_row(line: int, base: float, adapter: float) -> dict[str, Any]:
     return {
         "line": line,
         "messages": [{"role": "user", "content": f"question {line}"}],
-        "prompt": None,
         "question": f"question {line}",
         "reference_answer": f"expected {line}",
         "answers": {model: {"text": text, "tokens": 3, "cut": False, "error": None} for model, text in texts.items()},

@@ -15,14 +15,16 @@ from app.db.tables import Evaluation, File
 from app.domain.evaluations import results
 from app.domain.evaluations.graders import EvaluationRequest, EvaluationSettings
 from app.domain.evaluations.headline import Headline, headline
-from app.domain.evaluations.results import ResultIndex, RowVerdict, distribution, index_rows, page_of
+from app.domain.evaluations.results import ResultIndex, RowVerdict, index_rows, page_of
 from app.domain.evaluations.rows import EvaluationRow, read_rows
+from app.domain.evaluations.spec import Scored
+from app.errors import BadRequest
 from app.services.jobs import evaluations as service
 from app.services.resources import Page
 from tests.worker.evaluations.conftest import EXACT, Evaluate, lines
 from tests.worker.evaluations.graded import graded
 from tests.worker.worker_harness import WorkerHarness
-from worker.evaluations.summarize import summarize
+from worker.evaluations.summarize import _distribution, summarize
 
 SIMILAR = {
     "type": "text_similarity", "name": "similar", "evaluation_metric": "fuzzy_match",
@@ -97,7 +99,8 @@ def test_few_repeated_expected_texts_are_classes(labels: int, is_matrix: bool) -
 
 def test_a_distribution_has_each_score_in_the_part_of_the_range_that_it_belongs_to() -> None:
     (grader,) = settings_of(SIMILAR).graders
-    found = distribution(grader, [0.0, 0.05, 0.1, 0.95], [1.0, 1.0, 0.999, 0.5])
+    scores = {"base": [0.0, 0.05, 0.1, 0.95], "adapter": [1.0, 1.0, 0.999, 0.5]}
+    found = _distribution(grader, {model: list(map(Scored, values)) for model, values in scores.items()})
     assert (found.low, found.high) == (0, 1)
     assert found.base == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1]
     assert found.adapter == [0, 0, 0, 0, 0, 1, 0, 0, 0, 3]
@@ -155,7 +158,9 @@ class TestRows:
             ROWS // 3,
         )
 
-    def test_the_stored_index_is_that_of_the_file(self, harness: WorkerHarness, evaluation: Evaluation) -> None:
+    def test_the_stored_index_is_that_of_the_file(
+        self, harness: WorkerHarness, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with transaction(harness.sessions) as session:
             row = session.get_one(Evaluation, evaluation.id)
             settings, index = EvaluationSettings.model_validate(row.settings), row.row_index
@@ -163,9 +168,16 @@ class TestRows:
             assert index is not None
             with file as content:
                 assert ResultIndex.model_validate(index) == index_rows(content, settings)
-            assert [one["grader"] for one in row.distributions or ()] == ["similar"]
+            graders = (row.summary or {})["graders"]
+            assert [sum(one["distribution"]["adapter"]) if one["distribution"] else None for one in graders] == [
+                None,
+                ROWS,
+            ]
             row.row_index = None  # as that of an earlier release
         assert len(stored_rows(harness, evaluation, Page(101))[0]) == ROWS
+        monkeypatch.setattr(service, "MAX_SCANNED_BYTES", 40)
+        with pytest.raises(BadRequest, match="no index"):
+            stored_rows(harness, evaluation, Page(101))
 
 
 INDEX = ResultIndex(ends=[10, 20, 30, 40, 50], verdicts="rgsgu")
@@ -211,13 +223,6 @@ class TestPages:
         rows = list(results.read_rows(file, ResultIndex(ends=ends, verdicts="rgsgu"), [2, 4]))
         assert [(row["line"], row["verdict"]) for row in rows] == [(1, "got_worse"), (3, "got_worse")]
         assert file.read_bytes == len(content[1]) + len(content[3])
-
-    def test_a_long_file_without_an_index_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(results, "MAX_SCANNED_BYTES", 40)
-        row = json.dumps({"scores": {}}).encode() + b"\n"
-        assert len(index_rows(io.BytesIO(row * 2), settings_of()).ends) == 2
-        with pytest.raises(ValueError, match="no index"):
-            index_rows(io.BytesIO(row * 4), settings_of())
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ CLIENT = 'from openai import OpenAI\n\nclient = OpenAI(base_url="{url}/v1", api_
 
 
 class Way(NamedTuple):
-    """Something to do with an adapter: a sentence, the command, and the same in Python."""
+    """Something to do with an adapter: the place below the job's page, a sentence, the command, the same in Python."""
 
     label: str
+    place: str
     text: str
     command: str
     python: str
@@ -27,6 +28,7 @@ class Way(NamedTuple):
 WAYS = {
     "try": Way(
         "Try it",
+        "#what-now",
         "",
         'tunery ask {model} "Where is my parcel?"',
         """\
@@ -39,6 +41,7 @@ print(answer.choices[0].message.content)""",
     ),
     "evaluate": Way(
         "Evaluate",
+        "?tab=evaluations",
         "Base model and adapter answer rows that the training has not seen, and graders score the answers.",
         "tunery eval {job} --file heldout.jsonl",
         """\
@@ -49,12 +52,14 @@ print(client.post(path, body={{"file": file.id, "graders": graders}}, cast_to=ob
     ),
     "download": Way(
         "Download",
+        "/adapter.tar",
         "The adapter as PEFT reads it, with its model card and the SHA-256 of each file.",
         "tunery adapters download {job} -o adapter",
         'client.files.content("{archive}").write_to_file("adapter.tar")',
     ),
     "deliver": Way(
         "Deliver",
+        "?tab=deliveries",
         "To an inference server, a directory, a bucket or a hub, which an administrator has added as a target.",
         "tunery jobs deliver {job} --to TARGET",
         """\
@@ -101,23 +106,21 @@ class OverviewPanel(Panel):
 
 def add_actions(view: View, job: Json) -> None:
     """Add the buttons that lead to what can be done with the adapter."""
-    path = f"/jobs/{job['id']}"
-    if view.may("answers:write"):
-        link("Try it", f"{path}#what-now", "t-button t-primary")
-    if view.may("jobs:write"):
-        link("Evaluate", f"{path}?tab=evaluations", "t-button")
-    link("Download", f"{path}/adapter.tar", "t-button", download="")
-    if view.may("jobs:write"):
-        link("Deliver", f"{path}?tab=deliveries", "t-button")
+    for name in WAYS:
+        if _is_allowed(view, name):
+            _add_link(job, name, "t-button t-primary" if name == "try" else "t-button")
+
+
+def _is_allowed(view: View, way: str) -> bool:
+    return way == "download" or view.may("answers:write" if way == "try" else "jobs:write")
+
+
+def _add_link(job: Json, way: str, classes: str) -> None:
+    attributes = {"download": ""} if way == "download" else {}
+    link(WAYS[way].label, f"/jobs/{job['id']}{WAYS[way].place}", classes, **attributes)
 
 
 def _show_ways(view: View, job: Json) -> None:
-    path = f"/jobs/{job['id']}"
-    buttons = {
-        "evaluate": ("New evaluation", {"href": f"{path}?tab=evaluations"}),
-        "download": ("Download", {"href": f"{path}/adapter.tar", "download": ""}),
-        "deliver": ("Deliver", {"href": f"{path}?tab=deliveries"}),
-    }
     names = {
         "url": view.settings.public_api_url,
         "job": job["id"],
@@ -131,9 +134,8 @@ def _show_ways(view: View, job: Json) -> None:
             TryIt(view, job["adapter"]["base_model"], job["fine_tuned_model"])
         else:
             tag("p", way.text)
-            label, target = buttons[name]
-            if name == "download" or view.may("jobs:write"):
-                link(label, classes="t-button t-primary", **target)
+            if _is_allowed(view, name):
+                _add_link(job, name, "t-button t-primary")
         with tag("details", open=name != "try" or None):  # the chat has its place first
             tag("summary", "Command line and Python")
             for text in (way.command, CLIENT + way.python):

@@ -29,13 +29,12 @@ VERDICTS = {
 
 def show_scores(evaluation: Json) -> None:
     """For each grader the confusion matrix or the distribution of its scores, if it has one."""
-    distributions = {one["grader"]: one for one in evaluation["distributions"] or ()}
     for grader in evaluation["summary"]["graders"]:
         if grader["confusion"] is not None:
             with card(f"Expected and answered: {grader['name']}"):
                 tabs("Answers of which model", MODELS, partial(_show_confusion, grader["confusion"]))
-        elif grader["name"] in distributions:
-            _show_distribution(distributions[grader["name"]])
+        elif distribution := grader.get("distribution"):
+            _show_distribution(grader["name"], distribution)
 
 
 def _show_confusion(confusion: Json, model: str) -> None:
@@ -67,7 +66,7 @@ def _confusion_cell(column: int, row: Json) -> Cell | str:
     return {"text": count(rows), "tone": "ok" if column == row["number"] else "bad"} if rows else "–"
 
 
-def _show_distribution(found: Json) -> None:
+def _show_distribution(grader: str, found: Json) -> None:
     size = (found["high"] - found["low"]) / len(found["adapter"])
     bounds = [found["low"] + size * number for number in range(len(found["adapter"]) + 1)]
     most = max(1, *found["adapter"], *found["base"])
@@ -76,7 +75,7 @@ def _show_distribution(found: Json) -> None:
         | {model: {"text": count(rows := found[model][number]), "progress": rows / most} for model in MODELS}
         for number in reversed(range(len(found["adapter"])))
     ]
-    with card(f"Distribution of scores: {found['grader']}"):
+    with card(f"Distribution of scores: {grader}"):
         columns = [lead_column("Score", "part")]
         columns += [text_column(label, model, lambda cell: cell) for model, label in MODELS.items()]
         DataTable("Distribution of scores", columns, rows)
