@@ -31,7 +31,7 @@ from app.domain.datasets.jsonl import (
     delimiter_of,
     read_lines,
 )
-from app.domain.datasets.preparation import Preparation, Prepared
+from app.domain.datasets.preparation import Preparation, PreparedRows
 from app.domain.datasets.tables import (
     HEADER_ROWS,
     MAX_CELLS,
@@ -74,7 +74,7 @@ class Preview:
     names: list[str]
     has_header: bool
     preparation: Preparation  # with the guessed columns; without any if none could be guessed
-    prepared: Prepared | None = None
+    prepared: PreparedRows | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
 
@@ -124,7 +124,9 @@ def preview(preparation: Preparation | None, has_header: bool | None, max_line_b
     return replace(found, prepared=prepared, examples=shown)
 
 
-def prepare(preparation: Preparation, max_line_bytes: int, file: BinaryIO) -> Iterator[Prepared | tuple[bool, bytes]]:
+def prepare(
+    preparation: Preparation, max_line_bytes: int, file: BinaryIO
+) -> Iterator[PreparedRows | tuple[bool, bytes]]:
     """Yield what was made, then (whether they are held out, lines) in pieces; to be called in a LimitedProcess.
 
     Reads the file twice. Raises TableError, with all problems of its rows, and CannotSplit.
@@ -169,7 +171,7 @@ def _deadline(seconds: float) -> Callable[[], None]:
 
 def _read(
     preparation: Preparation, max_line_bytes: int, file: BinaryIO, shown: list[dict[str, Any]]
-) -> tuple[bytearray, Prepared]:
+) -> tuple[bytearray, PreparedRows]:
     """Read all rows: whether each is held out, and what was made; the first examples are added to `shown`.
 
     Raises TableError, with all problems of rows, and CannotSplit.
@@ -202,7 +204,7 @@ def _read(
         held_out = keys.held_out(preparation.held_out_percent, preparation.seed)
     longest = max((size for size, is_held_out in zip(sizes_bytes, held_out, strict=True) if is_held_out), default=0)
     counts = len(sizes_bytes), sum(held_out), skipped, longest
-    return held_out, Prepared(*counts, keys.label_counts(held_out), keys.grader)
+    return held_out, PreparedRows(*counts, keys.label_counts(held_out), keys.grader)
 
 
 def _problems_text(problems: list[Finding], count: int, unit: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from app.domain.datasets.preparation import Preparation, Prepared
+from app.domain.datasets.preparation import Preparation, PreparedRows
 from app.domain.datasets.tables import Columns, RowProblems, TableError, json_line, looks_like_header
 from app.system import table_files
 from app.system.table_files import Preview, prepare, preview_file
@@ -58,14 +58,14 @@ NO_TABLES = {
 }
 
 
-def prepared(directory: Path, content: bytes, preparation: Preparation) -> tuple[Prepared, bytes, bytes]:
+def prepared(directory: Path, content: bytes, preparation: Preparation) -> tuple[PreparedRows, bytes, bytes]:
     path = directory / "table"
     path.write_bytes(content)
     with path.open("rb") as file:
         facts, *pieces = prepare(preparation, MAX_LINE_BYTES, file)
-    assert isinstance(facts, Prepared)
+    assert isinstance(facts, PreparedRows)
     parts = [
-        b"".join(piece[1] for piece in pieces if not isinstance(piece, Prepared) and piece[0] == side)
+        b"".join(piece[1] for piece in pieces if not isinstance(piece, PreparedRows) and piece[0] == side)
         for side in (0, 1)
     ]
     return facts, parts[0], parts[1]

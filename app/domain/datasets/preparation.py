@@ -63,7 +63,7 @@ def whole_number(text: str, low: int, high: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRows:
     """What was made of a file."""
 
     rows: int  # of both files

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import Sessions
 from app.db.tables import File
 from app.domain.datasets.held_out import CannotSplit
-from app.domain.datasets.preparation import Preparation, Prepared
+from app.domain.datasets.preparation import Preparation, PreparedRows
 from app.domain.datasets.tables import ColumnError, TableError
 from app.domain.files import MAX_FILENAME
 from app.errors import BadRequest, InvalidDataset
@@ -80,7 +80,7 @@ def _put(made: list[tuple[File, StagedFile]], storage: Storage) -> None:
 
 def _write_parts(
     parts: list[StagedFile], preparation: Preparation, staged: StagedFile, max_line_bytes: int, check: CheckProcess
-) -> Prepared:
+) -> PreparedRows:
     seconds = read_seconds(staged.size_bytes)
     try:
         with staged.path.open("rb") as reader:
@@ -92,7 +92,7 @@ def _write_parts(
                 deadline_seconds=seconds,
                 memory_bytes=MEMORY_BYTES,
             )
-            prepared: Prepared = next(items)
+            prepared: PreparedRows = next(items)
             for is_held_out, lines in items:
                 parts[is_held_out].write(lines)
     except ProcessEnded as error:

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from app.domain.datasets.held_out import MAX_PERCENT, MAX_SEED
 from app.domain.datasets.jsonl import MAX_LINE_BYTES
-from app.domain.datasets.preparation import Preparation, Prepared, whole_number
+from app.domain.datasets.preparation import Preparation, PreparedRows, whole_number
 from app.domain.datasets.tables import Columns, TableError
 from app.domain.error_text.json_text import counted
 from app.system.table_files import Preview, preview_file, read_seconds
@@ -177,7 +177,7 @@ def _number_error(field: Field, low: int, high: int) -> str:
     return "" if is_number else f"Write a whole number from {low} to {high:,}."
 
 
-def _show_prepared(prepared: Prepared) -> None:
+def _show_prepared(prepared: PreparedRows) -> None:
     shown = {"Rows": prepared.rows, "For training": prepared.rows - prepared.held_out_rows}
     shown |= {"For validation": prepared.held_out_rows}
     if prepared.skipped_rows:
