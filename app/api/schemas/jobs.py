@@ -56,6 +56,7 @@ class ShownWandbRun(WandbSettings):
 
 class ShownIntegration(Integration):
     wandb: ShownWandbRun | None = None
+    """The run at Weights & Biases, with its id; null for another tracker."""
 
 
 class JobError(Body):
