@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func, nop
+from functorch.compile import make_boxed_func, nop  # type: ignore[import-untyped]
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.llama import modeling_llama

@@ -219,9 +219,9 @@ class TestReducePlan:
         [
             ({"recompute": "everything"}, "cuda", {}, "offload", [True]),
             ({"recompute": "everything"}, "cpu", {}, "offload", []),
-            ({"recompute": "everything", "row_tokens": 5000}, "cpu", LONG, "mlp_chunk_tokens", [4096, 1024]),
-            ({"recompute": "everything", "row_tokens": 5000}, "cuda", LONG, "mlp_chunk_tokens", [0, 4096, 1024]),
-            ({"recompute": "everything", "row_tokens": 4000}, "cpu", LONG, "mlp_chunk_tokens", [1024]),
+            ({"recompute": "everything", "row_tokens": 5000}, "cpu", LONG, "mlp_chunk_tokens", [4096, 1024, 512]),
+            ({"recompute": "everything", "row_tokens": 5000}, "cuda", LONG, "mlp_chunk_tokens", [0, 4096, 1024, 512]),
+            ({"recompute": "everything", "row_tokens": 4000}, "cpu", LONG, "mlp_chunk_tokens", [1024, 512]),
             ({"recompute": "everything", "row_tokens": 5000}, "cpu", LONG | {"can_tile": False}, "offload", []),
             ({"recompute": "layers", "recompute_layers": 3}, "cpu", {}, "recompute_layers", [11, 19, 27, 0]),
             # half of 8,192 tokens would change nothing for a job whose largest batch has 700

@@ -22,13 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from app.domain.jobs.states import ExitCode, Reason
 from worker.trainer.adapter.lora import LoraAdapter
+from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.runtime.failures import Failure, is_device_lost, is_out_of_memory
 
 T = TypeVar("T")
@@ -85,14 +86,6 @@ def own_examples(examples: Sequence[int], tokens: Callable[[int], int]) -> list[
     return [example for index, example in enumerate(examples) if index in own]
 
 
-class MetricSums(Protocol):
-    """The sums of a step other than gradients: losses and counts (`StepMetrics`)."""
-
-    def sums(self) -> torch.Tensor: ...
-
-    def set_sums(self, sums: torch.Tensor) -> None: ...
-
-
 @contextmanager
 def out_of_memory_in_all() -> Iterator[None]:
     """If the block runs out of memory in one process, raise an out-of-memory error in every process.
@@ -115,7 +108,7 @@ def out_of_memory_in_all() -> Iterator[None]:
         raise error or MemoryError("out of memory in another process of this job")
 
 
-def flatten_sums(parameters: Sequence[torch.nn.Parameter], metrics: MetricSums) -> list[torch.Tensor]:
+def flatten_sums(parameters: Sequence[torch.nn.Parameter], metrics: StepMetrics) -> list[torch.Tensor]:
     """Return the tensors to all-reduce: all gradients as one tensor (P), and the metrics. Empty with one process.
 
     The gradients become views of that tensor, so that `all_reduce_sums` allocates nothing.
@@ -129,7 +122,7 @@ def flatten_sums(parameters: Sequence[torch.nn.Parameter], metrics: MetricSums) 
     return [gradient_P, metrics.sums()]
 
 
-def all_reduce_sums(sums: Sequence[torch.Tensor], metrics: MetricSums) -> None:
+def all_reduce_sums(sums: Sequence[torch.Tensor], metrics: StepMetrics) -> None:
     """Replace the sums over this process's examples (`flatten_sums`) by the sums over those of all processes."""
     for tensor in sums:
         add(tensor)
@@ -200,15 +193,7 @@ def gather_random_states(adapter: LoraAdapter) -> list[torch.Tensor]:
     """Return the dropout states of all processes, for snapshots; empty with one process or without dropout."""
     if world_size() == 1 or not adapter.dropout:
         return []
-    state = adapter.generator.get_state()
-    states = [torch.empty_like(state) for _ in range(world_size())]
-    _run_collective(lambda: dist.all_gather(states, state))
-    return states
-
-
-def threads_per_process(threads: int) -> int:
-    """Divide the threads among the processes, which share the cores of one machine."""
-    return max(1, threads // world_size())
+    return gather(adapter.generator.get_state())
 
 
 def _set_gpu(local_rank: int, processes: int) -> None:

@@ -118,7 +118,7 @@ def _plan_by_rules(spec: TrainerSpec, kernels: Kernels) -> ExecutionPlan:
     return ExecutionPlan(
         row_tokens=CANDIDATE_ROW_TOKENS[kernels.kind][0],
         compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, kernels.device, spec.dtype_is_free)),
-        threads=spec.threads or parallel.threads_per_process(choose_threads()),
+        threads=spec.threads or max(1, choose_threads() // parallel.world_size()),  # the processes share the cores
         device=device_name(kernels.device),
         cuda_kernels=kernels.is_fused,
     )

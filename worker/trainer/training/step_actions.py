@@ -1,21 +1,26 @@
-"""Actions between steps: validation, sample answers, checkpoints, snapshots and reports; the run stops or ends here."""
+"""Actions between steps: validation, sample answers, checkpoints, snapshots and reports; the run stops or ends here.
+
+At the end of a complete run its result is saved, compared with the trained adapter, recorded and sampled.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.jobs.events import Command, Metric, Stopped
+from app.domain.jobs.events import Command, Done, Measured, Metric, ServedReferenceMeasured, Stopped
 from app.domain.jobs.states import Reason
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.process import working_seconds
 from worker.trainer.training.attempt import Loaded, Prepared, TrainingAttempt
-from worker.trainer.training.finish import Finish
 from worker.trainer.training.run_files import RunFiles
 from worker.trainer.training.shared_work import SharedWork
-from worker.trainer.training.state import StepResult
+from worker.trainer.training.state import Run, StepResult
 
 MAX_REPORTED_LINES = 16
 
@@ -28,7 +33,6 @@ class StepActions:
         self.run, self.emit = prepared.run, attempt.emit
         self.files = RunFiles(attempt, loaded.base, prepared.run, policy)
         self.shared = SharedWork(loaded, prepared, policy, attempt.emit)
-        self.finish = Finish(attempt, loaded, prepared.run, policy, self.files, self.shared)
         self.full_disk_error: Exception | None = None  # raised by the checkpoint of the previous step
 
     def after_step(self, result: StepResult) -> None:
@@ -54,12 +58,12 @@ class StepActions:
         is_best = validation is not None and self._update_best(validation)
         if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_best:
             self._checkpoint_unless_disk_full()
-        if is_validation_due and not run.is_complete:  # `finish` samples the result
+        if is_validation_due and not run.is_complete:  # `_finish` samples the result
             self.shared.report_samples()
 
     def _between_steps(self) -> None:
         stops = self.attempt.stops
-        last_records = self.finish() if self.run.is_complete and stops.strongest is None else ()
+        last_records = self._finish() if self.run.is_complete and stops.strongest is None else ()
         if command := stops.strongest:  # also of a run that has finished meanwhile
             self._stop(command)
         elif last_records:
@@ -70,6 +74,33 @@ class StepActions:
             raise error
         elif self._is_snapshot_due():
             self.files.snapshot()
+
+    def _finish(self) -> tuple[Measured, Done]:
+        """Save and check the result; return the last records of the run. Raises Failure(ADAPTER_MISMATCH)."""
+        run, emit, memory = self.run, self.emit, self.loaded.base.kernels.memory
+        if self.files.reserved.exists() and not self.files.has_current_snapshot:
+            self.files.last_snapshot()  # for the next attempt, if the result cannot be published
+        for text in result_messages(run):
+            emit.message(text, step=run.step, best_step=run.best.step)
+        # Only steps need the moments, and no step is left: a snapshot of this step is complete without them.
+        run.optimizer.state.clear()
+        memory.trim()  # for the large tensors of the check
+        with run.at_best_step() if run.promotes_earlier_step else nullcontext():
+            step, directory = run.step, self.files.checkpoint(final=True)
+            if reference := self.shared.end(directory, is_earlier_step=run.promotes_earlier_step):
+                emit(ServedReferenceMeasured(run_id=run.id, step=run.step, reference=reference))
+            self.shared.report_samples()
+        measured = Measured(
+            run_id=run.id,
+            mode=self.policy.plan,
+            peak_bytes=memory.peak_bytes(),
+            seconds=working_seconds(),
+            step_seconds=run.step_seconds,
+            step_tokens=run.step_tokens,
+            validation_seconds=run.validation_seconds,
+        )
+        name = self.attempt.name_of(directory)
+        return measured, Done(run_id=run.id, step=step, trained_tokens=run.trained_tokens, directory=name)
 
     def _is_snapshot_due(self) -> bool:
         """Return whether the interval has passed, or the plan has changed.
@@ -137,6 +168,24 @@ class StepActions:
                 peak_memory_bytes=self.loaded.base.kernels.memory.peak_bytes_of_process(),
                 **run.metrics,
             )
+        )
+
+
+def result_messages(run: Run) -> Iterator[str]:
+    """Yield the messages; none for a run with all its steps whose last adapter is the best."""
+    best = run.best
+    if run.stops_early and run.step < run.schedule.total_steps:
+        yield (
+            f"Stopped early after step {run.step} of {run.schedule.total_steps}: the full validation loss did not fall "
+            f"in {best.validations_without_fall} validation(s) in a row. The lowest was {best.loss:.4f} after step "
+            f"{best.step}."
+        )
+    if run.promotes_earlier_step:
+        yield f"The result is the adapter of step {best.step}, with the lowest full validation loss, {best.loss:.4f}."
+    elif best.step not in (None, run.step):
+        yield (
+            f"The result is the last adapter, of step {run.step}. The full validation loss was lower after step "
+            f"{best.step}: {best.loss:.4f}. Set hyperparameters.promote_best to get the adapter with the lowest loss."
         )
 
 
