@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -44,7 +45,7 @@ def test_the_tables_of_a_session_have_one_limit(store: TableStore, sizes: tuple[
 
 def test_a_table_that_the_disk_cannot_hold_is_refused(store: TableStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that other tables are about to receive are not free."""
-    monkeypatch.setattr(dropped_tables.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     store.create("owner", "a.csv", 60).append(b"x" * 20)
     with pytest.raises(OSError, match="61 bytes") as raised:
         store.create("other", "b.csv", 61)

@@ -88,7 +88,7 @@ def parquet(columns: Mapping[str, Sequence[Any]]) -> bytes:
     from arro3 import io as arro3_io
 
     types = {str: core.DataType.utf8(), int: core.DataType.int64(), float: core.DataType.float64()}
-    arrays = {
+    arrays: dict[str, Any] = {
         name: core.Array(values, types[type(next(value for value in values if value is not None))])
         for name, values in columns.items()
     }
