@@ -54,7 +54,7 @@ MEMORY_COLUMNS = (
     number_column("QLoRA, 8,192 tokens", "memory", _memory(1)),
     number_column("16-bit LoRA, 2,048 tokens", "memory", _memory(2)),
 )
-PARAMETERS = number_column("Parameters", "parameters", lambda number: f"{number / 1e9:.1f} B")
+PARAMETERS = number_column("Parameters", "parameters", lambda number: f"{number / 1e9:.2g} B")
 MODEL_COLUMNS = (
     lead_column("Base model", "id", sub="directory"),
     PARAMETERS,

@@ -86,7 +86,7 @@ def _show_users(jobs: list[Json]) -> None:
         tag("p", "No job uses it.")
         return
     some = " or more" if len(jobs) >= MAX_JOBS else ""
-    tag("p", f"{counted(len(jobs), 'job')}{some} used it. Their results stay; an unfinished one goes on to its end.")
+    tag("p", f"{counted(len(jobs), 'job')}{some} used it. Results stay; an unfinished job goes on to its end.")
     with box("t-row"):
         for job in jobs[:MAX_JOBS]:
             link(f"{wording.name(job)} ({wording.label(job).lower()})", f"/jobs/{job['id']}")
