@@ -29,7 +29,6 @@ from app.domain.error_text.json_text import as_json, listed
 from app.domain.files import EXPIRES_SECONDS, PURPOSES, Purpose, clean_filename
 from app.domain.methods import METHODS
 from app.errors import BadRequest
-from app.services import resources
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets import profile
 from app.services.datasets.check_process import CheckProcess
@@ -109,9 +108,12 @@ def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
 
 @router.post("/{file_id}", response_model=FileBody, summary="Change a file")
 def update_file(file_id: str, body: JsonBody[UpdateFile], caller: CallerDep, session: SessionDep) -> Any:
-    """Set where an imported file comes from; null removes it. Jobs that are created later on the file show it, too."""
+    """Rename an uploaded file, or set where an imported one comes from: jobs that are created later show it, too."""
     file = files.get(session, caller.project_id, file_id)
-    return resources.store(session, file, origin=body.origin and body.origin.model_dump(exclude_none=True))
+    given: dict[str, Any] = {} if body.filename is None else {"filename": body.filename}
+    if "origin" in body.model_fields_set:
+        given["origin"] = body.origin and body.origin.model_dump(exclude_none=True)
+    return files.change(session, file, given)
 
 
 @router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")

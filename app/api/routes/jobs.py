@@ -19,7 +19,7 @@ from app.api.auth import AUTHENTICATED, Caller, CallerDep, JobDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep, app_state_of, hold_connection_permit
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute, respond_once
 from app.api.openapi import responses
-from app.api.schemas.common import UnixSeconds, list_of, utc_datetime
+from app.api.schemas.common import Deleted, UnixSeconds, deleted, list_of, utc_datetime
 from app.api.schemas.jobs import CloneJob, JobBody, OrganizationJob, UpdateJob
 from app.api.schemas.plans import DiffBody, PlanBody
 from app.api.transport.etags import jobs_etag, json_response, not_modified
@@ -88,6 +88,9 @@ async def job_filter(
             "upper and lower case are the same.",
         ),
     ] = None,
+    file: Annotated[
+        str | None, Query(max_length=200, description="Only jobs that train or validate with the file of this id.")
+    ] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="`desc`: newest first; `asc`: oldest first.")] = "desc",
     order_by: Annotated[
         JobColumn,
@@ -110,6 +113,7 @@ async def job_filter(
         metadata=metadata,
         without_metadata=without_metadata,
         search=search,
+        file_id=file,
         order_by=order_by,
         is_ascending=order == "asc",
     )
@@ -229,8 +233,17 @@ def list_jobs(
 
 @router.post("/{job_id}", response_model=JobBody, summary="Change a job")
 def update_job(body: JsonBody[UpdateJob], job: JobDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """Change `priority` until the job ends, and `metadata` at any time. An event records the change."""
+    """Change `priority` until the job ends, `suffix` and `metadata` at any time. An event records the change."""
     return body_of(app_state, jobs.change(session, job, body.model_dump(exclude_unset=True)))
+
+
+@router.delete("/{job_id}", response_model=Deleted, summary="Delete a job")
+def delete_job(job: JobDep, session: SessionDep) -> Any:
+    """Only of a job that has ended. Its `ft:` models, files, exports and evaluations are deleted with it, and its
+    deliveries are withdrawn. The files that it was trained on stay, and the training time counts as before.
+    """
+    jobs.delete(session, job)
+    return deleted(JobBody, job.id)
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")

@@ -70,7 +70,11 @@ class FileBody(Body):
 
 
 class UpdateFile(Strict):
-    origin: FileOrigin | None
+    """Absent fields keep their values."""
+
+    filename: Annotated[str | None, Field(min_length=1, max_length=4 * MAX_FILENAME)] = None
+    """Another name for an uploaded file; null keeps the name."""
+    origin: FileOrigin | None = None
     """Where the file comes from; null removes it."""
 
 

@@ -20,7 +20,7 @@ from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.evaluations.headline import Headline, headline
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
-from app.domain.jobs.create_job import CreateJob, Metadata, Priority
+from app.domain.jobs.create_job import CreateJob, JobName, Metadata, Priority
 from app.domain.jobs.integrations import Integration, WandbSettings
 from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
@@ -45,6 +45,8 @@ class UpdateJob(Strict):
 
     priority: Priority = None
     """Order among the queued jobs of your project: higher runs first; null: 0. Until the job ends."""
+    suffix: JobName = None
+    """Another name; null: none. The names of `ft:` models that exist stay."""
     metadata: Metadata | None = None
     """Replaces all pairs of the job; null removes them."""
 

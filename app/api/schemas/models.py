@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasPath, BeforeValidator, ConfigDict, Field
 
 from app.api.schemas.common import Body, Deleted, Strict, UnixTime
 from app.db.tables import ModelAlias, TunedModel
-from app.domain.base_models.catalog import MAX_RANK
+from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.domain.base_models.registrations import RegistrationState
 from app.domain.jobs.create_job import Id
+from app.domain.planning.base_sizes import training_memory
 from app.services.base_models import ModelRow
 
 
@@ -103,6 +105,22 @@ def _of_entry(name: str) -> Any:
     return Field(validation_alias=AliasPath("entry", name))
 
 
+class TrainingMemory(Body):
+    bits: Literal[4, 16]
+    """Of the frozen weights: 4 is QLoRA, 16 is LoRA."""
+    document_tokens: int
+    """The length of the longest example."""
+    bytes: int
+    """The memory of the smallest GPU for it, by the plans of this version; more is faster."""
+    card_gigabytes: int | None
+    """The smallest usual card with this memory, by the size in its name; null: no single one."""
+
+
+@lru_cache(maxsize=64)  # the plans of one model take 0.3 s
+def _training_memory(entry_json: str) -> list[dict[str, int | None]]:
+    return training_memory(CatalogEntry.model_validate_json(entry_json))
+
+
 class OrganizationBaseModel(Body):
     id: str = Field(validation_alias="name")
     """The name, which jobs give as `model`."""
@@ -123,6 +141,10 @@ class OrganizationBaseModel(Body):
     """The default of jobs."""
     target_modules: Annotated[list[str], BeforeValidator(sorted)] = _of_entry("target_modules")
     """The names of the layers that an adapter may have."""
+    memory: Annotated[
+        list[TrainingMemory], BeforeValidator(lambda entry: _training_memory(entry.model_dump_json()))
+    ] = Field(validation_alias="catalog_entry")
+    """What trains an adapter of rank 16 on all linear layers."""
     license: str | None = Field(validation_alias=AliasPath("catalog_entry", "license"))
     """As it was registered."""
     source: str | None = Field(validation_alias=AliasPath("catalog_entry", "source"))

@@ -216,12 +216,10 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
 
 
 def _row(base: "DecoderShape") -> list[str]:
-    from app.domain.jobs.spec import QuantizationSpec
-    from app.domain.planning.base_sizes import least_memory_bytes, smallest_card_gigabytes
+    from app.domain.planning.base_sizes import training_memory
 
     entry, cells = base.entry, []
-    for document_tokens, quantization in ((2048, QuantizationSpec()), (8192, QuantizationSpec()), (2048, None)):
-        size_bytes = least_memory_bytes(entry, document_tokens, quantization)
-        card = smallest_card_gigabytes(size_bytes)
-        cells.append(f"{size_bytes / 1e9:.1f} GB ({f'{card} GB card' if card else 'no single card'})")
+    for one in training_memory(entry):
+        card = one["card_gigabytes"]
+        cells.append(f"{(one['bytes'] or 0) / 1e9:.1f} GB ({f'{card} GB card' if card else 'no single card'})")
     return [base.name, f"{entry.parameters / 1e9:.1f} B", *cells]

@@ -143,7 +143,8 @@ COLUMNS = (
 # Only what changes whenever the job changes: the cost of a 304 response.
 VERSION_COLUMNS = (Job.id, Job.version, Job.state, Job.event_seq, *PLACE)
 # The key with this secret, and the job of its project: the columns of the job are NULL if there is none.
-OF_KEY = keys.OF_KEY.outerjoin(Job, and_(Job.project_id == KEY.c.project_id, Job.id == ASKED.c.job_id))
+IS_ASKED = and_(Job.project_id == KEY.c.project_id, Job.id == ASKED.c.job_id, Job.deleted_at.is_(None))
+OF_KEY = keys.OF_KEY.outerjoin(Job, IS_ASKED)
 
 
 def _select(columns: Iterable[Any], source: Any) -> Select[*tuple[Any, ...]]:
@@ -187,6 +188,7 @@ class JobFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)  # every pair must match
     without_metadata: bool = False
     search: str | None = None  # a part of the id, suffix, model, `ft:` name or name of the training file
+    file_id: str | None = None  # of the training or the validation file
     order_by: JobColumn = "created_at"
     is_ascending: bool = False
 
@@ -194,7 +196,8 @@ class JobFilter:
     def is_selective(self) -> bool:
         """Whether a page may have to skip many jobs before it is full."""
         bounds = (self.created_from, self.created_until)
-        return bool(self.states or self.metadata or self.search) or any(bound is not None for bound in bounds)
+        given = (self.states, self.metadata, self.search, self.file_id)
+        return any(given) or any(bound is not None for bound in bounds)
 
 
 def get(session: Session, job_id: str) -> Row[*tuple[Any, ...]]:
@@ -246,7 +249,7 @@ async def events_after(connections: AsyncConnections, job_id: str, seq: int) -> 
 
 def _page(job_filter: JobFilter, limit: int, after: Job | None) -> Select[str]:
     column, is_ascending = job_filter.order_by, job_filter.is_ascending
-    query = select(Job.id).order_by(*order_by(column, is_ascending)).limit(limit)
+    query = select(Job.id).where(Job.deleted_at.is_(None)).order_by(*order_by(column, is_ascending)).limit(limit)
     if after is not None:
         query = query.where(is_after(column, is_ascending, after))
     if job_filter.project_id is not None:
@@ -261,6 +264,9 @@ def _page(job_filter: JobFilter, limit: int, after: Job | None) -> Select[str]:
         query = query.where(Job.user_metadata.contains(dict(job_filter.metadata)))
     if job_filter.without_metadata:
         query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
+    if job_filter.file_id:
+        file_id = job_filter.file_id
+        query = query.where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
     if job_filter.search:
         query = query.where(_matches(job_filter.search))
     return query

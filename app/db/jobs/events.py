@@ -54,7 +54,7 @@ FROM bucketed GROUP BY bucket{EXTREMES}
 # Points are reads of the primary key, so their number does not depend on that of the steps.
 LOSS_CURVES = text("""
 WITH chosen AS (
-  SELECT id, event_seq FROM jobs WHERE project_id = :project_id AND id = ANY(:job_ids)
+  SELECT id, event_seq FROM jobs WHERE project_id = :project_id AND deleted_at IS NULL AND id = ANY(:job_ids)
 ), points AS (
   SELECT chosen.id, point.* FROM chosen CROSS JOIN generate_series(0, :points - 2) AS n CROSS JOIN LATERAL (
     SELECT seq, (data ->> 'step')::float8 AS step, (data ->> 'train_loss')::float8 AS loss FROM job_events

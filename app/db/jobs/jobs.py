@@ -54,7 +54,9 @@ def insert(session: Session, job: Job) -> Any:
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
-    return session.scalar(select(Job).where(Job.project_id == project_id, Job.id == job_id))
+    """A job that is not deleted."""
+    is_wanted = and_(Job.project_id == project_id, Job.id == job_id, Job.deleted_at.is_(None))
+    return session.scalar(select(Job).where(is_wanted))
 
 
 def change(

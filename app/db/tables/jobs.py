@@ -154,6 +154,7 @@ class Job(Leased, Base):
     version: Mapped[int] = mapped_column(server_default="1")  # of everything that clients see; a trigger increments it
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]  # by its owner: no list and no read has it any more
     # the training time: that of the attempts that have ended, and since when another one runs
     training_seconds: Mapped[float] = column_property(
         select(func.coalesce(func.extract("epoch", func.sum(Attempt.ended_at - Attempt.started_at)), 0).cast(Float))

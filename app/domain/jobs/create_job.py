@@ -126,6 +126,9 @@ class MethodType(_Described):
 MethodBody = create_model("Method", __base__=MethodType, **{name: _method_field(name) for name in METHODS})
 
 
+JobName = Annotated[str | None, Field(title="Name", min_length=1, max_length=64)]
+
+
 class CreateJob(Shape):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -139,7 +142,7 @@ class CreateJob(Shape):
     """Default: `supervised`."""
     hyperparameters: Annotated[Json | None, _hyperparameters(*METHOD_PARAMETERS)] = None
     """OpenAI's older place for the same parameters."""
-    suffix: Annotated[str | None, Field(title="Name", min_length=1, max_length=64)] = None
+    suffix: JobName = None
     """A word for the name of the `ft:` model; characters that a URL cannot hold become dashes."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
     """Default: a random number, which the job shows."""

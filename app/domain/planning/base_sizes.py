@@ -16,6 +16,8 @@ from app.domain.scheduling.worker_capacity import SHARED_MEMORY_SHARE
 # MiB that nvidia-smi reports, by the "GB" of the name: RTX 4060, RTX 4070, RTX 4080, RTX 4090, RTX 5090, L40S, H100,
 # H200. Others of a size may have less, as error correction takes a part: an L4 has 23,034.
 CARD_MEBIBYTES = {8: 8_188, 12: 12_282, 16: 16_376, 24: 24_564, 32: 32_607, 48: 46_068, 80: 81_559, 141: 143_771}
+# The tokens of the longest document, and the format of the frozen weights.
+USUAL_TRAININGS = ((2048, QuantizationSpec()), (8192, QuantizationSpec()), (2048, None))
 EXAMPLES = 64
 RANK = 16
 
@@ -98,6 +100,19 @@ def least_memory_bytes(entry: CatalogEntry, document_tokens: int, quantization: 
     spec = usual_job(entry, document_tokens, quantization)
     placement = estimate_placement(entry, spec, Workload.of(spec, lengths), Device("cuda", "none", 0))
     return int(placement.memory.total / USABLE_MEMORY_SHARE)
+
+
+def training_memory(entry: CatalogEntry) -> list[dict[str, int | None]]:
+    """Of each of USUAL_TRAININGS the least memory, and the smallest usual card with it, or None."""
+    return [
+        {
+            "bits": 16 if quantization is None else 4,
+            "document_tokens": tokens,
+            "bytes": (size_bytes := least_memory_bytes(entry, tokens, quantization)),
+            "card_gigabytes": smallest_card_gigabytes(size_bytes),
+        }
+        for tokens, quantization in USUAL_TRAININGS
+    ]
 
 
 def smallest_card_gigabytes(memory_bytes: int) -> int | None:

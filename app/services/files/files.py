@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,7 @@ from app.db.ids import new_id
 from app.db.tables import File
 from app.domain.datasets.jsonl import OTHER_FORMAT, Finding, read_lines
 from app.domain.error_text.json_text import unquoted
+from app.domain.files import clean_filename
 from app.errors import BadRequest, InvalidDataset, NotFound, TooLarge, Unavailable
 from app.log import get_logger
 from app.services import resources
@@ -50,6 +51,15 @@ def get(session: Session, project_id: str, file_id: str) -> File:
     if file is None:
         raise file_not_found(file_id)
     return file
+
+
+def change(session: Session, file: File, given: dict[str, Any]) -> File:
+    """Change `filename` and `origin`. Raises BadRequest for the name of a file that a job has made."""
+    if "filename" in given:
+        if file.job_id is not None:  # downloads and the manifest of an adapter name its files
+            raise BadRequest(f"filename: {file.id} was made by job {file.job_id}; its name stays.", "filename")
+        given["filename"] = clean_filename(given["filename"])
+    return resources.store(session, file, **given)
 
 
 def page(session: Session, project_id: str, page: Page, is_ascending: bool, purpose: str | None) -> list[File]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.access import audit
 from app.db.fast_reads import job_reads
 from app.db.fast_reads.job_reads import JobFilter
-from app.db.jobs import jobs
-from app.db.tables import Job
+from app.db.jobs import evaluations, exports, jobs
+from app.db.tables import Evaluation, Export, File, Job, TunedModel
 from app.domain.error_text.json_text import unquoted
-from app.domain.jobs.states import Desired, JobState
+from app.domain.jobs.states import TERMINAL, Desired, JobState
 from app.errors import BadRequest, NotFound
 from app.job_queue import WorkerNotifier
-from app.services import resources
+from app.services import base_models, resources
 from app.services.access import quotas
 from app.services.jobs.requests import build_job
 from app.services.resources import Page
@@ -98,7 +99,7 @@ def resume(session: Session, notifier: WorkerNotifier, job: Job, default_max_que
 
 
 def change(session: Session, job: Job, given: Mapping[str, Any]) -> JobRow:
-    """Change `priority` and `metadata`; values that are equal to the old ones cause no update and no event.
+    """Change `priority`, `suffix` and `metadata`; values that are equal to the old ones cause no update and no event.
 
     Raises BadRequest for the `priority` of a job that has ended.
     """
@@ -114,14 +115,37 @@ def change(session: Session, job: Job, given: Mapping[str, Any]) -> JobRow:
     return job_reads.get(session, job.id)
 
 
+def delete(session: Session, job: Job) -> None:
+    """Delete a job that has ended, with its models, files, exports and evaluations. Raises BadRequest.
+
+    Bytes that other unfinished work reads are kept until it has ended, as those of every deleted file.
+    """
+    ended = [state.value for state in TERMINAL]
+    if jobs.change(session, job.project_id, job.id, ended, "The job was deleted", deleted_at=func.now()) is None:
+        session.refresh(job)
+        raise _wrong_state(job, "deleted", "a job that has ended")
+    for model in session.scalars(
+        select(TunedModel).where(TunedModel.job_id == job.id, TunedModel.deleted_at.is_(None))
+    ):
+        base_models.delete(session, job.project_id, model.id)
+    # Files first: a request that creates an export or an evaluation holds locks on them, and is seen below.
+    files.delete_all(session, session.scalars(select(File.id).where(File.job_id == job.id)))
+    for export in session.scalars(select(Export).where(Export.job_id == job.id, Export.deleted_at.is_(None))):
+        exports.delete(session, export)
+    for evaluation in session.scalars(select(Evaluation).where(Evaluation.job_id == job.id)):
+        evaluations.cancel(session, evaluation)
+
+
 def job_not_found(job_id: str, param: str = "id") -> NotFound:
     return NotFound(f"No such fine-tuning job: {unquoted(job_id)}", param)
 
 
 def _change_message(columns: Mapping[str, Any]) -> str:
-    if "priority" not in columns:
-        return "The metadata was changed"
-    return f"The priority was changed to {columns['priority']}" + (", and the metadata" if len(columns) > 1 else "")
+    changed = [f"priority to {columns['priority']}"] if "priority" in columns else []
+    changed += [f"name to {columns['suffix'] or 'none'}"] if "suffix" in columns else []
+    changed += ["metadata"] if "user_metadata" in columns else []
+    what, *value = changed[0].split(" ", 1)
+    return f"The {' '.join([what, 'was changed', *value])}" + "".join(f", and the {one}" for one in changed[1:])
 
 
 def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:

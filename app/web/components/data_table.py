@@ -173,18 +173,19 @@ async def show_page(
     columns: Sequence[TableColumn],
     noun: str,
     listed: str,
+    merge: Callable[[list[Any]], Sequence[Any]] = list,
     **params: Any,
 ) -> bool:
-    """Show the objects of the API's list `listed` that follow the id `after`, on the page `path` of the dashboard.
-
-    Returns whether there are any.
+    """Show the objects of the API's list `listed` that follow the id `after`, on the page `path` of the dashboard,
+    merged by `merge`. Returns whether there are any.
     """
     page = await api.get(listed, limit=PAGE_OBJECTS, after=after or None, **params)
     if not page["data"]:
         return False
-    DataTable(title, columns, page["data"])
+    shown = merge(page["data"])
+    DataTable(title, columns, shown)
     with box("t-row"):
-        tag("span", f"{counted(len(page['data']), noun)} shown", "t-muted")
+        tag("span", f"{counted(len(shown), noun)} shown", "t-muted")
         if page["has_more"]:
             link("Next page", f"{path}?after={page['data'][-1]['id']}", "t-button")
         if after:

@@ -40,7 +40,8 @@ class Field:
         if label is not None:
             element.props["id"] = label.props["for"] = element.html_id
             if hint:
-                element.props["aria-describedby"] = tag("div", hint, "t-hint").html_id
+                self.hint = tag("div", hint, "t-hint")
+                element.props["aria-describedby"] = self.hint.html_id
             self._error = tag("div", "", "t-hint t-error", aria_live="polite")
         script = CHECKED_OF_EVENT if element.props.get("type") == "checkbox" else VALUE_OF_EVENT
         element.on("change", self._changed, js_handler=script)  # when it is left, thus before a button is pressed

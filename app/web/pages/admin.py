@@ -18,7 +18,7 @@ from app.web.components.data_table import (
     titled_table,
     wide_column,
 )
-from app.web.components.elements import card, error_note, facts, note, tag
+from app.web.components.elements import card, error_note, facts, link, note, tag
 from app.web.formatting import age, count, duration, size
 from app.web.frame import View, screen
 from app.web.pages.jobs import wording
@@ -26,7 +26,7 @@ from app.web.pages.project import show_audit
 
 MAX_PROJECTS = 200
 MAX_FAILED = 50
-NO_MODEL = "No base model", "Register one on the server: tunery models add NAME DIRECTORY", "warn"
+NO_MODEL = "No base model", "Add one: a directory on the server, or a model of a hub.", "warn"
 
 
 @screen("/admin", "Admin")
@@ -42,6 +42,7 @@ class AdminPage(View):
         if len(projects) == MAX_PROJECTS:
             tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
         await show_section("Base models", self.api.base_models(), MODEL_COLUMNS, NO_MODEL)
+        link("Add a base model; which cards train it", "/admin/models", "t-button")
         failed = self.api.items("organization/jobs", MAX_FAILED, status="failed")
         await show_section("Failed jobs", failed, _failed_columns(projects, self.session.project["id"]))
         await show_audit(self, None)

@@ -28,6 +28,8 @@ from app.web.formatting import count, moment, size
 from app.web.frame import View, screen, set_query
 from app.web.pages.chat_rows import show_line, show_rows
 from app.web.pages.dataset_report import show_report
+from app.web.pages.housekeeping import add_file_buttons
+from app.web.pages.jobs import wording
 
 REPORT_SECONDS = 120.0
 PREVIEW_ROWS = 5
@@ -37,7 +39,11 @@ COLUMNS = (
     lead_column(
         "Dataset",
         "",
-        lambda file: {"text": file["filename"], "href": f"/datasets/{file['id']}", "sub": file["id"]},
+        lambda file: {
+            "text": file["filename"],
+            "href": f"/datasets/{file['id']}",
+            "sub": file["id"] + wording.copies_text(file),
+        },
     ),
     number_column("Lines", "line_count", count),
     number_column("Size", "bytes", size),
@@ -63,7 +69,8 @@ class DatasetsPage(View):
                 Dropzone(HINT, ui.navigate.to)
         columns = (*COLUMNS, USE_COLUMN) if self.may("jobs:write") else COLUMNS
         after = self.query("after")
-        if not await show_page(self.api, "/datasets", after, "Datasets", columns, "file", "files", purpose="fine-tune"):
+        listed = ("/datasets", after, "Datasets", columns, "dataset", "files", wording.distinct_files)
+        if not await show_page(self.api, *listed, purpose="fine-tune"):
             what_to_do = "Upload one above: the page then shows what is wrong with it, line by line."
             note("No datasets yet", what_to_do if may_write else "This key may not upload any.")
 
@@ -73,12 +80,15 @@ class DatasetPage(View):
     async def build(self) -> None:
         self._file_id = self.path("file_id")
         file = await self.api.get(f"files/{self._file_id}")
+        dialogs = tag("div")
         with page_head(file["filename"]):
             link("Download", f"/files/{self._file_id}/content", "t-button", download="")
             if self.may("files:write") and not (file.get("held_out_file_id") or file.get("training_file_id")):
                 button(SPLIT_LABEL, partial(self._split, file))
             if self.may("jobs:write"):
                 link("Train", f"/jobs/new?file={self._file_id}", "t-button t-primary")
+            if self.may("files:write"):
+                add_file_buttons(self, file, dialogs)
         with card():
             facts(
                 {
@@ -92,7 +102,7 @@ class DatasetPage(View):
                 with box("t-row t-muted"):
                     tag("span", label)
                     tag("span", value, "t-mono t-wrap")
-        await self._build_choices()
+        await self._build_choices(file)
         self._report = box("t-stack")
         ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
         with card("Rows as chats"):
@@ -113,10 +123,11 @@ class DatasetPage(View):
             raise
         ui.navigate.to(f"/datasets/convert/{table.id}")
 
-    async def _build_choices(self) -> None:
+    async def _build_choices(self, file: Json) -> None:
         models = await self.api.base_models()
         others = await self.api.items("files", MAX_FILES, purpose="fine-tune")
-        files = {"": "None"} | {one["id"]: one["filename"] for one in others if one["id"] != self._file_id}
+        others = [one for one in others if one["sha256"] != file["sha256"]]
+        files = {"": "None"} | wording.file_options(others)
         with card("Check for"), box("t-grid"):
             names = {model["id"]: model["id"] for model in models} or {"": "No base model is registered"}
             chosen = self.query("model", next(iter(names)))

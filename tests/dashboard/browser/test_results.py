@@ -52,7 +52,7 @@ def test_an_export_that_another_tab_has_deleted_leaves_the_list(open_page: Open,
     other_tab = page.context.new_page()
     other_tab.goto(page.url)
     for tab in (page, other_tab):
-        tab.get_by_role("button", name="Delete").click()
+        tab.get_by_role("button", name="Delete", exact=True).click()
         expect(tab.get_by_role("dialog")).to_be_visible()
     page.get_by_role("dialog").get_by_role("button", name="Delete export").click()
     expect(page.get_by_text("No exports")).to_be_visible()

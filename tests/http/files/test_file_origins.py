@@ -1,4 +1,4 @@
-"""Where imported files come from, in the file object and in the jobs that use the file."""
+"""Where imported files come from, in the file object and in the jobs that use the file; and the names of files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from starlette.testclient import TestClient
 
 from app.api.schemas.files import FileBody
 from app.api.schemas.jobs import JobBody
+from app.db.engine import Sessions, transaction
+from app.db.tables import Project
+from app.storage import LocalStorage
+from tests.factories import make_succeeded_job
 
 ORIGIN: dict[str, Any] = {"service": "openai", "id": "file-abc", "filename": "train.jsonl", "created_at": 1_740_000_000}
 
@@ -24,6 +28,22 @@ def test_an_origin_is_set_and_removed(client: TestClient, training_file: str) ->
     assert changed["origin"] == ORIGIN | {"imported_at": None}
     assert client.get(f"/v1/files/{training_file}").json() == changed
     assert set_origin(client, training_file, None).json()["origin"] is None
+
+
+def test_an_uploaded_file_is_renamed(client: TestClient, training_file: str) -> None:
+    set_origin(client, training_file, ORIGIN)
+    renamed = client.post(f"/v1/files/{training_file}", json={"filename": "../support tickets.jsonl"}).json()
+    assert (renamed["filename"], renamed["origin"]["id"]) == ("support tickets.jsonl", ORIGIN["id"])
+    assert client.get(f"/v1/files/{training_file}").json() == renamed
+
+
+def test_the_file_of_a_job_keeps_its_name(
+    client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
+) -> None:
+    with transaction(sessions) as session:
+        job = make_succeeded_job(session, storage, project)
+    answer = client.post(f"/v1/files/{job.adapter_archive_file_id}", json={"filename": "x"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "filename")
 
 
 @pytest.mark.usefixtures("base_model")
@@ -44,8 +64,8 @@ def test_jobs_and_clones_show_the_origin_of_their_file(client: TestClient, train
         ({"origin": {"service": "openai"}}, "origin.id"),
         ({"origin": ORIGIN | {"url": "x"}}, "origin.url"),
         ({"origin": ORIGIN | {"created_at": -1}}, "origin.created_at"),
-        ({"origin": ORIGIN, "filename": "x"}, "filename"),
-        ({}, "origin"),
+        ({"origin": ORIGIN, "filename": ""}, "filename"),
+        ({"bytes": 1}, "bytes"),
     ],
 )
 def test_an_origin_of_another_shape_is_refused(

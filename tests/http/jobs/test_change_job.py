@@ -97,6 +97,18 @@ class TestPriority:
         assert error_of(change(client, waiting[0], priority=3))["code"] == "invalid_job_state"
 
 
+def test_a_job_is_renamed_at_any_time(
+    client: TestClient, base_model: str, sessions: Sessions, storage: LocalStorage, project: Project
+) -> None:
+    with transaction(sessions) as session:
+        job = make_succeeded_job(session, storage, project)
+    renamed = change(client, job, suffix="returns bot").json()
+    assert (renamed["user_provided_suffix"], renamed["fine_tuned_model"]) == ("returns bot", job.fine_tuned_model)
+    assert [one["id"] for one in client.get(JOBS, params={"search": "returns"}).json()["data"]] == [job.id]
+    assert change(client, job, suffix=None).json()["user_provided_suffix"] is None
+    assert param_of(change(client, job, suffix="x" * 65)) == "suffix"
+
+
 class TestMetadata:
     def test_metadata_is_replaced(self, client: TestClient, waiting: list[Job]) -> None:
         job = waiting[0]

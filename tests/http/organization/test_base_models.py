@@ -28,6 +28,8 @@ def register(admin: TestClient, name: str = "new", directory: str = f"{ROOT}/new
 def test_the_list_has_directories_and_lacks_a_removed_model(admin: TestClient, base_model: str, tmp_path: Path) -> None:
     [listed] = admin.get(MODELS).json()["data"]
     assert (listed["id"], listed["directory"]) == (base_model, str(tmp_path / "models" / base_model))
+    trainings = [(one["bits"], one["document_tokens"], one["card_gigabytes"]) for one in listed["memory"]]
+    assert trainings == [(4, 2048, 8), (4, 8192, 8), (16, 2048, 8)]
     assert admin.delete(f"{MODELS}/{base_model}").json()["deleted"] is True
     assert admin.get(MODELS).json()["data"] == []
     assert error_of(admin.delete(f"{MODELS}/{base_model}"), 404)["code"] == "model_not_found"

@@ -286,3 +286,5 @@ def _look_at_the_service(send: Recorder) -> None:
 def _delete(send: Recorder, model: str, file_id: str) -> None:
     send("DELETE /v1/models/{model}", model=model)
     send("DELETE /v1/files/{file_id}", file_id=file_id)
+    ended = send.http.get(JOBS, params={"status": "cancelled"}).json()["data"]
+    send(f"DELETE {ONE_JOB}", job_id=ended[0]["id"])

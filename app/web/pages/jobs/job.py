@@ -30,6 +30,7 @@ from app.web.components.elements import (
 from app.web.components.forms import ask
 from app.web.formatting import count, duration, moment, per_second
 from app.web.frame import View, refresh_live, screen, set_query
+from app.web.pages.housekeeping import add_job_buttons
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.metrics import MetricsPanel, request_charts_early
 from app.web.pages.jobs.panels.configuration import ConfigurationPanel
@@ -183,6 +184,8 @@ class JobPage(View):
                     link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
                 if job["adapter"]:
                     link("Adapter", f"/adapters/{job['id']}", "t-button")
+                if self.may("jobs:write"):
+                    add_job_buttons(self, job, self._head)
 
     def _show_origin(self) -> None:
         job = self._job

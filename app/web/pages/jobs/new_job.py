@@ -82,9 +82,10 @@ class NewJobPage(View):
         training_file = self._files.get(self._initial.get("training_file", ""), {})
         if source and not self._initial.get("validation_file") and "held_out_file_id" in training_file:
             self._initial["validation_file"] = job_form.NO_FILE  # as in the original
+        chosen = [self._initial.get(name) for name in ("training_file", "validation_file")]
         with box("t-split"):
             with card("Job"):
-                self._build_fields(models, wording.file_options(self._files.values()))
+                self._build_fields(models, wording.file_options(self._files.values(), chosen))
                 self._build_kept()
                 with box("t-actions"):
                     if self.may("jobs:write"):
@@ -132,6 +133,8 @@ class NewJobPage(View):
             "quantization": quantizations,
             "lora.experts": {"": "No", "true": "Yes"},
         }
+        if self.session.is_admin:
+            link("Add a base model", "/admin/models")
         with box("t-form"):
             self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")
         with tag("details"):

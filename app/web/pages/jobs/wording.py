@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from app.domain.error_text.json_text import counted
@@ -82,9 +82,27 @@ def short_id(job_id: str) -> str:
     return job_id[:14]
 
 
-def file_options(files: Iterable[Json]) -> dict[str, str]:
-    """The texts of files in a select, by id."""
-    return {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
+def distinct_files(files: Iterable[Json], kept: Collection[str | None] = ()) -> list[Json]:
+    """Files of equal content once, with their number as `copies`: the first one (the newest), or one whose id is in
+    `kept`. One whose other rows are a held-out file does not stand for one without.
+    """
+    equal: dict[tuple[str, bool], list[Json]] = {}
+    for file in files:
+        equal.setdefault((file["sha256"], "held_out_file_id" in file), []).append(file)
+    shown = (next((one for one in same if one["id"] in kept), same[0]) for same in equal.values())
+    return [one | {"copies": len(same)} for one, same in zip(shown, equal.values(), strict=True)]
+
+
+def copies_text(file: Json) -> str:
+    return f", {file['copies']} equal files" if file["copies"] > 1 else ""
+
+
+def file_options(files: Iterable[Json], kept: Collection[str | None] = ()) -> dict[str, str]:
+    """The texts of distinct files in a select, by id."""
+    return {
+        file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])}{copies_text(file)})"
+        for file in distinct_files(files, kept)
+    }
 
 
 def link_files(job: Json) -> None:

@@ -89,7 +89,7 @@ class EvaluationsPanel(ResultsPanel):
     async def choices(self) -> dict[str, str]:
         files = [one for purpose in PURPOSES for one in await self.api.items("files", MAX_FILES, purpose=purpose)]
         # no file of its own accord: the first one may be the training file
-        return {"": "Choose a file"} | wording.file_options(files)
+        return {"": "Choose a file"} | wording.file_options(files, [self.job["validation_file"]])
 
     def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
         file = select_field("File with held-out rows", choices, self.job["validation_file"] or "", FILE_HINT)
