@@ -8,14 +8,38 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.client.references import FILE, MODEL, completion
 from app.cli.errors import UsageError
 from app.cli.options import given, option_parameter, parse_pairs, with_body, with_parameters
 from app.domain.jobs.create_job import SETTINGS, create_body
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
 Json = dict[str, Any]
-REQUIRED = ("model", "training_file")
-Model = Annotated[str, typer.Option(help=SETTINGS["model"].description)]
+CREATED = (  # the settings that `create`, `clone` and `plan` have options for, in the order of their help
+    "model",
+    "training_file",
+    "validation_file",
+    "suffix",
+    "seed",
+    "method",
+    "n_epochs",
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "lora.r",
+    "lora.alpha",
+    "lora.dropout",
+    "lora.target_modules",
+    "lora.experts",
+    "metadata",
+    "priority",
+    "urgent",
+    "worker_labels",
+    "deliver_to",
+)
+REQUIRED = ("model", "training_file")  # but by a clone
+COMPLETIONS = {"model": completion(MODEL), "training_file": completion(FILE), "validation_file": completion(FILE)}
+Model = Annotated[str, typer.Option(help=SETTINGS["model"].description, autocompletion=COMPLETIONS["model"])]
 Priority = Annotated[
     int | None, typer.Option(min=LOWEST_PRIORITY, max=HIGHEST_PRIORITY, help=SETTINGS["priority"].description)
 ]
@@ -32,18 +56,19 @@ NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Remove all meta
 NoQuantization = Annotated[bool, typer.Option("--no-quantization", help="Train 16-bit LoRA instead of 4-bit QLoRA.")]
 
 
-def with_job_body(*names: str, is_clone: bool = False) -> Callable[..., Any]:
-    """Add an option for each setting, `--set` and `--no-quantization`; pass the body that follows from them as `body`.
-
-    A clone has what its original has: no option is required, and it may be `--not-urgent`.
+def with_job_body(is_clone: bool = False) -> Callable[..., Any]:
+    """Add an option for each setting of CREATED, `--set` and `--no-quantization`; pass the body that follows from them
+    as `body`. A clone has what its original has: it requires none.
     """
 
     def make(assignments: Assignments, no_quantization: NoQuantization, **values: Any) -> Json:
-        return job_body(dict(zip(names, values.values(), strict=True)), assignments or (), no_quantization, is_clone)
+        body = job_body(dict(zip(CREATED, values.values(), strict=True)), assignments or (), no_quantization, is_clone)
+        if missing := [_flag(name) for name in REQUIRED if name not in body and not is_clone]:
+            raise UsageError(f"Missing: {' and '.join(missing)}. See `tunery models list` and `tunery files list`.")
+        return body
 
-    options = [_option(name, is_clone) for name in names]
     more = (option_parameter("assignments", Assignments), option_parameter("no_quantization", NoQuantization, False))
-    return with_body(with_parameters(make, [*options, *more]))
+    return with_body(with_parameters(make, [*map(_option, CREATED), *more]))
 
 
 def job_body(
@@ -80,26 +105,29 @@ def update_body(priority: Priority = None, metadata: Metadata = None, no_metadat
     return body
 
 
-def _option(name: str, is_clone: bool) -> inspect.Parameter:
+def _option(name: str) -> inspect.Parameter:
     """The option of a setting, such as `--lora-r` for "lora.r", as a parameter of a command."""
     _, text, kind, minimum, maximum = SETTINGS[name]
-    is_required = name in REQUIRED and not is_clone
     is_listed = kind in (dict, list) and "." not in name  # a list of a parameter is one text with commas
-    flag = f"--{name.replace('lora.target', 'target').replace('.', '-').replace('_', '-')}"
+    flag = _flag(name)
     if name.endswith("_file"):
-        text += " Give its id, or the path of a file to upload."
+        text += " Give its id or name, or the path of a file to upload."
     if is_listed:
         flag, text = flag.removesuffix("s"), f"{text} Repeatable."
     option = typer.Option(
-        f"{flag}/--not-urgent" if is_clone and name == "urgent" else flag,
+        f"{flag}/--not-urgent" if name == "urgent" else flag,
         help=text,
         metavar="KEY=VALUE" if kind is dict else None,
         min=minimum,
         max=maximum,
+        autocompletion=COMPLETIONS.get(name),
     )
     value: Any = list[str] if is_listed else str if kind is list else kind
-    annotation: Any = Annotated[value if is_required else value | None, option]
-    return option_parameter(name.replace(".", "_"), annotation, inspect.Parameter.empty if is_required else None)
+    return option_parameter(name.replace(".", "_"), Annotated[value | None, option])
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('lora.target', 'target').replace('.', '-').replace('_', '-')}"
 
 
 def _parse_value(text: str) -> Any:

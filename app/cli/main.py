@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from app.cli.client.service_discovery import find_layout
+from app.cli.command_tree import Group, complete_tree
 from app.cli.commands import (
     answers,
     backups,
@@ -37,7 +37,7 @@ def main() -> None:
     app()
 
 
-class CommandGroup(TyperGroup):
+class CommandGroup(Group):
     def invoke(self, ctx: Any) -> Any:
         with _print_errors():
             return super().invoke(ctx)
@@ -46,10 +46,10 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(
     name="tunery",
     cls=CommandGroup,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fine-tune language models on your own GPUs through an OpenAI-compatible API.",
+    help="Fine-tune language models on your own GPUs through an OpenAI-compatible API.\n\n"
+    "`ls`, `show` and `rm` stand for `list`, `get` and `delete`; `COMMAND --help` shows the options of a command.",
 )
 
 Host = Annotated[
@@ -131,12 +131,13 @@ for name, group in {
     app.add_typer(group, name=name)
 for module in (answers, queue, status, projects, backups, evaluations):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
+complete_tree(app)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     if show_version:
         print_line(version("tunery"))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ar
 
 import typer
 
-from app.cli.client.references import ResourceType, resolve_id
+from app.cli.client.references import CHECKPOINT, ResourceType, find_checkpoint, resolve_id
 from app.cli.client.service_discovery import find_database, find_service
 from app.cli.errors import UsageError
 from app.cli.output.results import Result
@@ -60,7 +60,7 @@ def with_client(command: Callable[Concatenate[Client, P], Result | None]) -> Cal
             for name, resource_type in references.items():
                 if values.get("checkpoint") is not None:  # the job of a checkpoint needs no result
                     resource_type = resource_type._replace(last_status=None)
-                values[name] = _resolve(client, resource_type, values[name])
+                values[name] = _resolve(client, resource_type, values[name], values.get("job_id"))
             result = command(client, *args, **values)
             if result is not None:
                 result.print(given["as_json"])
@@ -86,7 +86,7 @@ def open_database(action: str, data_dir: Path | None) -> Database:
 
 
 def _references(command: Callable[..., Any]) -> dict[str, ResourceType]:
-    """The parameters that take the id of a job, a file or a project, with the resource type of each."""
+    """The parameters that take the id of a job, a file, a project or a checkpoint, with the resource type of each."""
     return {
         name: argument
         for name, parameter in inspect.signature(command).parameters.items()
@@ -95,9 +95,11 @@ def _references(command: Callable[..., Any]) -> dict[str, ResourceType]:
     }
 
 
-def _resolve(client: Client, resource_type: ResourceType, value: Any) -> Any:
+def _resolve(client: Client, resource_type: ResourceType, value: Any, job_id: Any) -> Any:
     if isinstance(value, list):
         return [resolve_id(client, resource_type, text) for text in value]
+    if value is not None and resource_type.noun == CHECKPOINT.noun:
+        return find_checkpoint(client, job_id, value)["id"]
     return None if value is None else resolve_id(client, resource_type, value)
 
 

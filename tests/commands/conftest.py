@@ -68,8 +68,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def bare_tunery() -> Tunery:
     """The command with nothing in the environment but what a test gives."""
 
-    def run(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
-        done = CliRunner().invoke(command_line, [str(one) for one in arguments], env=env)
+    def run(*arguments: object, env: Mapping[str, str] | None = None, **more: Any) -> Result:
+        done = CliRunner().invoke(command_line, [str(one) for one in arguments], env=env, **more)
         return Result(done.exit_code, done.stdout, done.stderr)
 
     return run

@@ -6,6 +6,8 @@ import pytest
 
 from app.cli.errors import UsageError
 from app.cli.job_options import job_body
+from app.cli.main import app as command_line
+from tests.commands.conftest import Tunery, command_tree
 
 FILE = {"model": "m", "training_file": "file-1"}
 
@@ -66,3 +68,15 @@ def test_another_method_has_the_hyperparameters() -> None:
     asked = job_body(FILE | {"method": "dpo", "n_epochs": 2}, ["beta=0.2"])
     assert asked["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "beta": 0.2}}}
     assert job_body(FILE | {"method": "kto"})["method"] == {"type": "kto", "kto": {"hyperparameters": {}}}
+
+
+def test_create_clone_and_plan_have_the_same_options_and_name_all_that_is_missing(bare_tunery: Tunery) -> None:
+    commands = command_tree(command_line).commands["jobs"].commands
+
+    def options(name: str) -> set[str]:
+        return {option for each in commands[name].params for option in each.opts if option.startswith("--")}
+
+    assert options("create") == options("clone") == options("plan") | {"--watch"}
+    for name in ("create", "plan"):
+        done = bare_tunery("jobs", name)
+        assert (done.exit_code, "--model and --training-file" in done.err) == (2, True)

@@ -4,12 +4,16 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from typer.core import TyperCommand, TyperGroup
 
-from tests.commands.conftest import Tunery
+from app.cli.command_tree import PANELS
+from app.cli.main import app as command_line
+from tests.commands.conftest import Tunery, command_tree
 from tests.sentences import Reviewed
 from tests.stack import temporary_database
 
@@ -20,6 +24,44 @@ def test_help_loads_neither_database_nor_http_nor_torch() -> None:
     check = f"import sys, app.cli.main; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def leaves(group: TyperGroup, *names: str) -> Iterator[tuple[str, TyperCommand]]:
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from leaves(command, *names, name)
+        elif isinstance(command, TyperCommand):
+            yield " ".join((*names, name)), command
+
+
+def test_every_command_of_the_first_help_is_in_one_group() -> None:
+    grouped = [name for names in PANELS.values() for name in names]
+    assert sorted(grouped) == sorted(command_tree(command_line).commands)
+
+
+def test_every_command_prints_json_but_those_that_run_the_service() -> None:
+    without = [
+        name
+        for name, each in leaves(command_tree(command_line))
+        if not any("--json" in one.opts for one in each.params)
+    ]
+    assert sorted(without) == ["demo", "up"]
+
+
+def test_no_help_shows_a_value_of_a_flag_or_a_type_of_python(bare_tunery: Tunery) -> None:
+    for words in ([], ["jobs"], ["jobs", "create"], ["jobs", "watch"], ["files", "upload"], ["webhooks", "create"]):
+        shown = bare_tunery(*words, "--help").out
+        assert [word for word in ("<bool>", "<str>", "<int", "<float", "list[") if word in shown] == []
+    assert "--metadata" in bare_tunery("jobs", "create", "--help").out
+
+
+def test_the_names_that_people_guess_stand_for_commands(bare_tunery: Tunery) -> None:
+    for words in ("jobs ls", "jobs show", "jobs update", "files rm", "keys rm", "keys delete", "models rm",
+                  "projects get", "projects update", "targets get", "webhooks remove"):  # fmt: skip
+        assert bare_tunery(*words.split(), "--help").exit_code == 0, words
+    assert bare_tunery("jobs", "rm").exit_code == 2
+    assert bare_tunery().exit_code == 0
+    assert bare_tunery("-V").out == bare_tunery("--version").out
 
 
 @pytest.mark.parametrize(

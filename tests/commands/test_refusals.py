@@ -18,7 +18,7 @@ DONE, WAITING = "{done}", "{waiting}"  # a job that has succeeded, and one that 
 REFUSED = {
     "adapters": {
         f"adapters download {DONE} --checkpoint 3 -o {{here}}/x": 3,
-        f"adapters download {WAITING} -o {{here}}/x": 1,
+        f"adapters download {WAITING} -o {{here}}/x": 2,
         "adapters download ftjob-none -o {here}/x": 3,
         f"adapters download {DONE} -o {{here}}": 2,
         f"adapters compare {DONE} --base {{here}}/none --prompts {{dataset}}": 2,

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from app.cli.client.references import FILE, LAST, file_path, resolve_id
+from app.cli.client.references import FILE, LAST, file_path, resolve_file
 from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_error, print_note
 from app.cli.output.progress import bytes_bar, bytes_progress
@@ -220,12 +220,8 @@ def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path
 
 
 def is_path(value: str | None) -> bool:
-    """Whether `value` is a local path and not a file id. Raises UsageError if it is neither."""
-    if value is None or value == LAST or value.startswith(FILE.prefix):
-        return False
-    if not Path(value).exists():
-        raise UsageError(f"{value} is neither a file id ({FILE.prefix}...), nor an existing path, nor {LAST}.")
-    return True
+    """Whether `value` is a local path, and not the id or name of a stored file."""
+    return value not in (None, LAST) and not value.startswith(FILE.prefix) and Path(value).exists()
 
 
 @contextmanager
@@ -238,9 +234,7 @@ def uploaded_files(client: Client, body: dict[str, Any], keep: bool = True) -> I
     """
     values = {name: body[name] for name in FILE_PARAMETERS if body.get(name)}
     paths = {name: Path(value) for name, value in values.items() if is_path(value)}
-    ids = {
-        name: resolve_id(client, FILE, value, purpose=PURPOSE) for name, value in values.items() if name not in paths
-    }
+    ids = {name: resolve_file(client, value, purpose=PURPOSE) for name, value in values.items() if name not in paths}
     uploaded_ids: list[str] = []
     with ExitStack() as deletions:
         for name, path in paths.items():

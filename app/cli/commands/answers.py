@@ -1,12 +1,12 @@
 """`tunery ask`: one prompt to a model that a delivery serves, or that an idle worker answers for."""
 
-import re
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.references import JOB, LAST, REFERENCE_FORMS, resolve_model
+from app.cli.client.references import JOB, LAST, MODEL, REFERENCE_FORMS, completion, resolve_model
 from app.cli.errors import NotFoundError, UsageError
 from app.cli.options import AsJson, given, with_client
 from app.cli.output.console import print_json, print_note
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 STANDARD_INPUT = "-"
-HEXADECIMAL = re.compile("[0-9a-f]+")  # a prefix of a job id without ftjob-, if no model has this name
 
 
 @commands.command("ask")
@@ -25,7 +24,11 @@ HEXADECIMAL = re.compile("[0-9a-f]+")  # a prefix of a job id without ftjob-, if
 def ask(
     client: "Client",
     model: Annotated[
-        str, typer.Argument(help=f"Name of a model (`tunery models list`), or a job that made one: {REFERENCE_FORMS}.")
+        str,
+        typer.Argument(
+            help=f"Name of a model (`tunery models list`), or a job that made one: {REFERENCE_FORMS}.",
+            autocompletion=completion(MODEL),
+        ),
     ],
     prompt: Annotated[str, typer.Argument(help="The message of the user; - reads it from standard input.")],
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
@@ -51,10 +54,13 @@ def ask(
     is_job = model.startswith((LAST, JOB.prefix))
     try:
         answer(client, body | {"model": resolve_model(client, model) if is_job else model})
-    except NotFoundError:
-        if is_job or not HEXADECIMAL.fullmatch(model):
-            raise
-        answer(client, body | {"model": resolve_model(client, model)})
+    except NotFoundError as error:
+        job = None
+        with contextlib.suppress(NotFoundError):  # else by its name, or a prefix of its id without ftjob-
+            job = None if is_job else resolve_model(client, model)
+        if job is None:
+            raise error from None
+        answer(client, body | {"model": job})
 
 
 def _answer_as_json(client: "Client", body: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.client.polling import poll
-from app.cli.client.references import named_path
+from app.cli.client.references import MODEL, completion, named_path
 from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import print_json, print_note, print_table, time_text
@@ -22,10 +22,17 @@ commands = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned mo
 BASES, ALIASES = "organization/base_models", "organization/model_aliases"
 REGISTRATIONS = "organization/base_model_registrations"
 AliasName = Annotated[str, typer.Argument(help="The alias, such as gpt-4o-mini-2024-07-18.", metavar="ALIAS")]
-ModelName = Annotated[str, typer.Argument(help="Name of the base model, such as Qwen3-4B.", metavar="NAME")]
+ModelName = Annotated[
+    str,
+    typer.Argument(help="Name of the base model, such as Qwen3-4B.", metavar="NAME", autocompletion=completion(MODEL)),
+]
 TunedName = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="Name of the fine-tuned model, such as ft:base:organization:suffix:id."),
+    typer.Argument(
+        metavar="NAME",
+        help="Name of the fine-tuned model, such as ft:base:organization:suffix:id.",
+        autocompletion=completion(MODEL),
+    ),
 ]
 
 COLUMNS = ["base model", "parameters", "QLoRA, 2,048 tokens", "QLoRA, 8,192 tokens", "16-bit LoRA, 2,048 tokens"]

@@ -46,7 +46,7 @@ def show(client: "Client", limit: Limit = 50) -> Result:
     others, workers = queue["others"], queue["workers"]
 
     def show() -> None:
-        print_note(f"{workers['busy']} of {workers['alive']} GPU workers are busy.")
+        print_note(f"{workers['busy']} of {workers['alive']} training workers are busy.")
         print_rows(rows, columns, "This project has no running or queued jobs.")
         if others["running"] or others["waiting"]:
             print_note(f"Other projects: {others['running']} running, {others['waiting']} queued.")
@@ -78,7 +78,7 @@ def show_workers(client: "Client", resume: Resumed = None) -> Result:
 def _duration_text(row: "Json") -> str:
     """The remaining time of a running job, else the estimate."""
     if "expected_finish" in row:
-        return duration_text(max(0, row["expected_finish"] - int(time.time())))
+        return f"{duration_text(max(0, row['expected_finish'] - int(time.time())))} left"
     return duration_text(row["planned_seconds"] if "planned_seconds" in row else row["estimated_seconds"])
 
 

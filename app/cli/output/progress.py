@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from app.cli.output.console import duration_text, print_json_line, print_line, stderr_console
@@ -25,6 +28,8 @@ from app.cli.output.console import duration_text, print_json_line, print_line, s
 Json = dict[str, Any]
 TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 STYLES = {"warn": "yellow", "error": "red"}
+BAR_CHARACTERS, CURVE_CHARACTERS, SPINNER_AND_GAPS_CHARACTERS = 10, 12, 4
+BLOCKS = "▁▂▃▄▅▆▇█"
 PRINT_INTERVAL_SECONDS = 10.0  # in a pipe, where each update is a new line
 
 
@@ -50,11 +55,12 @@ def job_view(as_json: bool) -> Iterator[JobBar | JobLines | JsonLines]:
     if as_json:
         yield JsonLines()
     elif console.is_terminal:
+        one_line = Column(no_wrap=True, overflow="ellipsis")
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[numbers]}", style="cyan", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=one_line),
+            BarColumn(bar_width=BAR_CHARACTERS),
+            TextColumn("{task.fields[numbers]}", style="cyan", markup=False, table_column=one_line),
         )
         with Progress(*columns, console=console) as bar:
             yield JobBar(bar)
@@ -63,7 +69,7 @@ def job_view(as_json: bool) -> Iterator[JobBar | JobLines | JsonLines]:
 
 
 class JobBar:
-    """Messages above one bar with step, loss, tokens per second and remaining time."""
+    """Messages above one line: a bar, the curve of the loss, and the numbers that the terminal has room for."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -75,13 +81,16 @@ class JobBar:
             self._bar.console.print(Text(event["message"], style=STYLES.get(event["level"], "dim")))
 
     def job(self, job: Json) -> None:
-        progress = job.get("progress") or {}
+        progress, status = job.get("progress") or {}, status_text(job)
+        room = self._bar.console.width - len(status) - BAR_CHARACTERS - SPINNER_AND_GAPS_CHARACTERS
+        curve_text = curve(self._losses.history, CURVE_CHARACTERS)
+        numbers = numbers_text(job, self._losses, room - len(curve_text) - 1)
         self._bar.update(
             self._task,
-            description=status_text(job),
+            description=status,
             completed=progress.get("step") or 0,
             total=progress.get("total_steps"),
-            numbers=numbers_text(job, self._losses),
+            numbers=f"{curve_text} {numbers}".strip(),
         )
 
 
@@ -123,6 +132,7 @@ class Losses:
 
     train: float | None = None
     valid: float | None = None
+    history: list[float] = field(default_factory=list, compare=False)  # the training losses, in their order
 
     def update(self, event: Json) -> bool:
         """Take the losses of a metrics event. Returns whether it was one."""
@@ -130,6 +140,7 @@ class Losses:
             return False
         data = event.get("data") or {}
         self.train = _first_given(data.get("train_loss"), self.train)
+        self.history += [data["train_loss"]] if data.get("train_loss") is not None else []
         self.valid = _first_given(data.get("full_valid_loss"), data.get("valid_loss"), self.valid)
         return True
 
@@ -152,24 +163,43 @@ def status_text(job: Json) -> str:
     return f"{status}: {phase}" if phase and phase != job["status"] and not is_finished(job) else status
 
 
-def numbers_text(job: Json, losses: Losses) -> str:
+def numbers_text(job: Json, losses: Losses, width: int | None = None) -> str:
     """step 12/80 · epoch 0.4 · loss 2.310 · 512 tok/s · 1:20 left
 
-    The remaining time is shown only while the job runs: other jobs keep their last estimate.
+    The remaining time is shown only while the job runs: other jobs keep their last estimate. What does not fit into
+    `width` is left out, the least important first.
     """
     progress = job.get("progress") or {}
     if not progress.get("total_steps"):
         return ""
-    parts = [
-        f"step {progress.get('step') or 0}/{progress['total_steps']}",
-        _format("epoch {:.1f}", progress.get("epoch")),
-        _format("loss {:.3f}", losses.train),
-        _format("validation {:.3f}", losses.valid),
-        _format("{:,.0f} tok/s", progress.get("tokens_per_second")),
-    ]
-    if job["status"] == "running" and progress.get("eta_seconds"):
-        parts.append(f"{duration_text(progress['eta_seconds'])} left")
-    return " · ".join(part for part in parts if part)
+    is_running = job["status"] == "running" and progress.get("eta_seconds")
+    parts = {
+        "step": f"step {progress.get('step') or 0}/{progress['total_steps']}",
+        "epoch": _format("epoch {:.1f}", progress.get("epoch")),
+        "loss": _format("loss {:.3f}", losses.train),
+        "validation": _format("validation {:.3f}", losses.valid),
+        "speed": _format("{:,.0f} tok/s", progress.get("tokens_per_second")),
+        "left": f"{duration_text(progress['eta_seconds'])} left" if is_running else "",
+    }
+    for name in ("", "epoch", "speed", "validation", "left"):
+        parts[name] = ""
+        text = " · ".join(filter(None, parts.values()))
+        if width is None or len(text) <= width:
+            break
+    return text
+
+
+def curve(values: Sequence[float], width: int) -> str:
+    """At most `width` blocks whose heights are the means of consecutive values; empty below two of them."""
+    finite = [value for value in values if math.isfinite(value)]
+    count = min(width, len(finite))
+    if count < 2:
+        return ""
+    ends = [len(finite) * number // count for number in range(count + 1)]
+    means = [sum(finite[start:end]) / (end - start) for start, end in pairwise(ends)]
+    low, high = min(means), max(means)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
 
 
 def _format(template: str, value: float | None) -> str:

@@ -56,6 +56,61 @@ def test_a_prefix_of_several_jobs_or_of_none_is_refused(
         reviewed(done.err)
 
 
+def test_a_name_stands_for_a_job_and_for_a_file_unless_several_have_it(
+    tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
+) -> None:
+    with transaction(sessions) as session:
+        files = [make_file(session, storage, project, filename=name) for name in ("a.jsonl", "b.jsonl", "b.jsonl")]
+        named, *twice = (
+            make_job(session, project, file, suffix=name)
+            for file, name in zip(files, ("bank tickets", "same", "same"), strict=True)
+        )
+    assert tunery("jobs", "get", "bank tickets", "--json").json["id"] == named.id
+    assert [row.split("  ")[1] for row in tunery("jobs", "list").out.splitlines()[1:]] == ["same", "same", named.suffix]
+    done = tunery("jobs", "get", "same")
+    assert (done.exit_code, all(f"{job.id} (same)" in done.err for job in twice)) == (2, True), done.err
+    create = ("jobs", "create", "--model", "tiny", "--training-file")
+    assert tunery(*create, "a.jsonl", "--json").json["training_file"] == files[0].id
+    done = tunery(*create, "b.jsonl")
+    assert (done.exit_code, all(file.id in done.err for file in files[1:])) == (2, True), done.err
+    assert tunery("files", "rm", "a.json").exit_code == 3
+
+
+def test_a_checkpoint_is_named_by_its_step_or_id(tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
+    rows = tunery("jobs", "checkpoints", trained_job.id, "--json").json
+    listed = tunery("jobs", "checkpoints", trained_job.id).out.splitlines()[1:]
+    assert [line.split()[:2] for line in listed] == [[row["id"], str(row["step_number"])] for row in rows]
+    for number, text in enumerate((rows[-1]["step_number"], rows[-1]["id"], rows[-1]["id"][:-1])):
+        done = tunery("adapters", "download", trained_job.id, "--checkpoint", text, "-o", tmp_path / str(number))
+        assert done.exit_code == 0, done.err
+        export = tunery("jobs", "export", trained_job.id, "--checkpoint", text, "--detach", "--json").json
+        assert export["step_number"] == rows[-1]["step_number"]
+    for command in ("adapters download -o x", "jobs export --detach", "compare --prompt a"):
+        done = tunery(*command.split(), trained_job.id, "--checkpoint", "99")
+        assert (done.exit_code, rows[0]["id"] in done.err) == (3, True), done.err
+
+
+def test_ids_and_names_are_completed_and_nothing_without_a_service(
+    tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
+) -> None:
+    with transaction(sessions) as session:
+        file = make_file(session, storage, project, filename="a.jsonl")
+        job = make_job(session, project, file, suffix="bank")
+        make_job(session, project, file, suffix="two words")
+
+    def completed(*words: str, **more: str) -> list[str]:
+        environment = {"_TUNERY_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words))} | more
+        return tunery(env=environment | {"COMP_WORDS": " ".join(["tunery", *words])}, prog_name="tunery").out.split()
+
+    assert completed("jobs", "watch", job.id[:-3]) == [job.id]
+    assert completed("adapters", "download", "b") == ["bank"]
+    assert completed("jobs", "get", "two") == []
+    assert completed("files", "get", "a") == ["a.jsonl"]
+    assert completed("jobs", "create", "--training-file", "file-") == [file.id]
+    assert completed("jobs", "create", "--model", "ti") == ["tiny"]
+    assert completed("jobs", "get", "f", TUNERY_BASE_URL="http://127.0.0.1:1") == []
+
+
 def test_the_newest_job_of_none_is_not_found(tunery: Tunery, reviewed: Reviewed) -> None:
     for command in (("jobs", "get"), ("adapters", "download")):
         done = tunery(*command, "@last")

@@ -187,7 +187,7 @@ class TestRead:
             for number in range(150):
                 job.event_seq += 1
                 append_event(session, job, f"event {number}")
-        monkeypatch.setattr("app.cli.commands.jobs.jobs.EVENTS_PER_PAGE", 60)
+        monkeypatch.setattr("app.cli.commands.jobs.progress.ALL_EVENTS_PER_PAGE", 60)
         done = tunery("jobs", "events", trained_job.id)
         lines = done.out.splitlines()
         assert trained_job.id in lines[1]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
+import pytest
+
+from app.cli.commands.jobs import progress
 from app.db.engine import Sessions, transaction
 from app.db.jobs import events
 from app.db.tables import Job, Project
@@ -30,6 +34,30 @@ def test_logs_are_printed_as_they_are(tunery: Tunery, sessions: Sessions, traine
         events.put_log(session, trained_job.id, trained_job.project_id, 2, "one\ntwo\n", 0)
     assert tunery("jobs", "logs", trained_job.id).out == "one\ntwo\n"
     assert tunery("jobs", "logs", trained_job.id, "-n", 1).out == "two\n"
+    assert tunery("jobs", "logs", trained_job.id, "-f").out == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text", "part"),
+    [("", "a\n", "a\n"), ("a\n", "a\nb\n", "b\n"), ("a\nb\n", "b\nc\n", "b\nc\n"), ("a\n", "", ""), ("a\n", "a\n", "")],
+    ids=["first", "more", "another attempt", "emptied", "unchanged"],
+)
+def test_a_followed_log_prints_what_is_new(shown: str, text: str, part: str) -> None:
+    assert progress._new_part(shown, text) == part
+
+
+def test_a_followed_log_goes_on_after_the_server_has_cut_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_OVERLAP_CHARACTERS", 4)
+    assert progress._new_part("one\ntwo\n", "two\nthree\n") == "three\n"
+
+
+def test_followed_events_end_with_the_job(tunery: Tunery, trained_job: Job) -> None:
+    """With the newest first, as many as asked for."""
+    lines = tunery("jobs", "events", trained_job.id).out.splitlines()[1:]
+    followed = tunery("jobs", "events", trained_job.id, "--follow").out.splitlines()
+    assert [line.split()[-1] for line in followed] == [line.split()[-1] for line in lines]
+    newest = tunery("jobs", "events", trained_job.id, "--follow", "--limit", 2, "--json").out.splitlines()
+    assert [json.loads(line)["message"] in lines[-2 + number] for number, line in enumerate(newest)] == [True, True]
 
 
 def test_a_note_says_why_a_log_is_empty(

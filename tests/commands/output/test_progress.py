@@ -7,9 +7,10 @@ from unittest.mock import patch
 import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
+from rich.text import Text
 
 from app.cli.output.console import print_note
-from app.cli.output.progress import JobBar, JobLines, Losses, bytes_bar, numbers_text, status_text
+from app.cli.output.progress import JobBar, JobLines, Losses, bytes_bar, curve, job_view, numbers_text, status_text
 
 RUNNING: dict[str, Any] = {
     "id": "ftjob-1",
@@ -81,6 +82,25 @@ class TestJobBar:
             view.job(RUNNING)
         assert "a [warning]" in shown.getvalue()
         assert f"running: training {numbers_text(RUNNING, Losses(2.31))}" in shown.getvalue()
+
+    def test_it_is_one_line_with_a_curve_at_80_columns(self) -> None:
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=True, width=80)
+        with patch("app.cli.output.progress.Console", return_value=console), job_view(as_json=False) as view:
+            for loss in (8.0, 4.0, 2.0, 1.0):
+                view.event(metrics(train_loss=loss, full_valid_loss=1.5))
+            view.job(RUNNING)
+        last = Text.from_ansi(shown.getvalue()).plain.strip().splitlines()[-1]
+        assert len(last) <= 80
+        assert [
+            part for part in ("running: training", "█▄▂▁", "step 12/80", "loss 1.000", "1:20 left") if part not in last
+        ] == []
+
+
+def test_a_curve_has_the_means_of_consecutive_values() -> None:
+    assert curve([8, 8, 1, 1, 4.5, 4.5], 3) == "█▁▅"
+    assert curve([1.0, 1.0, float("nan")], 8) == "▁▁"
+    assert (curve([1.0], 8), curve([], 8)) == ("", "")
 
 
 class TestJobLines:

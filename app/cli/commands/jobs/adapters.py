@@ -3,15 +3,14 @@
 import json
 import tempfile
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from app.cli.client.references import JobWithResult, job_path
+from app.cli.client.references import CheckpointId, JobWithResult, find_checkpoint, job_path
 from app.cli.client.transfers import RemoteFile, download_verified, prepare_place, unpack
-from app.cli.errors import CliError, NotFoundError, UsageError
+from app.cli.errors import CliError, UsageError
 from app.cli.options import with_client
 from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, print_comparison, read_examples, run_module
 from app.cli.output.console import size_text, stderr_console
@@ -30,7 +29,6 @@ commands = typer.Typer(no_args_is_help=True, help="Trained adapters.")
 MERGER = "worker.trainer.merge"  # runs in a child process: the CLI never imports torch
 MERGER_USAGE_ERRORS = (ExitCode.BAD_SPEC, ExitCode.OTHER_BASE)
 DIGEST_CHARACTERS_IN_NAME = 12  # a partial file is never continued with the bytes of another archive
-CheckpointStep = Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")]
 Base = Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")]
 
 
@@ -48,11 +46,10 @@ def download_adapter(
     directory: Annotated[
         Path | None, typer.Option("--output", "-o", help="Output directory; must not exist. Default: ./<job id>")
     ] = None,
-    checkpoint: CheckpointStep = None,
+    checkpoint: CheckpointId = None,
 ) -> Result:
     """Download and verify an adapter, and print its directory. An interrupted download is resumed."""
-    default_name = job_id if checkpoint is None else f"{job_id}-step-{checkpoint}"
-    done = download(client, job_id, directory or Path(default_name), checkpoint)
+    done = download(client, job_id, directory, checkpoint)
     files = done.manifest["files"]
     value = {"directory": str(done.directory), **done.source._asdict(), "files": files}
     note = f"Verified {counted(len(files), 'file')}, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}."
@@ -66,7 +63,7 @@ def merge_adapter(
     job_id: JobWithResult,
     base: Base,
     directory: Annotated[Path, typer.Option("--to", help="Output directory for the merged model; must not exist.")],
-    checkpoint: CheckpointStep = None,
+    checkpoint: CheckpointId = None,
 ) -> Result:
     """Download an adapter and merge it into its base model on this machine. The result needs no PEFT."""
     prepare_place(directory, "--to")
@@ -92,7 +89,7 @@ def compare_answers(
     limit: Annotated[
         int, typer.Option(min=1, help="Number of prompts, from the start of the file.")
     ] = DEFAULT_PROMPT_COUNT,
-    checkpoint: CheckpointStep = None,
+    checkpoint: CheckpointId = None,
 ) -> Result:
     """Compare the answers of the base model and of the adapter to held-out prompts, on this machine."""
     examples = read_examples(prompts, limit)
@@ -105,9 +102,16 @@ def compare_answers(
     return Result([asdict(answer) for answer in answers], lambda: print_comparison(answers, title))
 
 
-def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:
+def download(client: "Client", job_id: str, directory: Path | None = None, checkpoint: str | None = None) -> Download:
     """Download, verify and unpack an adapter. `directory` appears by a rename, once it is complete."""
-    source = _adapter_source(client, job_id) if checkpoint is None else _checkpoint_source(client, job_id, checkpoint)
+    if checkpoint is None:
+        source, name = _adapter_source(client, job_id), job_id
+    else:
+        row = find_checkpoint(client, job_id, checkpoint)
+        file = client.get(f"files/{row['adapter_archive_file_id']}")
+        source = RemoteFile(f"files/{file['id']}/content", file["bytes"], file["sha256"])
+        name = f"{job_id}-step-{row['step_number']}"
+    directory = directory or Path(name)
     prepare_place(directory)
     part = directory.with_name(f".{directory.name}.{source.sha256[:DIGEST_CHARACTERS_IN_NAME]}.part")
     manifest = unpack(download_verified(client, source, part, "downloading"), directory)
@@ -145,15 +149,5 @@ def _adapter_source(client: "Client", job_id: str) -> RemoteFile:
     adapter = job.get("adapter")
     if adapter is None:
         reason = "has no adapter" if is_finished(job) else "has no adapter yet (`tunery jobs watch` waits for it)"
-        raise CliError(f"{job_id} is {job['status']} and {reason}. Download a checkpoint with --checkpoint STEP.")
+        raise UsageError(f"{job_id} is {job['status']} and {reason}. Name a checkpoint with --checkpoint STEP.")
     return RemoteFile(job_path(job_id, "adapter", "archive"), adapter["bytes"], adapter["sha256"])
-
-
-def _checkpoint_source(client: "Client", job_id: str, step: int) -> RemoteFile:
-    checkpoints = list(islice(client.pages(job_path(job_id, "checkpoints")), 100))
-    checkpoint = next((row for row in checkpoints if row["step_number"] == step), None)
-    if checkpoint is None:
-        steps = ", ".join(str(row["step_number"]) for row in checkpoints) or "none"
-        raise NotFoundError(f"{job_id} has no checkpoint of step {step}; kept steps: {steps}.")
-    file = client.get(f"files/{checkpoint['adapter_archive_file_id']}")
-    return RemoteFile(f"files/{file['id']}/content", file["bytes"], file["sha256"])

@@ -21,7 +21,7 @@ commands = typer.Typer(no_args_is_help=True, help="Evaluations of a job; `tunery
 
 MAX_CHARACTERS = 60
 EvaluationId = Annotated[
-    str | None, typer.Argument(metavar="[EVALUATION]", help="Evaluation id. Default: the newest one of the job.")
+    str | None, typer.Argument(metavar="EVALUATION", help="Evaluation id. Default: the newest one of the job.")
 ]
 
 

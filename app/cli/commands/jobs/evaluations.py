@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client.polling import wait
-from app.cli.client.references import FILE, CheckpointId, JobWithResult, file_path, job_path, resolve_id
+from app.cli.client.references import CheckpointId, JobWithResult, file_path, job_path, resolve_file
 from app.cli.client.transfers import is_path, upload_with_progress
 from app.cli.errors import UsageError
 from app.cli.options import given, with_body, with_client
@@ -47,7 +47,9 @@ def _generation(
 def evaluate(
     client: "Client",
     job_id: JobWithResult,
-    file: Annotated[str, typer.Option("--file", help="JSONL file of held-out rows: a path to upload, or a file id.")],
+    file: Annotated[
+        str, typer.Option("--file", help="JSONL file of held-out rows: a path to upload, or a file's id or name.")
+    ],
     graders: Annotated[
         Path | None, typer.Option(help="JSON file with a list of graders. Default: the answer equals the expected one.")
     ] = None,
@@ -166,9 +168,7 @@ def _promote_if(text: str) -> dict[str, Any]:
 def _create(client: "Client", job_id: str, file: str, body: dict[str, Any]) -> dict[str, Any]:
     """Create an evaluation. A file that was uploaded for it is deleted again if it is refused."""
     is_local = is_path(file)
-    file_id = (
-        str(upload_with_progress(client, Path(file), PURPOSE)["id"]) if is_local else resolve_id(client, FILE, file)
-    )
+    file_id = str(upload_with_progress(client, Path(file), PURPOSE)["id"]) if is_local else resolve_file(client, file)
     try:
         return client.post(job_path(job_id, "evaluations"), {"file": file_id, **body})
     except UsageError:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 
-EVENTS_PER_PAGE = 1000
 SECTIONS = ("data", "config", "environment", "result")  # of a comparison
 DIGEST_CHARACTERS = 12
 MAX_CHARACTERS = 60
@@ -39,36 +38,6 @@ MAIN_SETTINGS = (  # shown first
     "batch_size",
     "learning_rate",
 )
-CREATED = (  # the settings that `create` has options for, in the order of its help
-    "model",
-    "training_file",
-    "validation_file",
-    "suffix",
-    "seed",
-    "method",
-    "n_epochs",
-    "batch_size",
-    "learning_rate",
-    "optimizer",
-    "lora.r",
-    "lora.alpha",
-    "lora.dropout",
-    "lora.target_modules",
-    "lora.experts",
-    "metadata",
-    "priority",
-    "urgent",
-    "worker_labels",
-    "deliver_to",
-)
-NOT_CLONED = (
-    "method",
-    "lora.dropout",
-    "lora.experts",
-    "priority",
-    "worker_labels",
-    "deliver_to",
-)  # options of `create` alone
 Follow = Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of jobs, newest first.")]
 
@@ -97,7 +66,7 @@ CreatedBefore = Annotated[
 
 @commands.command("create")
 @with_client
-@with_job_body(*CREATED)
+@with_job_body()
 def create(client: "Client", body: dict[str, Any], follow: Follow = False, as_json: AsJson = False) -> None:
     """Create a job and print its id. Omitted settings are resolved by the server from the data and the base model."""
     _create_and_watch(client, "fine_tuning/jobs", body, follow, as_json)
@@ -105,7 +74,7 @@ def create(client: "Client", body: dict[str, Any], follow: Follow = False, as_js
 
 @commands.command("clone")
 @with_client
-@with_job_body(*(name for name in CREATED if name not in NOT_CLONED), is_clone=True)
+@with_job_body(is_clone=True)
 def clone(
     client: "Client", body: dict[str, Any], job_id: JobId, follow: Follow = False, as_json: AsJson = False
 ) -> None:
@@ -115,16 +84,7 @@ def clone(
 
 @commands.command("plan")
 @with_client
-@with_job_body(
-    "model",
-    "training_file",
-    "validation_file",
-    "seed",
-    "n_epochs",
-    "batch_size",
-    "lora.r",
-    "lora.target_modules",
-)
+@with_job_body()
 def plan(client: "Client", body: dict[str, Any]) -> Result:
     """Estimate a job: tokens, steps, memory and time on each device. Exits with 1 if no device has enough memory."""
     with uploaded_files(client, body, keep=False) as sent:
@@ -153,6 +113,7 @@ def list_jobs(
         print_note(f"Shows the newest {counted(limit, 'job')}; use --limit to show more.")
     columns: Columns = {
         "id": "id",
+        "name": "user_provided_suffix",
         **({"project": "project_id"} if all_projects else {}),
         "status": status_text,
         "step": ("progress", _step_text),
@@ -216,20 +177,6 @@ def set_job(client: "Client", job_id: JobId, body: dict[str, Any]) -> Result:
     return line(job, job["id"], f"priority {job['priority']}, metadata: {pairs}")
 
 
-@commands.command("events")
-@with_client
-def events(
-    client: "Client",
-    job_id: JobId,
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of events, newest. Default: all.")] = None,
-) -> Result:
-    """List the events of a job, oldest first."""
-    newest_first, has_more = client.first_items(job_path(job_id, "events"), limit, EVENTS_PER_PAGE)
-    columns: Columns = {"time": ("created_at", time_text), "level": "level", "message": "message"}
-    note = f"Shows the newest {counted(len(newest_first), 'event')}; omit --limit to show all." if has_more else ""
-    return table(newest_first[::-1], columns, "No events yet.", note)
-
-
 def estimate_text(estimate: "Json") -> str | None:
     """Time and memory on the fastest device with enough memory; None if there is none."""
     fitting = [device for device in estimate["devices"] if device["fits"]]
@@ -284,7 +231,7 @@ def _print_estimate(estimate: "Json") -> None:
 def _pairs_text(values: dict[str, Any]) -> str:
     names = [name for name in MAIN_SETTINGS if name in values]
     names += sorted(values.keys() - set(names))
-    return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] is not None)
+    return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] not in (None, [], {}))
 
 
 def item_text(value: Any) -> str:
@@ -320,6 +267,7 @@ resource.add_show(
     "Show one job.",
     {
         "id": "id",
+        "name": "user_provided_suffix",
         "status": status_text,
         "error": ("error", lambda error: f"{error['code']}: {error['message']}" if error.get("code") else ""),
         "warnings": ("warnings", lambda warnings: "\n".join(each["message"] for each in warnings)),

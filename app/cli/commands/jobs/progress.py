@@ -10,22 +10,29 @@ import typer
 
 from app.cli.client.references import JobId, job_path
 from app.cli.errors import CliError, ServiceUnreachable
-from app.cli.options import with_client
-from app.cli.output.console import duration_text, print_note, time_text
-from app.cli.output.progress import is_finished, job_view, next_steps
+from app.cli.options import AsJson, with_client
+from app.cli.output.console import duration_text, print_json_line, print_line, print_note, time_text
+from app.cli.output.progress import curve, is_finished, job_view, next_steps
 from app.cli.output.results import Columns, Result, table
 from app.cli.resource import part_of_job
+from app.domain.error_text.json_text import counted
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
 Json = dict[str, Any]
 T = TypeVar("T")
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Print what follows, too, until the job has finished or Ctrl-C.")
+]
 POLL_SECONDS = 1.0  # between two requests for a job that changes with every step
 LONG_POLL_SECONDS = 20  # how long one request waits for a change
 RETRY_TIMEOUT_SECONDS = 120.0  # a restart of the server takes seconds, of the machine a minute
+CURVE_CHARACTERS = 40
 MAX_EARLIER_EVENTS = 50  # shown at the start of a watch
 EVENTS_PER_PAGE = 100
+ALL_EVENTS_PER_PAGE = 1000
+LOG_OVERLAP_CHARACTERS = 2_000  # by which the end of one reading of a log is found in the next
 commands = typer.Typer()
 
 COLUMNS = ("step", "train_loss", "full_valid_loss", "learning_rate", "tokens_per_second")
@@ -60,7 +67,7 @@ def watch(client: "Client", job_id: str, as_json: bool = False) -> Json:
     return job
 
 
-def follow(client: "Client", job_id: str) -> Iterator[tuple[Json, list[Json]]]:
+def follow(client: "Client", job_id: str, max_earlier: int | None = None) -> Iterator[tuple[Json, list[Json]]]:
     """Yield the job and its new events, oldest first, after each change, until it has finished.
 
     Uses long polling; a server without it is polled every POLL_SECONDS.
@@ -71,7 +78,7 @@ def follow(client: "Client", job_id: str) -> Iterator[tuple[Json, list[Json]]]:
         # Read the job before its events: a finished job has no further events.
         job, etag = _retry_while_unreachable(partial(client.get_if_changed, job_path(job_id), etag, LONG_POLL_SECONDS))
         if job is not None:
-            events = _retry_while_unreachable(partial(new_events, client, job_id, last_event_id))
+            events = _retry_while_unreachable(partial(new_events, client, job_id, last_event_id, max_earlier))
             last_event_id = events[-1]["id"] if events else last_event_id
             yield job, events
             if is_finished(job):
@@ -79,15 +86,16 @@ def follow(client: "Client", job_id: str) -> Iterator[tuple[Json, list[Json]]]:
         time.sleep(POLL_SECONDS)
 
 
-def new_events(client: "Client", job_id: str, last_event_id: str | None) -> list[Json]:
-    """The events after `last_event_id`, oldest first (the server lists newest first)."""
+def new_events(client: "Client", job_id: str, last_event_id: str | None, max_earlier: int | None = None) -> list[Json]:
+    """The events after `last_event_id`, oldest first (the server lists newest first); at first the newest ones."""
     newest_first = client.pages(job_path(job_id, "events"), EVENTS_PER_PAGE)
     if last_event_id is not None:
         return list(itertools.takewhile(lambda event: event["id"] != last_event_id, newest_first))[::-1]
-    newest = list(itertools.islice(newest_first, MAX_EARLIER_EVENTS + 1))
-    if len(newest) > MAX_EARLIER_EVENTS:
+    max_earlier = max_earlier or MAX_EARLIER_EVENTS
+    newest = list(itertools.islice(newest_first, max_earlier + 1))
+    if len(newest) > max_earlier:
         print_note(f"Earlier events are not shown; `tunery jobs events {job_id}` shows all.")
-    return newest[:MAX_EARLIER_EVENTS][::-1]
+    return newest[:max_earlier][::-1]
 
 
 def raise_unless_succeeded(job: Json) -> None:
@@ -132,6 +140,43 @@ part_of_job(commands, "attempts").add_list(
 )
 
 
+part_of_job(commands, "checkpoints").add_list(
+    "List the kept checkpoints of a job, newest first. `--checkpoint` of other commands takes the step or the id.",
+    {
+        "id": "id",
+        "step": ("step_number", str),
+        "best": ("best", lambda is_best: "best" if is_best else ""),
+        "train loss": lambda row: _loss_text(row["metrics"], "train_loss"),
+        "validation loss": lambda row: _loss_text(row["metrics"], "full_valid_loss", "valid_loss"),
+        "created": ("created_at", time_text),
+    },
+    "{} has no checkpoints yet.",
+    name="checkpoints",
+)
+
+
+@commands.command("events")
+@with_client
+def show_events(
+    client: "Client",
+    job_id: JobId,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of events, newest. Default: all.")] = None,
+    follow_job: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the events of a job, oldest first."""
+    if follow_job:
+        for _, new in follow(client, job_id, limit):
+            for event in new:
+                text = f"{time_text(event['created_at'])}  {event['level']:<5}  {event['message']}"
+                print_json_line(event) if as_json else print_line(text)
+        return
+    newest_first, has_more = client.first_items(job_path(job_id, "events"), limit, ALL_EVENTS_PER_PAGE)
+    columns: Columns = {"time": ("created_at", time_text), "level": "level", "message": "message"}
+    note = f"Shows the newest {counted(len(newest_first), 'event')}; omit --limit to show all." if has_more else ""
+    table(newest_first[::-1], columns, "No events yet.", note).print(as_json)
+
+
 @commands.command("logs")
 @with_client
 def show_logs(
@@ -139,12 +184,23 @@ def show_logs(
     job_id: JobId,
     attempt: Annotated[int | None, typer.Option(min=1, help="Number of the attempt. Default: the last.")] = None,
     lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="Number of lines, from the end.")] = None,
-) -> Result:
-    """Print the end of the trainer's log (its standard error)."""
-    text = client.text(job_path(job_id, "logs"), attempt=attempt, lines=lines)
+    follow_job: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the end of the trainer's log (its standard error). The server has it every ten seconds."""
+    path, shown = job_path(job_id, "logs"), ""
+    for _ in follow(client, job_id) if follow_job else ():
+        lines = None if shown else lines
+        text = _retry_while_unreachable(partial(client.text, path, attempt=attempt, lines=lines))
+        if part := _new_part(shown, text):
+            print_json_line(part) if as_json else typer.echo(part, nl=False)
+        shown = text
+    if follow_job:
+        return
+    text = client.text(path, attempt=attempt, lines=lines)
     if not text:
         print_note(_empty_log_note(client.get(job_path(job_id))))
-    return Result(text, lambda: typer.echo(text, nl=False))
+    Result(text, lambda: typer.echo(text, nl=False)).print(as_json)
 
 
 @commands.command("metrics")
@@ -161,7 +217,20 @@ def show_metrics(
         return Result(text, lambda: typer.echo(text, nl=False))
     metrics = client.get(job_path(job_id, "metrics"), max_points=max_points)
     columns: Columns = {name.replace("_", " "): (name, _cell_text) for name in COLUMNS}
-    return Result(metrics, table(metrics["data"], columns, "No steps yet.").show)
+    losses = [row["train_loss"] for row in metrics["data"] if row.get("train_loss") is not None]
+    note = f"train loss {losses[0]:.3f} {curve(losses, CURVE_CHARACTERS)} {losses[-1]:.3f}" if losses else ""
+    return Result(metrics, table(metrics["data"], columns, "No steps yet.", note).show)
+
+
+def _new_part(shown: str, text: str) -> str:
+    """What a log has after `shown`: the server keeps only its end, and a new attempt has a log of its own."""
+    end = shown[-LOG_OVERLAP_CHARACTERS:]
+    return text[text.rindex(end) + len(end) :] if end and end in text else text
+
+
+def _loss_text(metrics: Json, *names: str) -> str:
+    """The first of these that was measured."""
+    return next((f"{metrics[name]:.4f}" for name in names if metrics.get(name) is not None), "")
 
 
 def _empty_log_note(job: dict[str, Any]) -> str:
