@@ -35,11 +35,11 @@ class _WithReadableValues:
         return parameters
 
 
-class Command(_WithReadableValues, TyperCommand):
+class TreeCommand(_WithReadableValues, TyperCommand):
     pass
 
 
-class Group(_WithReadableValues, TyperGroup):
+class TreeGroup(_WithReadableValues, TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         for panel, names in PANELS.items() if self.name == "tunery" else ():
@@ -56,8 +56,8 @@ class Group(_WithReadableValues, TyperGroup):
 def complete_tree(app: typer.Typer) -> None:
     """Give all commands and groups below `app` these classes."""
     for command in app.registered_commands:
-        command.cls = Command
+        command.cls = TreeCommand
     for group in app.registered_groups:
-        group.cls = Group
+        group.cls = TreeGroup
         if group.typer_instance is not None:
             complete_tree(group.typer_instance)

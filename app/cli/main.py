@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.client.service_discovery import find_layout
-from app.cli.command_tree import Group, complete_tree
+from app.cli.command_tree import TreeGroup, complete_tree
 from app.cli.commands import (
     answers,
     backups,
@@ -37,7 +37,7 @@ def main() -> None:
     app()
 
 
-class CommandGroup(Group):
+class CommandGroup(TreeGroup):
     def invoke(self, ctx: Any) -> Any:
         with _print_errors():
             return super().invoke(ctx)

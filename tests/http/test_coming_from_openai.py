@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,17 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def idle_slot(settings: Settings) -> Iterator[None]:
-    """Answers every question on trial, as the idle slot of a worker would."""
-    slot = TrialSlot(settings.redis_url, WORKER)
+    """Answers questions on trial, as two idle slots would: a question may come before the first is idle again."""
 
-    def work() -> None:
+    def work(slot: TrialSlot) -> None:
         if (question := slot.next_question([MODEL_NAME])) is not None:
             slot.send(TrialRecord(id=question.id, type="text", text=f"an answer of {question.model}"))
             slot.send(TrialRecord(id=question.id, type="end"))
 
-    with contextlib.closing(slot), repeating(work):
+    with contextlib.ExitStack() as stack:
+        for owner in (WORKER, f"{WORKER}-2"):
+            slot = stack.enter_context(contextlib.closing(TrialSlot(settings.redis_url, owner)))
+            stack.enter_context(repeating(partial(work, slot)))
         yield
 
 
