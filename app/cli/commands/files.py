@@ -56,10 +56,10 @@ def upload(
         ),
     ] = None,
     held_out_percent: Annotated[
-        int | None, typer.Option(min=1, max=MAX_PERCENT, help="Keep so many percent of the rows for validation.")
+        int | None, typer.Option(min=1, max=MAX_PERCENT, help="Percentage of the rows to hold out for validation.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of the choice of these rows. Default: 0.")
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of the selection of held-out rows. Default: 0.")
     ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Show rows, labels and chats, and upload nothing.")

@@ -175,6 +175,7 @@ class TestEvals:
             held.progress = {"answers": 1, "total_answers": 2}
             held.estimated_finish = datetime.now(UTC) + timedelta(hours=1)
         shown = tunery("evals", "get", trained_job.id).out
-        assert re.search(r"1 of 2 answers of both models, about (1:00:00|59:\d\d) left", shown)
+        assert "1 of 2" in shown
+        assert re.search(r"(1:00:00|59:\d\d) left", shown)
         assert tunery("evals", "cancel", trained_job.id).out.endswith("cancelled\n")
         assert tunery("evals", "get", trained_job.id, "--json").json["estimated_finish"] is None

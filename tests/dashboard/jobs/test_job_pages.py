@@ -91,8 +91,8 @@ def test_a_running_evaluation_says_how_much_is_done_and_left(answers: int, finis
 def test_the_result_in_a_table_is_that_of_the_headline() -> None:
     assert wording.result({"evaluation": None}) == "–"
     assert wording.result({"evaluation": {"headline": None, "status": "running"}}) == {"text": "running"}
-    found = wording.result({"evaluation": {"headline": {"brief": "25 of 30 right, base none", "text": "A sentence."}}})
-    assert found == {"text": "25 of 30 right", "sub": "base none", "title": "A sentence."}
+    found = wording.result({"evaluation": {"headline": {"brief": "25 right, base none", "text": "A sentence."}}})
+    assert found == {"text": "25 right", "sub": "base none", "title": "A sentence."}
 
 
 def test_a_job_without_a_step_has_no_curve_to_request() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +102,8 @@ class TestWait:
         job = tunery.wait(running.id, client=client)
         assert (job.id, job.status) == (running.id, "succeeded")
         first, last = capsys.readouterr().err.splitlines()
-        assert re.fullmatch(rf"{running.id} running \[#{{6}}-{{18}}\] 1/4 steps, 3 s left", first)
+        assert first.startswith(f"{running.id} running [{'#' * 6}{'-' * 18}] 1/4 steps")
+        assert " 3 s " in first
         assert last.startswith(f"{running.id} succeeded [{'#' * 24}] 3/3 steps")
 
     def test_a_terminal_has_one_line_that_changes(

@@ -53,7 +53,7 @@ class TestRun:
         assert started.frozen_parameters == 90_624
         assert started.trainable_parameters == 4 * 2 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
         assert started.base_bytes < 90_624
-        assert {"logits", "hidden states in bfloat16", "quantization"} < started.margins.keys()
+        assert {"logits", f"hidden states in {started.compute_dtype}", "quantization"} < started.margins.keys()
         assert all(0 <= found <= allowed for found, allowed in started.margins.values())
         assert (started.examples, started.total_steps, started.start_step) == (12, 1, 0)
         assert 0 < started.labelled_tokens_per_epoch < started.tokens_per_epoch

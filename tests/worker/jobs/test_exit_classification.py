@@ -97,7 +97,7 @@ def test_an_error_of_cuda_that_bitsandbytes_ends_the_process_with_is_named(exit_
     tail = "one\nError an illegal memory access was encountered at line 449 in file /src/csrc/ops.cu\nlast"
     outcome = classify_exit(TrainerExit(exit_code=exit_code, log_tail=tail))
     assert outcome.reason == Reason.TRAINER_CRASHED
-    assert ("CUDA in bitsandbytes: an illegal memory access" in outcome.message) == names_cuda
+    assert ("illegal memory access" in outcome.message) == names_cuda
 
 
 def test_a_training_that_its_worker_stopped_without_a_database_says_so_and_what_follows(reviewed: Reviewed) -> None:
