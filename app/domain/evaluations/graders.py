@@ -25,6 +25,13 @@ MAX_TEMPLATE_CHARACTERS = 20_000
 TEXTS = ("input_text", "output_text")
 OUTPUT, REFERENCE = "{{ sample.output_text }}", "{{ item.reference_answer }}"
 METRICS = ("fuzzy_match", "bleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l")
+# Of held-out rows whose evaluation no request describes: the grader by its type, and the longest answer in tokens.
+SIMILARITY = {"input": OUTPUT, "reference": REFERENCE, "evaluation_metric": "fuzzy_match"}
+DEFAULT_EVALUATIONS: dict[str, tuple[dict[str, str], int]] = {
+    "label_accuracy": ({"type": "label_accuracy", "name": "label"}, 64),
+    "json_fields": ({"type": "json_fields", "name": "fields"}, 256),
+    "text_similarity": ({"type": "text_similarity", "name": "similarity"} | SIMILARITY, 256),
+}
 REFUSED_METRICS = {
     "cosine": "it needs an embedding model",
     "gleu": "no well-kept library computes it",
@@ -307,6 +314,18 @@ class EvaluationPlan(BaseModel):
     """An upper estimate of the generation; null: unknown."""
     basis: Literal["measured", "training_speed"] | None
     """What the estimate comes from: an earlier evaluation of this base, or this job's training."""
+
+
+def default_evaluation(grader_type: str | None, longest_row_bytes: int, context_length: int) -> dict[str, Any] | None:
+    """The evaluation of held-out rows that no request describes, without its file.
+
+    None without a grader, and if a row may be longer than the context: a token has at least one byte.
+    """
+    if grader_type is None:
+        return None
+    grader, max_new_tokens = DEFAULT_EVALUATIONS[grader_type]
+    fits = longest_row_bytes + max_new_tokens <= context_length
+    return {"graders": [grader], "max_new_tokens": max_new_tokens} if fits else None
 
 
 def make_plan(

@@ -18,7 +18,7 @@ from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, DeliveryTarget, File, Job, Project
 from app.domain.datasets.warnings import EXPERTS_FROZEN, SAME_FILE, request_warning
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.evaluations.graders import OUTPUT, REFERENCE, EvaluationSettings, ScoreModel, templates_of
+from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, default_evaluation, templates_of
 from app.domain.files import JobFileOrigins
 from app.domain.jobs.create_job import CreateJob, parse_clone, parse_create, settings_of_spec
 from app.domain.jobs.definitions import ParentAdapter
@@ -32,13 +32,6 @@ from app.services.jobs.records import trained_base
 EVALUATION_PURPOSES = ("evals", "fine-tune")
 FILES = ("training_file", "validation_file")
 MAX_TEMPLATES_BYTES = 64_000  # of one evaluation together
-# Of evaluations of held-out rows that no request describes: the grader, and the longest answer in tokens.
-SIMILARITY = {"input": OUTPUT, "reference": REFERENCE, "evaluation_metric": "fuzzy_match"}
-DEFAULT_EVALUATIONS: dict[str, tuple[dict[str, Any], int]] = {
-    "label_accuracy": ({"type": "label_accuracy", "name": "label"}, 64),
-    "json_fields": ({"type": "json_fields", "name": "fields"}, 256),
-    "text_similarity": ({"type": "text_similarity", "name": "similarity"} | SIMILARITY, 256),
-}
 
 # The fields of a create body that a job stores, and their columns. A clone repeats them.
 COLUMNS = {
@@ -141,7 +134,7 @@ def _held_out_defaults(
     """The `validation_file` and the `evaluation` that a body leaves out and the training file has held-out rows for.
 
     No evaluation without a grader for the rows, and none with a row that may be longer than the context: it would fail
-    the job. A token has at least one byte.
+    the job.
     """
     training_file = files_by_param.get("training_file")
     held_out_id = training_file.held_out_file_id if training_file else None
@@ -151,10 +144,10 @@ def _held_out_defaults(
         return {}
     facts = held_out.preparation
     defaults: dict[str, Any] = {"validation_file": held_out.id}
-    if facts["grader"] is not None:
-        grader, max_tokens = DEFAULT_EVALUATIONS[facts["grader"]]
-        if facts["held_out_max_bytes"] + max_tokens <= base.catalog_entry.context_length:
-            defaults["evaluation"] = {"file": held_out.id, "graders": [grader], "max_new_tokens": max_tokens}
+    if evaluation := default_evaluation(
+        facts["grader"], facts["held_out_max_bytes"], base.catalog_entry.context_length
+    ):
+        defaults["evaluation"] = {"file": held_out.id} | evaluation
     return {name: value for name, value in defaults.items() if name in missing}
 
 
