@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request
@@ -227,8 +227,9 @@ ROW = b'{"prompt":"a","a":'
 
 
 def _csv_header(data: bytes) -> object:
-    with suppress(TableError):
-        return preview(None, None, MAX_LINE_BYTES, io.BytesIO(data))
+    with TemporaryFile() as file, suppress(TableError):
+        file.write(data)
+        return preview(None, None, MAX_LINE_BYTES, file)
     return None
 
 

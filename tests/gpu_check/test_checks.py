@@ -140,7 +140,7 @@ class TestModel:
         with pytest.raises(CheckFailed, match="first 1 layers"):
             model_checks.layouts(site)
 
-    @pytest.mark.parametrize(("function", "kind"), [("normalize", "norms"), ("swiglu", "gated MLPs")])
+    @pytest.mark.parametrize(("function", "kind"), [("llama_norm", "norms"), ("swiglu", "gated MLPs")])
     def test_a_defect_in_a_fused_kernel_fails(
         self, site: Site, monkeypatch: pytest.MonkeyPatch, function: str, kind: str
     ) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
+from sqlalchemy import Engine
 
 from tests.dashboard.browser.dashboard import dashboard
 from tests.dashboard.browser.dashboard import sign_in as session_cookies
@@ -42,7 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def world(postgres_server: str, valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    postgres_server: str, postgres_cleaner: Engine, valkey_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    with postgres_cleaner.connect() as connection:
+        connection.exec_driver_sql("SELECT pg_temp.clean()")  # an earlier test of this process may have left jobs
     with serving_world(postgres_server, valkey_server, tmp_path_factory.mktemp("world")) as world:
         yield world
 
