@@ -60,10 +60,10 @@ class TextEncoder:
         """Yield what `documents` returns or raises for each example. The tokenizer encodes all of them in one call."""
         parts = [list(self._parts(texts)) for texts in examples]
         encodings = self._encode_batch(list(chain.from_iterable(parts)))
-        for texts, own in zip(examples, parts, strict=True):
-            mine = None if encodings is None else list(islice(encodings, len(own)))
+        for texts, own_parts in zip(examples, parts, strict=True):
+            own_encodings = None if encodings is None else list(islice(encodings, len(own_parts)))
             try:
-                yield self.documents(texts) if mine is None else self._documents(texts, mine)
+                yield self.documents(texts) if own_encodings is None else self._documents(texts, own_encodings)
             except TemplateRefused as error:
                 yield error
 

@@ -1,7 +1,7 @@
 """The stored tokens of a file: a line of JSON with everything that decides them, then blocks of TokenizedDataset.
 
-Validation writes them, so that attempts tokenize nothing. Whoever reads them compares the line with what it would
-tokenize itself; the digest of the whole is stored elsewhere.
+Validation writes them, so that attempts tokenize nothing. A reader compares the line with the key of its own files and
+settings; the digest of the whole is stored in the database.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
                     compute: the longer of the two, and the first emits the records that show progress; each is one
                     pass through the base, which more processes would only repeat
 
-The others do as the task says, and decide nothing: after an out-of-memory error the first starts it again with less.
+The other processes only execute the task: after an out-of-memory error the first starts it again with less.
 """
 
 from __future__ import annotations
