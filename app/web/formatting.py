@@ -6,6 +6,8 @@ import time
 import unicodedata
 from datetime import UTC, datetime
 
+from app.domain.units import duration_text
+
 MAX_LINE_CHARACTERS = 200
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Co", "Cs")  # control and format characters, among them changes of direction
@@ -53,21 +55,7 @@ def size(size_bytes: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """90 -> 1 min 30 s; the two largest units."""
-    if seconds is None:
-        return "–"
-    if 0 < seconds < 1:
-        return "< 1 s"
-    left = round(max(seconds, 0))
-    if left < 60:
-        return f"{left} s"
-    if left < 3600:
-        return f"{left // 60} min {left % 60} s" if left % 60 and left < 600 else f"{round(left / 60)} min"
-    if left < 86_400:
-        hours, minutes = divmod(round(left / 60), 60)
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(round(left / 3600), 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
+    return "–" if seconds is None else duration_text(seconds)
 
 
 def age(unix_seconds: float | None) -> str:

@@ -25,6 +25,7 @@ from app.domain.jobs.events import (
     SnapshotSaved,
     Started,
 )
+from app.domain.units import duration_text
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
@@ -175,12 +176,12 @@ class JobRecordWriter:
         self._attempt.transact(lambda session: measurements.finish(session, self._job, record))
         attempts = self._job.train_attempts
         last = f" (the last of {attempts} attempts)" if attempts > 1 else ""
-        text = f"Training finished in {_duration(record.seconds)}{last}, peak memory {gigabytes(record.peak_bytes)}"
+        text = f"Training finished in {duration_text(record.seconds)}{last}, peak memory {gigabytes(record.peak_bytes)}"
         data = record.model_dump(exclude={"kind", "run_id"})
         if planned := self._planned:  # an attempt that resumed from a snapshot trained only a part of the plan
             metrics.PLAN_RATIO.labels("time").observe(record.seconds / max(planned.seconds, 1e-3))
             metrics.PLAN_RATIO.labels("memory").observe(record.peak_bytes / max(planned.peak_bytes, 1))
-            text += f" (estimated {_duration(planned.seconds)}, {gigabytes(planned.peak_bytes)})"
+            text += f" (estimated {duration_text(planned.seconds)}, {gigabytes(planned.peak_bytes)})"
             data |= {"predicted_seconds": planned.seconds, "predicted_peak_bytes": planned.peak_bytes}
         self._attempt.append_event(text, data=clean(data))
 
@@ -214,16 +215,12 @@ def planned_message(planned: Planned) -> str:
         counted = f". Counted now, for later plans too: a layer keeps {kept_bytes / 1e3:.1f} kB per token"
     return (
         f"Estimated peak memory {gigabytes(planned.peak_bytes)} of {gigabytes(planned.memory_bytes)}, "
-        f"training time about {_duration(planned.seconds)}; execution plan: {planned.mode}{basis}{counted}"
+        f"training time about {duration_text(planned.seconds)}; execution plan: {planned.mode}{basis}{counted}"
     )
 
 
 def gigabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.2f} GB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def metric_message(metric: Metric) -> str:

@@ -20,7 +20,8 @@ from sqlalchemy import Engine
 
 from app.db.engine import DATABASE_UNAVAILABLE, Sessions, first_line, make_engine, make_sessions
 from app.db.jobs.leases import Retries
-from app.domain.artifacts.full_disk import duration_text, is_disk_full
+from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.units import duration_text
 from app.job_queue import WorkerNotifier
 from app.log import configure_logging, get_logger
 from app.settings import Settings, load_settings

@@ -19,10 +19,11 @@ from app.db.jobs.leases import FencedError, Lease, Retries
 from app.db.scheduling import device_losses, fair_queue, gpu_reservations
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
-from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE, duration_text, pause_seconds
+from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE, pause_seconds
 from app.domain.jobs.states import CRASHES, TERMINAL, Desired, JobState, Reason
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity
+from app.domain.units import duration_text
 
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
 STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}

@@ -14,8 +14,8 @@ from app.db.jobs import checkpoints, leases
 from app.db.jobs.leases import Lease
 from app.db.tables import Checkpoint, Export, Job
 from app.domain.artifacts.exports import ExportErrorCode, ExportKind, ExportType
-from app.domain.artifacts.full_disk import duration_text
 from app.domain.jobs.states import UNFINISHED_WORK, WorkState
+from app.domain.units import duration_text
 
 
 def insert(session: Session, job: Job, checkpoint: Checkpoint, kind: ExportKind, expected_bytes: int) -> Export | None:

@@ -53,13 +53,6 @@ def pause_seconds(waited_seconds: float) -> float:
     return min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS + max(0.0, waited_seconds))
 
 
-def duration_text(seconds: float) -> str:
-    """30 -> "30 s", 1800 -> "30 min", 86400 -> "24 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
 def size_text(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:.2f} GB"
 
