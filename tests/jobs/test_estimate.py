@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,6 +241,24 @@ class TestEstimatePlacement:
             costs.append(placement.seconds)
         assert costs == sorted(costs)
         assert len(set(costs)) == len(costs)
+
+    @pytest.mark.parametrize(
+        ("changes", "place"),
+        [
+            ({}, "NVIDIA L4"),
+            ({"gpus": 2}, "2 NVIDIA L4"),
+            ({"slots": 2}, "one of 2 slots of NVIDIA L4"),
+            ({"kind": "cpu", "name": "AMD EPYC 9B14"}, "this machine"),
+        ],
+    )
+    def test_the_plan_begins_with_whether_it_fits_the_time_and_the_place(
+        self, changes: dict[str, Any], place: str
+    ) -> None:
+        placement = estimate_placement(LLAMA_8B, spec(), work(spec()), replace(L4, **changes))
+        placement = replace(placement, seconds=840.4, basis="measured")
+        assert placement.message == f"Fits. About 14 min on {place}."
+        assert str(placement.plan) in placement.details
+        assert placement.details != replace(placement, basis="formula").details
 
     def test_the_message_of_a_job_that_does_not_fit_names_what_to_change(self, reviewed: Reviewed) -> None:
         job = spec()

@@ -24,7 +24,7 @@ def test_a_70b_in_4_bits_fits_a_card_of_48_gb_with_rank_32(reviewed: Reviewed) -
     """An L40S has 46,068 MiB with error correction, of which the driver keeps 2 %; an RTX A6000 has 49,140."""
     placement = Job("Llama-3.1-70B", 2048, rank=32).placed(Device("cuda", "NVIDIA L40S", card_bytes(48)))
     assert placement.fits, placement.message
-    reviewed(placement.message)
+    reviewed(placement.details)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,9 @@ class DeviceBody(Body):
     fits: bool = at("placement", "fits")
     """Whether the job fits into the memory of the device."""
     message: str = at("placement", "message")
-    """The verdict in a sentence."""
+    """`Fits.` with the time, or `Does not fit.` with what to do."""
+    details: str = at("placement", "details")
+    """The memory and the layout of a step in a sentence, and whether they were measured."""
     mode: Mode = at("placement", "plan", "layout")
     """The fastest layout of a step on this device."""
     memory: MemoryBody = at("placement", "memory")
@@ -102,7 +104,8 @@ class PlanBody(Body):
     verdict: Literal["fits", "no_device_fits", "no_worker"]
     """Whether a live worker can run the job."""
     message: str
-    """The verdict in a sentence."""
+    """`Fits.` with the time on the fastest device, or `Does not fit.` with what to do, or why no worker takes the job.
+    """
     method: str = at("inputs", "spec", "method")
     """The method, such as `supervised`."""
     hyperparameters: Hyperparameters = at("inputs", "spec", "hyperparameters")

@@ -23,7 +23,7 @@ from app.cli.errors import CliError, NotFoundError, TooManyRequests, UsageError
 from app.cli.openai_import.record import ImportRecord
 from app.cli.openai_import.recreate import IMPOSSIBLE, KEPT, LATER, Recreation
 from app.cli.openai_import.source import OpenAISource, Refused
-from app.cli.output.console import duration_text, print_note, size_text
+from app.cli.output.console import print_note, size_text
 from app.domain.error_text.json_text import counted
 from app.system.files import write_json
 
@@ -158,8 +158,7 @@ class Importer:
             if is_plan:
                 made.add("plan", "", f"{plan['trained_tokens']:,} tokens in {plan['total_steps']:,} steps")
                 for each in plan["devices"]:
-                    time = duration_text(each["seconds"])
-                    made.add("plan", "", f"{each['name']}: {each['message']} Time about {time}.")
+                    made.add("plan", "", f"{each['name']}: {each['message']}")
                 if not plan["devices"]:
                     made.add("plan", "", plan["message"])
         self.record.add(made.openai_job, checked=made.request)

@@ -38,6 +38,7 @@ from app.domain.planning.memory import (
     offloaded_bytes,
 )
 from app.domain.planning.packing import Workload, largest_batch, max_attention_cost, mean_packed_length
+from app.domain.units import duration_text
 
 # Candidates for the tokens of a packed batch. Longer batches spread the cost of kernel launches and dequantization over
 # more tokens; on a CPU 2,048 tokens were hardly faster than 1,024 and took 0.6 GB more for a model of 135M.
@@ -70,9 +71,12 @@ class Device:
     gpus: int = 1  # of a job, each with this memory
 
     @property
-    def label(self) -> str:
+    def place(self) -> str:
+        """Where a job runs, after "on" in a sentence: people who train on a CPU don't know its name."""
+        if self.kind == "cpu":
+            return "this machine"
         if self.gpus > 1:
-            return f"each of {self.gpus} {self.name}"
+            return f"{self.gpus} {self.name}"
         return self.name if self.slots == 1 else f"one of {self.slots} slots of {self.name}"
 
     @property
@@ -136,9 +140,9 @@ class Placement:
 
     @property
     def message(self) -> str:
-        required, available = _gigabytes(self.memory.total), _gigabytes(self.device.memory_bytes)
+        """The verdict in the first sentence: with the time, or with the memory that is missing and what to do."""
         if self.fits:
-            return f"Fits {self.device.label}: {required} of {available}, with {self.plan}."
+            return f"Fits. About {duration_text(self.seconds)} on {self.device.place}."
         remedy = "Lower hyperparameters.context_length first, then lora.r; without quantization, use 4 bits."
         if self.memory.process + self.memory.base > USABLE_MEMORY_SHARE * self.device.memory_bytes:
             remedy = "Choose a smaller base model or a worker with more memory; without quantization, use 4 bits."
@@ -146,8 +150,16 @@ class Placement:
         if self.lacking_host_bytes:
             needed, usable = _gigabytes(self.lacking_host_bytes), _usable(self.device.host_bytes or 0)
             host = f"Layer inputs and embedding would take {needed} of host memory, and may take {usable}. "
-        seen = f"it needs {required} and may take {_usable(self.device.memory_bytes)}, even with {self.plan}"
-        return f"Does not fit {self.device.label}: {seen}. {host}{remedy}"
+        required, usable = _gigabytes(self.memory.total), _usable(self.device.memory_bytes)
+        place = f"each of {self.device.place}" if self.device.gpus > 1 else self.device.place
+        return f"Does not fit. It needs at least {required} and may take {usable} on {place}. {host}{remedy}"
+
+    @property
+    def details(self) -> str:
+        """The memory, the layout of a step, and how certain both are."""
+        required, available = _gigabytes(self.memory.total), _gigabytes(self.device.memory_bytes)
+        basis = "" if self.basis == "measured" else " Estimated from shapes: no such job has run here yet."
+        return f"{required} of {available}, with {self.plan}.{basis}"
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,7 @@ class JobPlan:
         if fitting:
             return min(fitting, key=lambda each: each.seconds).message + uncounted
         nearest = min(self.placements, key=lambda each: each.memory.total / each.device.memory_bytes)
-        return (
-            f"No device has enough memory for this job; it would fail with out_of_memory. {nearest.message}{uncounted}"
-        )
+        return nearest.message + uncounted
 
 
 def read_inputs(

@@ -300,6 +300,7 @@ class TestPlan:
             workers.heartbeat(session, "gpu0@a#1", "gpu", "host", 1, about)
         done = tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset, "--n-epochs", "2")
         assert (done.exit_code, "NVIDIA L4" in done.out) == (exit_code, True), done.err
+        assert done.out.startswith("Does not fit. " if exit_code else "Fits. About ")
         assert tunery("jobs", "list", "--json").json == []
         assert tunery("files", "list", "--json").json == []
 

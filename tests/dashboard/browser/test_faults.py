@@ -90,7 +90,7 @@ def test_a_half_filled_form_is_kept_and_planned_again(
     open_page: Open, world: World, api_link: Link, other_url: str
 ) -> None:
     page = open_page(f"/jobs/new?file={world.files['tickets']}", url=other_url)
-    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Fits\. About "))).to_be_visible()
     with api_link.cut():
         page.get_by_label("Epochs").fill("2")
         expect(page.get_by_role("alert")).to_contain_text("There is no plan")
@@ -98,7 +98,7 @@ def test_a_half_filled_form_is_kept_and_planned_again(
         page.get_by_role("button", name="Create job").click()
         expect(page.get_by_role("alert").filter(has_text="The job was not created")).to_be_visible()
     page.get_by_role("button", name="Plan again").click()
-    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Fits\. About "))).to_be_visible()
     expect(page.get_by_label("Name")).to_have_value("kept")
     expect(page.get_by_label("Epochs")).to_have_value("2")
 

@@ -91,7 +91,7 @@ def test_a_key_without_a_scope_is_not_offered_what_needs_it(open_page: Open, wor
     expect(page.get_by_role("link", name="New job")).to_have_count(0)
     page.goto(f"{url}/jobs/new?file={world.files['tickets']}")
     expect(page.get_by_text("This key may not create jobs")).to_be_visible()
-    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Fits\. About "))).to_be_visible()
 
 
 def test_a_checkpoint_of_a_job_without_a_result_is_exported(open_page: Open, world: World) -> None:

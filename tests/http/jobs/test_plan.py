@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ class TestPlan:
         assert body["verdict"] == "fits"
         (device,) = body["devices"]
         assert (device["name"], device["workers"], device["basis"]) == ("NVIDIA L4", 1, "formula")
+        assert body["message"] == device["message"]
+        assert re.match(r"Fits\. About .+ on NVIDIA L4\.$", body["message"])
         assert device["mode"]["row_tokens"] == 8192
         with transaction(sessions) as session:
             assert session.query(Job).count() == 0
@@ -126,6 +129,7 @@ class TestPlan:
             row.entry = row.entry | {"parameters": 400 * 10**9, "linear_parameters": 400 * 10**9}
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
         assert (body["verdict"], body["devices"][0]["fits"]) == ("no_device_fits", False)
+        assert body["message"].startswith("Does not fit. ")
         assert "context_length" not in body["message"]
 
     @pytest.mark.parametrize(
