@@ -30,7 +30,7 @@ REASONS = {
 }
 WRONG_KEY = (
     "The API does not accept this key: it was mistyped, revoked, or has expired. Copy it again as it was printed when "
-    "it was created, or create another: tunery keys create --project NAME"
+    "it was created, or create another: `tunery keys create --project NAME`"
 )
 
 

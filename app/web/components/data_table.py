@@ -10,7 +10,7 @@ from nicegui.element import Element
 
 from app.domain.error_text.json_text import counted
 from app.web.api_client import ApiClient, ApiError
-from app.web.components.elements import box, error_note, link, note, tag
+from app.web.components.elements import box, error_note, link, tag
 from app.web.formatting import age, clean, moment
 
 PAGE_OBJECTS = 100
@@ -118,8 +118,8 @@ class DataTable(Element, component="data_table.js"):
         self.run_method("deselect", row_id)
 
     def on_event(self, name: str, handler: Callable[..., Any]) -> None:
-        """Call the handler for `sort` with the key of a column, for `select` with the id of a row and whether it is
-        selected, for `press` with the id of a row and the name of a button.
+        """Call the handler for `sort` with the key of a column, after a minus if it descends; for `select` with the id
+        of a row and whether it is selected; for `press` with the id of a row and the name of a button.
         """
         self.on(name, lambda event: handler(*(event.args if isinstance(event.args, list) else [event.args])))
 
@@ -147,10 +147,10 @@ async def show_section(
     title: str,
     request: Awaitable[Sequence[Any]],
     columns: Sequence[TableColumn] | None,
-    nothing: tuple[str, ...] | None = None,
+    show_nothing: Callable[[], object] | None = None,
 ) -> Sequence[Any]:
-    """Show a title, and below it a table of the objects of a list, the note `nothing` in place of none, or why the
-    request is refused. Returns the objects; without `columns` the caller shows them.
+    """Show a title, and below it a table of the objects of a list, what `show_nothing` adds in place of none, or why
+    the request is refused. Returns the objects; without `columns` the caller shows them.
     """
     tag("h2", title)
     try:
@@ -158,8 +158,8 @@ async def show_section(
     except ApiError as error:
         error_note(error, f"{title} cannot be shown")
         return []
-    if nothing and not objects:
-        note(*nothing)
+    if show_nothing and not objects:
+        show_nothing()
     elif columns:
         DataTable(title, columns, objects)
     return objects

@@ -17,6 +17,7 @@ from app.web.formatting import clean, clean_lines
 
 MAX_SEGMENT_CHARACTERS = 20_000
 MAX_TEXT_CHARACTERS = 4_000
+MAX_CODES = 20  # in a paragraph
 
 
 def tag(name: str, text: str | None = None, classes: str = "", **attributes: Any) -> TextElement:
@@ -34,6 +35,24 @@ def tag(name: str, text: str | None = None, classes: str = "", **attributes: Any
 
 def box(classes: str, **attributes: Any) -> TextElement:
     return tag("div", None, classes, **attributes)
+
+
+def prose(text: str, classes: str = "") -> TextElement:
+    """A paragraph; what is between backticks is code."""
+    parts = text[:MAX_TEXT_CHARACTERS].split("`", 2 * MAX_CODES)
+    if len(parts) == 1:
+        return tag("p", text, classes)
+    with tag("p", classes=classes) as element:
+        for number, part in enumerate(parts):
+            tag("code" if number % 2 else "span", part)
+    return element
+
+
+def folded(label: str, is_open: bool = False) -> TextElement:
+    """The content of a part of the page that opens when its label is pressed."""
+    with tag("details", open=is_open or None):
+        tag("summary", label)
+        return box("t-stack")
 
 
 @contextmanager
@@ -90,9 +109,9 @@ def card(title: str | None = None) -> TextElement:
     return element
 
 
-def facts(values: Mapping[str, str | None]) -> None:
-    """Names with their values; one that is None is left out."""
-    with tag("dl", classes="t-facts"):
+def facts(values: Mapping[str, str | None], classes: str = "t-facts") -> None:
+    """Names with their values; one that is None is left out. The class `t-figures` is for the few that matter."""
+    with tag("dl", classes=classes):
         for name, value in values.items():
             if value is not None:
                 with tag("div"):
@@ -105,8 +124,14 @@ def note(title: str, text: str = "", tone: str = "", role: str | None = None) ->
     with box(f"t-note t-{tone}" if tone else "t-note", role=role) as element:
         tag("div", title, "t-strong")
         if text:
-            tag("p", text)
+            prose(text)
     return element
+
+
+def command_note(title: str, text: str, command: str) -> None:
+    """A message with the command that it calls for."""
+    with note(title, text):
+        code_block(command)
 
 
 def error_note(error: ApiError, title: str | None = None) -> TextElement:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from app.domain.error_text.json_text import counted
 from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.data_table import (
@@ -18,7 +20,7 @@ from app.web.components.data_table import (
     titled_table,
     wide_column,
 )
-from app.web.components.elements import card, error_note, facts, link, note, tag
+from app.web.components.elements import card, error_note, facts, link, note, prose, tag
 from app.web.formatting import age, count, duration, size
 from app.web.frame import View, screen
 from app.web.pages.jobs import wording
@@ -26,7 +28,7 @@ from app.web.pages.project import show_audit
 
 MAX_PROJECTS = 200
 MAX_FAILED = 50
-NO_MODEL = "No base model", "Add one: a directory on the server, or a model of a hub.", "warn"
+NO_MODEL = partial(note, "No base model", "Add one: a directory on the server, or a model of a hub.", "warn")
 
 
 @screen("/admin", "Admin")
@@ -40,7 +42,7 @@ class AdminPage(View):
         await _show_status(self, projects)
         titled_table("Projects", PROJECT_COLUMNS, projects)
         if len(projects) == MAX_PROJECTS:
-            tag("p", f"The {MAX_PROJECTS} newest projects; all: tunery projects list", "t-muted")
+            prose(f"The {MAX_PROJECTS} newest projects; all: `tunery projects list`", "t-muted")
         await show_section("Base models", self.api.base_models(), MODEL_COLUMNS, NO_MODEL)
         link("Add a base model; which cards train it", "/admin/models", "t-button")
         failed = self.api.items("organization/jobs", MAX_FAILED, status="failed")
@@ -61,7 +63,7 @@ async def _show_status(view: View, projects: list[Json]) -> None:
         note(title, "Every required check of the last seconds passed.", "ok")
     for problem in status["problems"]:
         tone = "bad" if problem["level"] == "problem" else "warn"
-        note(problem["message"], problem["remedy"].replace("`", ""), tone)
+        note(problem["message"], problem["remedy"], tone)
     storage, backup = status["storage"], status["last_backup"]
     disk = storage["disk_bytes"]
     free = f"{size(storage['disk_free_bytes'])} of {size(disk)}" if disk else "the data directory cannot be read"
@@ -132,7 +134,7 @@ PROJECT_COLUMNS = (
     text_column("Status", "status", state({"active": "ok"})),
     number_column("Stored", "usage.stored_bytes", size),
     number_column("Queued, running", "usage", _jobs),
-    number_column("GPU time this month", "usage.gpu_seconds_this_month", duration),
+    number_column("Compute time this month", "usage.gpu_seconds_this_month", duration),
     number_column("Weight", "share_weight", "{:g}".format),
     CREATED,
 )

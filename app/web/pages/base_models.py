@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from nicegui import ui
@@ -35,6 +35,7 @@ SOURCES = {"hub": "From a hub", "directory": "From a directory on the server"}
 HINT_HUB = "Such as Qwen/Qwen3-4B. A worker downloads it."
 HINT_DIRECTORY = "With safetensors, config.json and tokenizer; the same path on every worker."
 VARIANTS = ("-instruct", "-base", "-it", "-chat")
+NO_MODEL = partial(note, "No base model yet", "Add one below.", "warn")
 TONES = {"succeeded": "ok", "failed": "bad", "running": "run"}
 
 
@@ -146,7 +147,7 @@ class BaseModelsPage(View):
             return list((await self.api.get("organization/base_models"))["data"])
 
         with refilled(self._models):
-            await show_section("Registered", models(), MODEL_COLUMNS, ("No base model yet", "Add one below.", "warn"))
+            await show_section("Registered", models(), MODEL_COLUMNS, NO_MODEL)
 
     async def _show_registrations(self) -> None:
         found = await self.api.items(REGISTRATIONS, MAX_REGISTRATIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from app.web.api_client import Json
 from app.web.components.data_table import (
@@ -17,18 +18,22 @@ from app.web.components.data_table import (
     state,
     text_column,
 )
-from app.web.components.elements import card, code_block, facts, note, tag
+from app.web.components.elements import card, code_block, command_note, facts, note, prose, tag
 from app.web.formatting import age, count, duration, moment, size
 from app.web.frame import View, screen
 from app.web.pages.jobs.wording import TARGET_KINDS
 
 MAX_ROWS = 100
 MAX_DELIVERIES = 20
-NO_TARGETS = (
+NO_TARGETS = partial(
+    command_note,
     "No delivery targets",
-    "A target gets the adapter of each finished job. Create one with: tunery targets create --help",
+    "A target gets the adapter of each finished job. What creates one:",
+    "tunery targets create --help",
 )
-NO_WEBHOOKS = "No webhook endpoints", "Create one with: tunery webhooks create URL --name NAME"
+NO_WEBHOOKS = partial(
+    command_note, "No webhook endpoints", "What creates one:", "tunery webhooks create URL --name NAME"
+)
 STATE_TONES = {
     "delivered": "ok",
     "pending": "wait",
@@ -72,10 +77,10 @@ def _show_usage(project: Json) -> None:
                 "Stored": _of(usage["stored_bytes"], limits["max_stored_bytes"], size),
                 "Queued jobs": f"{count(usage['queued_jobs'])}, {_or_default(limits['max_queued_jobs'])}",
                 "Running jobs": _of(usage["running_jobs"], limits["max_running_jobs"], count),
-                "GPU time this month": _of(
+                "Compute time this month": _of(
                     usage["gpu_seconds_this_month"], limits["max_gpu_seconds_per_month"], duration
                 ),
-                "Planned GPU time": duration(usage["held_gpu_seconds"]),
+                "Planned compute time": duration(usage["held_gpu_seconds"]),
                 "Requests per second": _or_default(limits["max_requests_per_second"]),
             }
         )
@@ -107,7 +112,7 @@ async def show_audit(view: View, project_id: str | None) -> None:
     params = {"project_ids[]": project_id} if project_id else {}
     entries = view.api.items("organization/audit_logs", MAX_ROWS, **params)
     if len(await show_section("Audit log", entries, AUDIT_COLUMNS)) == MAX_ROWS:
-        tag("p", f"The newest {MAX_ROWS} entries; all: tunery audit list", "t-muted")
+        prose(f"The newest {MAX_ROWS} entries; all: `tunery audit list`", "t-muted")
 
 
 def _or_never(show: Show) -> Show:

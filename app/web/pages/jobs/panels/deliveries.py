@@ -63,7 +63,7 @@ class DeliveriesPanel(ResultsPanel):
     async def choices(self) -> dict[str, str] | None:
         found = await self.api.items("delivery_targets", MAX_TARGETS)
         if not found:
-            note("No delivery targets", "Create one first, see: tunery targets create --help", "warn", role="alert")
+            note("No delivery targets", "What creates one: `tunery targets create --help`", "warn", role="alert")
             return None
         return {one["name"]: f"{one['name']} ({TARGET_KINDS[one['kind']]})" for one in found}
 

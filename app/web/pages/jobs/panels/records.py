@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, number_column, state, text_column
-from app.web.components.elements import box, button, card, link, refilled, tag
+from app.web.components.elements import box, button, card, link, prose, refilled, tag
 from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import clean_lines, count, duration, exact_moment, loss, moment
 from app.web.pages.jobs import wording
@@ -136,7 +136,7 @@ class EventsPanel(ListPanel):
 
     def build(self) -> None:
         super().build()
-        self._more = tag("p", f"The newest {MAX_EVENTS} events; all: tunery jobs events {self.job['id']}", "t-muted")
+        self._more = prose(f"The newest {MAX_EVENTS} events; all: `tunery jobs events {self.job['id']}`", "t-muted")
         self._more.set_visibility(False)
 
     def show(self) -> None:
