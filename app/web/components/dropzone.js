@@ -145,6 +145,7 @@ export default {
          @drop.prevent="isOver = false; add($event.dataTransfer.files)">
       <input ref="input" type="file" multiple class="t-sr-only" tabindex="-1" aria-hidden="true" accept=".jsonl,.json,.csv,.tsv,.xlsx,.parquet,.txt"
              @change="add($event.target.files); $event.target.value = ''">
+      <svg class="t-drop-icon" viewBox="0 0 24 24" aria-hidden="true"><path d="M12 16V4m-5 5 5-5 5 5M4 16v4h16v-4"/></svg>
       <p><button type="button" class="t-button t-primary" @click="choose">Choose files</button>
         <span class="t-muted"> or drop files here</span></p>
       <p class="t-hint">{{ hint }}</p>

@@ -14,23 +14,17 @@ from app.domain.datasets.tables import Columns, TableError
 from app.domain.error_text.json_text import counted
 from app.system.table_files import Preview, preview_file, read_seconds
 from app.web.api_client import ApiError
-from app.web.components.data_table import DataTable, lead_column, number_column
 from app.web.components.elements import box, busy, button, card, error_note, facts, link, note, refilled, tag
 from app.web.components.forms import Field, checkbox, select_field, text_field
 from app.web.dropped_tables import EXPIRED, DroppedTableError
-from app.web.formatting import count, size
+from app.web.formatting import size
 from app.web.frame import View, screen
 from app.web.pages.chat_rows import show_row
+from app.web.pages.dataset_report import show_labels
 
 MAX_LISTED_COLUMNS = 500  # a select with more is slow; any column can be typed
-MAX_LABELS_SHOWN = 30
 DEFAULT_PERCENT = "10"
 PREVIEWS = asyncio.Semaphore(2)  # each is a process
-LABEL_COLUMNS = (
-    lead_column("Label", "label"),
-    number_column("For training", "training", count),
-    number_column("For validation", "held_out", count),
-)
 HEADER_LABEL = "The first row has the names of the columns"
 SPLIT_HELP = (
     "Rows that are not trained. The job measures the loss on them, and afterwards compares base model and adapter on "
@@ -185,8 +179,4 @@ def _show_prepared(prepared: PreparedRows) -> None:
     facts({name: f"{number:,}" for name, number in shown.items()})
     if not prepared.held_out_rows:
         note("No rows are kept for validation", "Nothing will show how good the adapter is on new rows.", "warn")
-    if prepared.labels:
-        rows = [{"label": label, **counts} for label, counts in prepared.labels.items()]
-        DataTable("Rows of each label", LABEL_COLUMNS, rows[:MAX_LABELS_SHOWN], key="label")
-        if (more := len(rows) - MAX_LABELS_SHOWN) > 0:
-            tag("p", f"and {counted(more, 'more label')}", "t-muted")
+    show_labels(prepared.labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from nicegui import ui
@@ -14,12 +14,24 @@ from app.web.components.elements import TokenView, box, button, card, chart, fac
 from app.web.formatting import count
 
 MAX_LINES = 20  # of a warning
+MAX_LABELS_SHOWN = 30
 HEIGHT_PX = 220
 
 OpenLine = Callable[[int], Awaitable[None]]
 
 
-def show_report(report: Json, open_line: OpenLine) -> None:
+def show_labels(labels: Mapping[str, Json] | None) -> None:
+    """The rows of each label of a classification."""
+    if not labels:
+        return
+    rows = [{"label": label, **counts} for label, counts in labels.items()]
+    DataTable("Rows of each label", LABEL_COLUMNS, rows[:MAX_LABELS_SHOWN], key="label")
+    if (more := len(rows) - MAX_LABELS_SHOWN) > 0:
+        tag("p", f"and {counted(more, 'more label')}", "t-muted")
+
+
+def show_verdict(report: Json, open_line: OpenLine) -> None:
+    """Whether jobs can train on the file, with what is wrong or unusual by line."""
     is_complete, message = report["coverage"]["complete"], report["message"].removeprefix("Valid: ")
     valid = "Valid" if is_complete else "Valid as far as it was checked"
     with note(
@@ -34,6 +46,10 @@ def show_report(report: Json, open_line: OpenLine) -> None:
         _show_warning(warning, open_line)
     if report["findings"]["data"]:
         _show_findings(report["findings"], open_line)
+
+
+def show_tokens(report: Json) -> None:
+    """The lengths of the rows, and the first rows as the model sees them."""
     if report["tokens"]["lengths"]:
         with card("Lengths"):
             facts(length_facts(report))
@@ -76,6 +92,11 @@ def _line(number: int) -> Cell:
     return {"text": f"{number:,}", "buttons": [{"name": "show", "label": "Show row"}]}
 
 
+LABEL_COLUMNS = (
+    lead_column("Label", "label"),
+    number_column("For training", "training", count),
+    number_column("For validation", "held_out", count),
+)
 FINDING_COLUMNS = (
     number_column("Line", "line", _line),
     lead_column("Problem", "message"),

@@ -17,6 +17,7 @@ from app.web.components.elements import (
     card,
     error_note,
     facts,
+    folded,
     link,
     note,
     page_head,
@@ -27,7 +28,7 @@ from app.web.components.forms import select_field, text_field
 from app.web.formatting import count, moment, size
 from app.web.frame import View, screen, set_query
 from app.web.pages.chat_rows import show_line, show_rows
-from app.web.pages.dataset_report import show_report
+from app.web.pages.dataset_report import show_labels, show_tokens, show_verdict
 from app.web.pages.housekeeping import add_file_buttons
 from app.web.pages.jobs import wording
 
@@ -98,16 +99,16 @@ class DatasetPage(View):
                 }
             )
             _show_split(file)
-            for label, value in (("Id", file["id"]), ("SHA-256", file["sha256"])):
-                with box("t-row t-muted"):
-                    tag("span", label)
+            with folded("Id and SHA-256"):
+                for value in (file["id"], file["sha256"]):
                     tag("span", value, "t-mono t-wrap")
-        await self._build_choices(file)
-        self._report = box("t-stack")
-        ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
+        self._verdict = box("t-stack")
         with card("Rows as chats"):
             self._opened = tag("div", tabindex="-1")
             await show_rows(self.api, self._file_id)
+        await self._build_choices(file)
+        self._tokens = box("t-stack")
+        ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
         if LINE_NUMBER.fullmatch(line := self.query("line")):
             ui.timer(0.05, lambda: self._open_line(int(line)), once=True)
 
@@ -128,7 +129,7 @@ class DatasetPage(View):
         others = await self.api.items("files", MAX_FILES, purpose="fine-tune")
         others = [one for one in others if one["sha256"] != file["sha256"]]
         files = {"": "None"} | wording.file_options(others)
-        with card("Check for"), box("t-grid"):
+        with card("Check for a base model"), box("t-grid"):
             names = {model["id"]: model["id"] for model in models} or {"": "No base model is registered"}
             chosen = self.query("model", next(iter(names)))
             self._model = select_field(
@@ -153,9 +154,9 @@ class DatasetPage(View):
         set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value, line=line)
 
     async def _load_report(self) -> None:
-        with refilled(self._report):
+        with refilled(self._verdict):
             if not self._model.value:
-                note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
+                note("No base model", "An operator registers one: `tunery models add NAME DIRECTORY`", "warn")
                 return
             waiting = busy("Checking the file ...")
         report: Json | ApiError
@@ -172,13 +173,16 @@ class DatasetPage(View):
             report = error
         if waiting.is_deleted:  # a later choice has its own report
             return
-        with refilled(self._report):
+        with refilled(self._verdict):
             if isinstance(report, ApiError):
                 error_note(report, "The file cannot be checked")
                 if report.is_unreachable:
                     button("Check again", self._load_report)
             else:
-                show_report(report, self._open_line)
+                show_verdict(report, self._open_line)
+        with refilled(self._tokens):
+            if not isinstance(report, ApiError):
+                show_tokens(report)
 
 
 def _show_split(file: Json) -> None:
@@ -192,3 +196,4 @@ def _show_split(file: Json) -> None:
         link("The rows kept for validation", f"/datasets/{held_out}")
     if training := file.get("training_file_id"):
         link("The rows for training", f"/datasets/{training}")
+    show_labels(made["labels"])

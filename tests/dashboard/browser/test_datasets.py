@@ -112,7 +112,7 @@ def test_a_workbook_is_dropped_seen_and_trained(open_page: Open, world: World, t
     expect(page.get_by_text("ticket 0", exact=True)).to_be_visible()
     page.get_by_role("button", name="Train").click()
     page.wait_for_url(re.compile(r"/jobs/new\?file=file-"))
-    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Fits\. About "))).to_be_visible()
     page.get_by_role("button", name="Create job").click()
     page.wait_for_url(re.compile("/jobs/ftjob-"))
     with httpx2.Client(headers={"Authorization": f"Bearer {world.admin_key}"}, trust_env=False) as api:
