@@ -143,7 +143,7 @@ class CreateJob(Shape):
     hyperparameters: Annotated[Json | None, _hyperparameters(*METHOD_PARAMETERS)] = None
     """OpenAI's older place for the same parameters."""
     suffix: JobName = None
-    """A word for the name of the `ft:` model; characters that a URL cannot hold become dashes."""
+    """The job's name in lists, and a part of its `ft:` model's name, with dashes for what a URL cannot hold."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
     """Default: a random number, which the job shows."""
     chat_template_kwargs: ChatTemplateArguments | None = None

@@ -79,7 +79,7 @@ class AdapterPage(View):
 
 
 def _show_provenance(job: Json, adapter: Json) -> None:
-    with card("Provenance"):
+    with card("Origin"):
         tag("bdi", adapter["fine_tuned_model"], "t-mono t-wrap")
         facts(
             {

@@ -40,7 +40,7 @@ class TryIt:
             with box("t-grid"):
                 self._system = text_field("System prompt", hint="Optional; as in the training data.")
                 self._tokens = text_field(
-                    "Longest answer (tokens)", str(DEFAULT_TOKENS), kind="number", min="1", step="1"
+                    "Maximum answer (tokens)", str(DEFAULT_TOKENS), kind="number", min="1", step="1"
                 )
             with box("t-actions"):
                 self._button = button("Ask both", self._toggle, "t-primary")

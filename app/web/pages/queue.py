@@ -110,7 +110,7 @@ class QueuePage(View):
                     "Fair shares",
                     (
                         lead_column("Project (next first)", "project_id", self._project),
-                        number_column("GPU time counted", "gpu_seconds", duration),
+                        number_column("Compute time counted", "gpu_seconds", duration),
                         number_column("Weight", "share_weight", "{:g}".format),
                         number_column("Running jobs", "running_jobs", count),
                     ),

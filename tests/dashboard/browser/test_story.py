@@ -76,7 +76,7 @@ def create(page: Page, name: str, values: dict[str, str]) -> str:
     """Create the job of the form when its plan fits; the id of the job."""
     for label, value in {"Name": name, **values}.items():
         page.get_by_label(label, exact=True).fill(value)
-    expect(page.get_by_text(re.compile("^Fits "))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Fits\. About "))).to_be_visible()
     page.get_by_role("button", name="Create job").click()
     page.wait_for_url(re.compile("/jobs/ftjob-"))
     return page.url.split("/jobs/")[1].split("?")[0]
@@ -103,7 +103,7 @@ def compare(page: Page, *job_ids: str) -> None:
 def ask_both(page: Page) -> None:
     """The only worker answers one question after the other."""
     page.get_by_label("Question").fill("Refund 3!")
-    page.get_by_label("Longest answer (tokens)").fill("12")
+    page.get_by_label("Maximum answer (tokens)").fill("12")
     page.get_by_role("button", name="Ask both").click()
     for one in ("base model", "adapter"):
         answer = page.get_by_role("region", name=f"Answer of the {one}")

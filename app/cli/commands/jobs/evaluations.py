@@ -108,7 +108,7 @@ def compare(
     system: Annotated[str | None, typer.Option(help="System message before each prompt.")] = None,
     body: Any = None,
 ) -> Result:
-    """Show the answers of base model and adapter to a few prompts, side by side. A GPU worker generates them.
+    """Show the answers of base model and adapter to a few prompts, side by side. A training worker generates them.
 
     Example: tunery compare @last --prompt "My card has not arrived."
     """

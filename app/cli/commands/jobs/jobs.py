@@ -294,7 +294,7 @@ resource.add_show(
 )
 for name, text in {
     "cancel": "Cancel a job. Progress since its last checkpoint is lost.",
-    "pause": "Pause a job after its current step. Its progress is saved and its GPU is released.",
+    "pause": "Pause a job after its current step. Its progress is saved, and its worker is free for other jobs.",
     "resume": "Queue a paused job again. It continues from its saved progress.",
 }.items():
     resource.add_change(name, text, lambda job: f"{job['id']}  {job['status']}", action=name)

@@ -73,6 +73,6 @@ def _group(name: str, method: str) -> str | None:
 
 COLUMNS = (
     lead_column("Setting", "name", sub="unit"),
-    text_column("As requested", "", lambda row: setting_text(row["requested"]) if "requested" in row else "–"),
-    text_column("As resolved", "value", setting_text),
+    text_column("Requested", "", lambda row: setting_text(row["requested"]) if "requested" in row else "–"),
+    text_column("Used", "value", setting_text),
 )

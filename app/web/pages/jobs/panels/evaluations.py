@@ -94,7 +94,7 @@ class EvaluationsPanel(ResultsPanel):
     def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
         file = select_field("File with held-out rows", choices, self.job["validation_file"] or "", FILE_HINT)
         labels = {name: label for name, (label, _) in GRADERS.items()}
-        grader = select_field("Grader", labels, hint="Further graders: tunery eval --help")
+        grader = select_field("Grader", labels, hint="The command line has further ones.")
         numbers = {
             name: text_field(
                 (one := Setting.of(name, field)).title,
