@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.domain.methods import METHODS, Method
 from app.web.pages.jobs.metrics import (
     MAX_SYMBOLS,
     ChartedJob,
     best_validation,
+    clipped_text,
     options,
+    robust_top,
     x_values,
 )
 
@@ -56,6 +61,50 @@ def test_each_metric_of_a_method_is_charted_with_its_validation(method: Method) 
     assert len(made["title"]) == 1 + len(method.metrics)
     below = [line["yAxisIndex"] for line in made["series"] if line["yAxisIndex"]]
     assert below == [index for index in range(1, len(method.metrics) + 1) for _ in ("train", "validation")]
+
+
+def job_of(*losses: float, **other: list[float]) -> ChartedJob:
+    rows = [{"step": step, "train_loss": loss} for step, loss in enumerate(losses, 1)]
+    return ChartedJob(
+        "job", [row | {name: curve[step] for name, curve in other.items()} for step, row in enumerate(rows)]
+    )
+
+
+STEEP = [0.5 + 7.5 * math.exp(-step / 3) for step in range(86)]
+
+
+def test_the_first_steps_do_not_end_the_axis_of_the_losses() -> None:
+    top = robust_top([job_of(*STEEP)])
+    assert top is not None
+    assert 0.5 < top < 1.0
+    axis = options([job_of(*STEEP)], top=top)["yAxis"]
+    assert axis[0]["max"] == top
+    above = sum(loss > top for loss in STEEP)
+    assert clipped_text([job_of(*STEEP)], top).startswith(f"{above} of 86 loss values above {top:g}, up to 8.000")
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [],
+        [job_of(2.0)],
+        [job_of(*[1.5] * 20)],
+        [job_of(*(2.5 - step / 50 for step in range(100)))],
+        [job_of(*STEEP[30:], full_valid_loss=[2.0 - step / 100 for step in range(56)])],  # another curve needs the room
+        [job_of(*[8.0] * 20), job_of(*[0.5] * 80)],  # no job is hidden as a whole
+    ],
+    ids=["none", "one value", "constant", "even", "validation above", "two jobs"],
+)
+def test_without_outliers_all_losses_are_shown(jobs: list[ChartedJob]) -> None:
+    assert robust_top(jobs) is None
+
+
+@given(st.lists(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), min_size=1, max_size=4))
+def test_at_most_a_quarter_of_each_curve_is_above_the_axis(curves: list[list[float]]) -> None:
+    top = robust_top([job_of(*curve) for curve in curves])
+    if top is not None:
+        assert all(sum(loss > top for loss in curve) <= len(curve) / 4 for curve in curves)
+        assert any(loss > top for curve in curves for loss in curve)
 
 
 def test_many_validations_are_a_line_without_symbols() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -14,10 +16,11 @@ import nicegui
 from nicegui import ui
 from nicegui.dependencies import esm_modules
 
+from app.domain.error_text.json_text import counted
 from app.domain.methods import METHODS
 from app.web.api_client import Json
 from app.web.components.elements import box, button, card, chart, facts, link, note, refilled, tag
-from app.web.components.forms import checkbox, filter_select
+from app.web.components.forms import filter_select
 from app.web.formatting import loss, short
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.panels.panel import Panel
@@ -31,6 +34,9 @@ Points = list[tuple[float, float]]
 
 AXES = {"step": "Step", "num_tokens": "Tokens", "time": "Training time (s)"}
 SMOOTHING = {"": "No smoothing", "0.6": "Smooth", "0.9": "Very smooth"}
+RANGES = {"": "Loss: most values", "all": "Loss: all values", "log": "Loss: log scale"}
+OUTLIER_RANGES = 1.5  # of quartiles above the third one, as in a box plot (Tukey's fences)
+MIN_CLIPPED_SHARE = 0.25  # of the axis: a smaller gain is worth no clipping
 COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad")
 MAX_SYMBOLS = 100  # of a curve of validations; more are one band, and take longer to draw than all lines
 ECHARTS_MODULE = "nicegui-echart"
@@ -82,14 +88,18 @@ class CurvesCard:
             with box("t-filters"):
                 self._axis = filter_select("Horizontal axis", AXES, "step", self.draw)
                 self._smoothing = filter_select("Smoothing", SMOOTHING, smoothing, self.draw)
-                self._log = checkbox("Log scale", "", self.draw)
+                self._range = filter_select("Range of the losses", RANGES, "", self.draw)
                 if hint:
                     tag("span", hint, "t-hint t-mouse")
                 tag("span", classes="t-grow")
                 self.downloads = box("t-actions")
+            self._clipped = tag("p", "", "t-hint", role="status")
             self._chart = chart({}, label)
             with self.downloads:
+                self._reset = button("Reset zoom")
                 self._png = button("PNG")
+        whole = "{type: 'dataZoom', start: 0, end: 100}"
+        self._reset.on("click", js_handler=f"() => getElement({self._chart.id}).chart.dispatchAction({whole})")
         script = f"() => savePng(getElement({self._chart.id}).chart, {json.dumps(png_name)})"  # as it is shown
         self._png.on("click", js_handler=script)
         self.element.set_visibility(False)
@@ -100,7 +110,10 @@ class CurvesCard:
         self.draw()
 
     def draw(self) -> None:
-        made = options(self._jobs, self._axis.value, bool(self._log.value), float(self._smoothing.value or 0))
+        top = None if self._range.value else robust_top(self._jobs)
+        made = options(self._jobs, self._axis.value, self._range.value == "log", float(self._smoothing.value or 0), top)
+        self._clipped.set_text("" if top is None else clipped_text(self._jobs, top))
+        self._clipped.set_visibility(top is not None)
         last = made["grid"][-1]
         self._chart.style(f"height: {last['top'] + last['height'] + ZOOM_PX}px")
         self._chart.options.clear()
@@ -115,7 +128,7 @@ class MetricsPanel(Panel):
         self._facts = box("")
         self._empty = box("")
         job = self.job
-        self._curves = CurvesCard(f"Curves of {wording.name(job)}", f"{job['id']}.png", hint=HINT)
+        self._curves = CurvesCard(f"Curves of {wording.name(job)}", f"{job['id']}.png", "Curves", hint=HINT)
         with self._curves.downloads:
             link("CSV", f"/jobs/{job['id']}/metrics.csv", "t-button", download="").move(target_index=0)
 
@@ -171,8 +184,59 @@ def _module_urls() -> list[str]:
     return [*(f"{files}/esm/{key}/{name}" for name in names), f"{files}/static/utils/dynamic_properties.js"]
 
 
-def options(jobs: Sequence[ChartedJob], axis: str = "step", is_log: bool = False, smoothing: float = 0.0) -> Json:
-    """One job: train and validation loss. Several: one colour for each, validation dashed."""
+def robust_top(jobs: Sequence[ChartedJob]) -> float | None:
+    """The end of the loss axis above which only outliers are, such as the first steps; None if all values fit well.
+
+    Each curve has its own fence, so that no curve of a high loss is hidden as a whole.
+    """
+    curves = [curve for job in jobs for curve in _losses(job) if curve]
+    if not curves:
+        return None
+    lowest, highest = min(map(min, curves)), max(map(max, curves))
+    top = _round_up(max(map(_fence, curves)))
+    return top if highest - top > MIN_CLIPPED_SHARE * (highest - lowest) else None
+
+
+def clipped_text(jobs: Sequence[ChartedJob], top: float) -> str:
+    """What of the losses is above the end of the axis, and how it is shown."""
+    values = [value for job in jobs for curve in _losses(job) for value in curve]
+    above = sum(value > top for value in values)
+    return (
+        f"{above:,} of {counted(len(values), 'loss value')} above {top:g}, up to {loss(max(values))}, "
+        f"{'is' if above == 1 else 'are'} not shown: choose all values, or the log scale."
+    )
+
+
+def _losses(job: ChartedJob) -> list[list[float]]:
+    """The curves of the train and of the validation loss."""
+    names = ("train_loss", "full_valid_loss")
+    return [[float(row[name]) for row in job.rows if row.get(name) is not None] for name in names]
+
+
+def _fence(curve: list[float]) -> float:
+    """The highest value of a curve that is no outlier."""
+    if len(curve) == 1:
+        return curve[0]
+    first, _, third = statistics.quantiles(curve, n=4, method="inclusive")
+    return max(value for value in curve if value <= third + OUTLIER_RANGES * (third - first))
+
+
+def _round_up(value: float) -> float:
+    """To two significant digits, for the label of the axis."""
+    if value <= 0:
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit) * unit:.6g}")
+
+
+def options(
+    jobs: Sequence[ChartedJob],
+    axis: str = "step",
+    is_log: bool = False,
+    smoothing: float = 0.0,
+    top: float | None = None,
+) -> Json:
+    """One job: train and validation loss. Several: one colour for each, validation dashed. `top` ends the loss axis."""
     measured = {key for job in jobs for row in job.rows for key in row if row[key] is not None}
     shown = {title: fields for title, fields in METRICS.items() if not measured.isdisjoint(fields)}
     is_single = len(jobs) == 1
@@ -200,15 +264,9 @@ def options(jobs: Sequence[ChartedJob], axis: str = "step", is_log: bool = False
             for text, top in zip(["Loss", *shown], tops, strict=True)
         ],
         "legend": {"top": 4, "right": 16, "type": "scroll", "left": 90, "textStyle": TEXT, "data": _legend(series)},
-        "toolbox": {
-            "right": 4,
-            "top": 26,
-            "feature": {"restore": {"title": "Whole range"}},
-            "iconStyle": {":borderColor": "cssColor('--muted')"},
-        },
         "tooltip": {"trigger": "axis", "confine": True, **TOOLTIP},
         "axisPointer": {"link": [{"xAxisIndex": "all"}]},
-        **_axes(indexes, axis, is_log),
+        **_axes(indexes, axis, is_log, top),
         "dataZoom": [
             {"type": "inside", "xAxisIndex": [*indexes], "zoomOnMouseWheel": "ctrl"},
             {"type": "slider", "xAxisIndex": [*indexes], "bottom": 8, "height": 20},
@@ -290,19 +348,20 @@ def _line(
     }  # fmt: skip
 
 
-def _axes(indexes: range, axis: str, is_log: bool) -> Json:
+def _axes(indexes: range, axis: str, is_log: bool, top: float | None) -> Json:
     x, y = [], []
     for index in indexes:
         is_last = index == indexes[-1]
         x.append({
             "type": "value", "gridIndex": index, "min": "dataMin", "max": "dataMax",
-            "axisLabel": {"show": is_last or not index, **TEXT},
+            "axisLabel": {"show": is_last or not index, "hideOverlap": True, **TEXT},
             "name": AXES[axis] if is_last else "", "nameLocation": "middle", "nameGap": 24, "nameTextStyle": TEXT,
             "splitLine": {"show": False}, "axisLine": {"lineStyle": BORDER},
         })  # fmt: skip
         y.append({
             "type": "log" if is_log and not index else "value", "gridIndex": index, "scale": True,
-            "splitNumber": 2 if index else 5, "axisLabel": {**TEXT, ":formatter": "chartNumber"},
+            "splitNumber": 2 if index else 5, "max": None if index else top,
+            "axisLabel": {"hideOverlap": True, **TEXT, ":formatter": "chartNumber"},
             "splitLine": {"lineStyle": BORDER},
         })  # fmt: skip
     return {"xAxis": x, "yAxis": y}
