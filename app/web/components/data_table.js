@@ -18,9 +18,9 @@ export default {
     },
   },
   methods: {
-    sortBy(key) {
-      this.awaited = key;
-      this.$emit("sort", key);
+    sortBy(sort) {
+      this.awaited = sort.replace("-", "");
+      this.$emit("sort", sort);
     },
     cell(row, column) {
       const value = row[column.key];
@@ -42,6 +42,14 @@ export default {
   },
   template: `
   <div class="t-table-frame" tabindex="0" role="region" :aria-label="caption">
+    <div v-if="columns.some((column) => column.sortable)" class="t-sort-select"><span aria-hidden="true">Sort by</span>
+      <select class="t-input" aria-label="Sort by" :value="sort" @change="sortBy($event.target.value)">
+        <template v-for="column in columns.filter((column) => column.sortable)" :key="column.key">
+          <option :value="column.key">{{ column.label }}, ascending</option>
+          <option :value="'-' + column.key">{{ column.label }}, descending</option>
+        </template>
+      </select>
+    </div>
     <table class="t-table">
       <caption class="t-sr-only">{{ caption }}</caption>
       <thead>
@@ -49,7 +57,7 @@ export default {
           <th v-if="selectable" scope="col" class="t-check"><span class="t-sr-only">Selection</span></th>
           <th v-for="column in columns" :key="column.key" scope="col" :class="['t-' + (column.kind || 'text')]"
               :aria-sort="column.sortable ? direction(column) : null">
-            <button v-if="column.sortable" type="button" class="t-sort" @click="sortBy(column.key)"
+            <button v-if="column.sortable" type="button" class="t-sort" @click="sortBy(sort === column.key ? '-' + column.key : column.key)"
               :aria-busy="awaited === column.key || null"
               >{{ column.label }}<span aria-hidden="true">{{ arrow(column) }}</span></button>
             <template v-else>{{ column.label }}</template>
@@ -59,9 +67,9 @@ export default {
       <tbody>
         <tr v-for="row in rows" :key="row.id" :class="{ 't-selected': selected.includes(row.id) }">
           <td v-if="selectable" class="t-check">
-            <input type="checkbox" :value="row.id" :checked="selected.includes(row.id)"
+            <label><input type="checkbox" :value="row.id" :checked="selected.includes(row.id)"
                    :aria-label="'Select ' + (row.label || row.id)"
-                   @change="$emit('select', row.id, $event.target.checked)">
+                   @change="$emit('select', row.id, $event.target.checked)"></label>
           </td>
           <td v-for="column in columns" :key="column.key" :data-label="column.label"
               :class="['t-' + (column.kind || 'text'), { 't-lead': column.lead, 't-void': isVoid(cell(row, column)) }]">

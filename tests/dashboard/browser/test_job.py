@@ -53,6 +53,86 @@ def test_a_long_job_shows_some_of_its_steps(open_page: Open, world: World) -> No
     wait_for_chart(page, "last(options.series[0].data)[0] === 2100 && options.title.length === 2")
 
 
+STEEP = """
+INSERT INTO job_events (id, project_id, job_id, seq, attempt, level, type, message, data)
+SELECT 'ftevent-steep' || n, project_id, id, event_seq + n, attempt, 'info', 'metrics', 'Step ' || n,
+  jsonb_build_object('step', n, 'total_steps', :steps, 'train_loss', 0.5 + 7.5 * exp((1 - n) / 3.0))
+FROM jobs, generate_series(1, :steps) AS n WHERE id = :job_id
+"""
+HIGHEST = "chart.getModel().getComponent('yAxis', 0)?.axis.scale.getExtent()[1]"  # on the axis of the losses
+# The number of labels of the horizontal axes, and pairs of them with less than 6 px between them.
+OVERLAPS = """
+() => {
+  const { chart } = getElement(Number(document.querySelector('.t-chart').id.slice(1)));
+  const box = (one) => {
+    const { x, y, width, height } = one.getBoundingRect();
+    const place = one.transform ?? [1, 0, 0, 1, 0, 0];
+    const [left, top] = [x + place[4], y + place[5]];
+    return { text: one.style.text, left, top, right: left + width, bottom: top + height };
+  };
+  const labels = chart.getZr().storage.getDisplayList().filter((one) => one.type === "tspan" && !one.ignore).map(box);
+  const numbers = labels.filter(({ text }) => /^[\\d,]+$/.test(text));
+  return [numbers.length, numbers.flatMap((a, index) => numbers.slice(index + 1)
+    .filter((b) => a.left < b.right + 6 && b.left < a.right + 6 && a.top < b.bottom && b.top < a.bottom)
+    .map((b) => `${a.text} ${b.text}`))];
+}
+"""
+
+
+def test_the_first_steps_do_not_flatten_the_rest_of_the_curve(open_page: Open, world: World) -> None:
+    """82 steps from 8.0 to 0.5: the axis ends where only the first steps are above it, and says so."""
+    job_id = world.add_job("steep", steps=[82])
+    with transaction(world.sessions) as session:
+        session.execute(text(STEEP), {"steps": 82, "job_id": job_id})
+    page = open_page(f"/jobs/{job_id}?tab=metrics", is_narrow=True)
+    wait_for_chart(page, f"{HIGHEST} > 0.5 && {HIGHEST} < 1")
+    clipped = page.get_by_text(re.compile(r"^\d+ of 82 loss values above .* up to 8\.000, are not shown"))
+    expect(clipped).to_be_visible()
+    page.set_viewport_size({"width": 840, "height": 844})  # where "80 82" would have 5 px between them
+    wait_for_chart(page, "chart.getWidth() > 700")
+    count, overlaps = page.evaluate(OVERLAPS)
+    assert (count >= 4, overlaps) == (True, [])
+    page.get_by_label("Range of the losses").select_option("Loss: all values")
+    wait_for_chart(page, f"{HIGHEST} >= 8")
+    expect(clipped).to_be_hidden()
+    page.get_by_label("Range of the losses").select_option("Loss: log scale")
+    wait_for_chart(page, "options.yAxis[0].type === 'log'")
+
+
+def test_a_button_resets_the_zoom(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=metrics")
+    zoom = "options.dataZoom.map((one) => Math.round(one.start)).join()"
+    wait_for_chart(page, f"{zoom} === '0,0'")
+    page.evaluate(
+        "getElement(Number(document.querySelector('.t-chart').id.slice(1))).chart"
+        ".dispatchAction({type: 'dataZoom', start: 50, end: 100})"
+    )
+    wait_for_chart(page, f"{zoom} === '50,50'")
+    page.get_by_role("button", name="Reset zoom").click()
+    wait_for_chart(page, f"{zoom} === '0,0'")
+
+
+def test_the_few_numbers_that_matter_are_large_and_the_rest_is_folded(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    figures = page.locator(".t-figures > div")
+    expect(figures).to_have_text(
+        [
+            "Score186 of 200 right",
+            re.compile("^Training time"),
+            re.compile(r"^Best validation loss0\.\d{3}$"),
+            "Trained tokens107,520",
+        ]
+    )
+    size = "(one) => parseFloat(getComputedStyle(one).fontSize)"
+    attempts = page.get_by_role("definition").filter(has_text=re.compile("^1$"))
+    expect(attempts).to_have_count(0)
+    page.get_by_text("Details", exact=True).click()
+    expect(page.get_by_text("Training attempts")).to_be_visible()
+    assert figures.first.locator("dd").evaluate(size) > 1.5 * attempts.first.evaluate(size)
+    page.goto(page.url.replace(world.jobs["succeeded"], world.jobs["running"]))
+    expect(figures.first).to_have_text(re.compile("^Remaining"))
+
+
 def test_every_tab_shows_its_subject(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['succeeded']}")
     names = ["Overview", "Curves", "Evaluation", "Samples", "Settings", "Log", "More"]
@@ -177,7 +257,7 @@ def test_the_controls_change_the_axes_and_the_smoothing_and_one_cursor_crosses_a
     wait_for_chart(page, "last(options.xAxis).name === 'Training time (s)'")
     page.get_by_label("Smoothing").select_option("Very smooth")
     wait_for_chart(page, "options.series.some((one) => one.name === 'Train loss (raw)')")
-    page.get_by_label("Log scale").check()
+    page.get_by_label("Range of the losses").select_option("Loss: log scale")
     wait_for_chart(page, "options.yAxis[0].type === 'log' && options.yAxis[1].type === 'value'")
     wait_for_chart(page, "options.axisPointer[0].link[0].xAxisIndex === 'all'")
     wait_for_chart(page, "options.series.flatMap((one) => one.markPoint?.data ?? []).length === 1")
@@ -239,7 +319,8 @@ def wait_for_chart(page: Page, condition: str) -> None:
     """Wait until the options of the chart, as ECharts has them, fulfil a condition in JavaScript."""
     page.wait_for_function(
         "() => { const element = document.querySelector('.t-chart'), last = (list) => list[list.length - 1];"
-        f" const options = getElement(Number(element.id.slice(1))).chart.getOption(); return {condition}; }}"
+        " const { chart } = getElement(Number(element.id.slice(1)));"
+        f" const options = chart.getOption(); return {condition}; }}"
     )
 
 

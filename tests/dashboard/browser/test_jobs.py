@@ -87,6 +87,21 @@ def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None
     expect(page.get_by_role("row").last).to_contain_text("support-bot-v4")
 
 
+def test_one_select_sorts_the_cards_of_a_phone(open_page: Open) -> None:
+    page = open_page("/jobs?status=succeeded,running", is_narrow=True)
+    expect(page.get_by_role("button", name="Progress")).to_have_count(0)
+    first = page.locator("tbody tr").first
+    for label, sort, name in (
+        ("Job, descending", "-name", "support-bot-v4"),
+        ("Job, ascending", "name", "<img src=x"),
+    ):
+        page.get_by_label("Sort by").select_option(label)
+        page.wait_for_url(f"**sort={sort}")
+        expect(first).to_contain_text(name)
+    page.reload()
+    expect(page.get_by_label("Sort by")).to_have_value("name")
+
+
 def test_a_filter_that_the_api_refuses_is_named_with_the_whole_list(open_page: Open) -> None:
     page = open_page("/jobs?status=nonsense")
     expect(page.get_by_role("alert")).to_contain_text("nonsense")

@@ -9,19 +9,24 @@ from playwright.sync_api import expect
 
 from app.db.engine import transaction
 from app.db.tables import Job
-from tests.dashboard.browser.conftest import Open
+from tests.dashboard.browser.conftest import WIDE, Open
 from tests.dashboard.browser.world import World
 from tests.factories import make_file, make_project
 
 
 def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/new?file={world.files['tickets']}")
-    expect(page.get_by_text(re.compile("^Fits NVIDIA H100"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Fits\. About .+ on NVIDIA H100"))).to_be_visible()
     expect(page.get_by_text("There is no validation file")).to_be_visible()
-    expect(page.get_by_text(re.compile(r"^\d{3} MB of 80\.0 GB memory, about \d+ (s|min)"))).to_be_visible()
+    details = page.get_by_text(re.compile(r"^\d\.\d\d GB of 80\.00 GB, with packed batches"))
+    expect(details).to_be_hidden()
+    page.get_by_text("Details of the plan").click()
+    expect(details).to_be_visible()
     page.get_by_label("Epochs").fill("2")
     page.get_by_label("LoRA rank").fill("8")
     expect(page.get_by_text('"n_epochs": 2')).to_be_visible()
+    expect(page.get_by_role("status")).to_have_count(0)  # of a plan that is being made
+    expect(details).to_be_visible()
     page.get_by_role("tab", name="Command line").click()
     expect(page.get_by_text("--set lora.r=8")).to_be_visible()
     page.get_by_label("Name").fill("made-in-a-browser")
@@ -30,6 +35,18 @@ def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open
     expect(page.get_by_role("heading", name=re.compile("made-in-a-browser"))).to_be_visible()
     page.get_by_role("tab", name="Settings").click()
     expect(page.get_by_text("n_epochs", exact=True)).to_be_visible()
+
+
+def test_the_plan_is_above_the_button_on_a_phone_and_beside_the_fields_on_a_screen(
+    open_page: Open, world: World
+) -> None:
+    page = open_page(f"/jobs/new?file={world.files['tickets']}", is_narrow=True)
+    verdict = page.get_by_text(re.compile(r"^Fits\. About "))
+    create = page.get_by_role("button", name="Create job")
+    top, bottom = (box["y"] for each in (verdict, create) if (box := each.bounding_box()))
+    assert top < bottom
+    page.set_viewport_size(WIDE)
+    expect(verdict).to_be_in_viewport()
 
 
 def test_a_double_click_creates_one_job(open_page: Open, world: World) -> None:
@@ -109,7 +126,7 @@ class TestKeptEntries:
         with transaction(world.sessions) as session:
             file_id = make_file(session, world.storage, make_project(session, "with entries")).id
         page = open_page(f"/jobs/new?file={file_id}", key=first)
-        expect(page.get_by_text(re.compile("^Fits NVIDIA H100"))).to_be_visible()
+        expect(page.get_by_text(re.compile(r"^Fits\. About .+ on NVIDIA H100"))).to_be_visible()
         page.get_by_label("Name").fill("kept")
         page.get_by_text("More settings").click()
         page.get_by_label("Quantization").select_option("16")

@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parents[3]
 SCREENSHOTS = ROOT / ".screenshots"
 HOSTILE_COLUMN = "<img src=x onerror=alert(1)>" + "x" * 300
 REPORTED = ("moderate", "serious", "critical")
+# What a finger cannot press well (WCAG 2.5.5): less than 44 px high. Links within a sentence are excepted.
+SMALL_TARGETS = """
+[...document.querySelectorAll("a[href], button, input, select, textarea, summary")]
+  .filter((one) => one.checkVisibility({ visibilityProperty: true }) && !one.closest("p, .t-sr-only, .t-skip"))
+  .map((one) => (one.type === "checkbox" ? one.closest("label") : one))
+  .filter((one) => one.getBoundingClientRect().height < 43.9)
+  .map((one) => `${one.getBoundingClientRect().height}: ${one.outerHTML.slice(0, 150)}`)
+"""
 FADED = """Promise.allSettled(document.getAnimations()
     .filter(one => one.effect.getComputedTiming().iterations !== Infinity).map(one => one.finished))"""
 SCREENS = {
@@ -100,6 +108,8 @@ def test_a_screen_is_accessible_and_fits_its_width(open_page: Open, world: World
     page = open_page(path_of(screen, world), key=key, is_narrow=is_narrow, is_dark=is_dark)
     settle(page)
     require_accessible(page)
+    if is_narrow:
+        assert page.evaluate(SMALL_TARGETS) == []
 
 
 def test_wide_content_is_reflowed_at_400_percent(open_page: Open, world: World) -> None:

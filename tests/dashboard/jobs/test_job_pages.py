@@ -89,7 +89,7 @@ def test_a_running_evaluation_says_how_much_is_done_and_left(answers: int, finis
 
 
 def test_the_result_in_a_table_is_that_of_the_headline() -> None:
-    assert wording.result({"evaluation": None}) == "–"
+    assert wording.result({"evaluation": None}) == {"text": "–"}
     assert wording.result({"evaluation": {"headline": None, "status": "running"}}) == {"text": "running"}
     found = wording.result({"evaluation": {"headline": {"brief": "25 right, base none", "text": "A sentence."}}})
     assert found == {"text": "25 right", "sub": "base none", "title": "A sentence."}

@@ -19,19 +19,22 @@ from app.web.components.elements import (
     card,
     error_note,
     facts,
+    folded,
     link,
     note,
     pill,
     progress_bar,
+    prose,
     refilled,
     tabs,
     tag,
 )
 from app.web.components.forms import ask
-from app.web.formatting import count, duration, moment, per_second
+from app.web.formatting import count, duration, loss, moment, per_second
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.housekeeping import add_job_buttons
 from app.web.pages.jobs import job_form, wording
+from app.web.pages.jobs.jobs import Curves
 from app.web.pages.jobs.metrics import MetricsPanel, request_charts_early
 from app.web.pages.jobs.panels.configuration import ConfigurationPanel
 from app.web.pages.jobs.panels.deliveries import DeliveriesPanel
@@ -81,10 +84,14 @@ class JobPage(View):
         self._job_id = self.path("job_id")
         self._path = f"fine_tuning/jobs/{self._job_id}"
         self._title_state: object = None
+        self._curves: Curves = self.session.kept.setdefault("curves", Curves(self.api))
         job = await self.api.get(self._path)
         ui.page_title(f"{wording.name(job)} · Tunery")
         with box("t-stack") as self._head:
             self._title = box("t-stack")
+            with card():
+                self._summary = box("t-stack")
+                self._details = folded("Details")  # it stays open while the job changes
             self._state = box("t-stack")
         self._announced = box("t-sr-only", role="status")  # each step would be announced else
         await self._show_job(job)
@@ -134,21 +141,24 @@ class JobPage(View):
             last = (await self.api.get(f"{self._path}/events", limit=1, type="message"))["data"]
             stopped = [one for one in last if one["data"].get("reason") not in (None, "paused")]
             self._interruption = stopped[0]["message"] if stopped else None
+        await self._curves.load([job])
         self._show_head()
 
     def _show_head(self) -> None:
         self._show_title()
         self._announced.set_text(wording.label(self._job))
+        with refilled(self._summary):
+            headline = (self._job["evaluation"] or {}).get("headline")
+            if headline:
+                tag("p", headline["text"], "t-headline")
+            tag("p", wording.sentence(self._job), "t-muted" if headline else "t-strong")
+            fraction = wording.fraction_done(self._job)
+            if fraction is not None and self._job["status"] in wording.UNFINISHED:
+                progress_bar("Progress", fraction)
+            facts(self._figures(), "t-figures")
+        with refilled(self._details):
+            facts(self._facts())
         with refilled(self._state):
-            with card():
-                headline = (self._job["evaluation"] or {}).get("headline")
-                if headline:
-                    tag("p", headline["text"], "t-headline")
-                tag("p", wording.sentence(self._job), "t-muted" if headline else "t-strong")
-                fraction = wording.fraction_done(self._job)
-                if fraction is not None and self._job["status"] in wording.UNFINISHED:
-                    progress_bar("Progress", fraction)
-                facts(self._facts())
             self._show_failure()
             if self._interruption:
                 note("Why it was interrupted", self._interruption, "warn")
@@ -171,8 +181,7 @@ class JobPage(View):
         job = self._job
         with box("t-title"):
             with tag("h1"):
-                tag("bdi", wording.name(job))
-                tag("span", " ")
+                tag("bdi", wording.name(job) if job["user_provided_suffix"] else job["id"])
                 pill(**wording.status(job))
             with box("t-actions"):
                 for name in offered:
@@ -190,7 +199,8 @@ class JobPage(View):
     def _show_origin(self) -> None:
         job = self._job
         with box("t-row t-muted"):
-            tag("span", job["id"], "t-mono t-wrap")
+            if job["user_provided_suffix"]:  # else the id is the title
+                tag("span", job["id"], "t-mono t-wrap")
             tag("bdi", job["model"])
             if job["model_alias"]:
                 tag("bdi", f"requested as {job['model_alias']}")
@@ -198,13 +208,26 @@ class JobPage(View):
             if job["cloned_from"]:
                 link("Cloned from", f"/jobs/{job['cloned_from']}")
 
+    def _figures(self) -> dict[str, str | None]:
+        """The few numbers that matter: the result, the time, the loss, and what it cost."""
+        job, curve = self._job, self._curves.of(self._job)
+        remaining, best = wording.remaining_seconds(job), curve["best_valid_loss"]
+        return {
+            "Score": wording.result(job)["text"] if (job["evaluation"] or {}).get("headline") else None,
+            "Remaining": None if remaining is None else duration(remaining),
+            "Training time": duration(training_seconds(job)) if remaining is None and job["started_at"] else None,
+            "Train loss": self._curves.last_train_loss(job) if best is None and curve["train_losses"] else None,
+            "Best validation loss": None if best is None else loss(best),
+            "Trained tokens": count(job["trained_tokens"]) if job["trained_tokens"] else None,
+        }
+
     def _facts(self) -> dict[str, str | None]:
         job, progress = self._job, self._job["progress"] or {}
         return {
             "Progress": wording.steps(job),
             "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
             "Training time": duration(training_seconds(job)) if job["started_at"] else None,
-            "Remaining": duration(remaining) if (remaining := wording.remaining_seconds(job)) is not None else None,
+            "Train loss": self._curves.last_train_loss(job),
             "Training attempts": count(job["attempts"]),
             "Priority": str(job["priority"]) if job["priority"] else None,
             "Created": moment(job["created_at"]),
@@ -217,7 +240,7 @@ class JobPage(View):
             return
         with note("Why it failed", error["message"], "bad", role="alert"):
             if error["cause"]:
-                tag("p", error["cause"].replace("`", ""))
+                prose(error["cause"])
             if remedy := wording.remedy(error):
                 tag("div", "What to do", "t-strong")
                 tag("p", remedy)

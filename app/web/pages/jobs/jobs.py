@@ -90,7 +90,7 @@ class JobsPage(View):
             self._waiting = tag("div")
         self._message = tag("div")
         self._table = DataTable("Jobs", _columns(self._curves)).classes("t-fit")
-        self._table.on_event("sort", self._toggle_sort)
+        self._table.on_event("sort", self._set_sort)
         self._table.on_event("select", self._select)
         self._compare = link("Compare", "#", "t-button t-primary t-stuck")
         self._footer = box("t-row")
@@ -162,8 +162,8 @@ class JobsPage(View):
             elif state == "first":
                 _show_first_job(self.settings.public_api_url, models[0]["id"] if models else "MODEL")
 
-    async def _toggle_sort(self, column: str) -> None:
-        self._sort = f"-{column}" if self._sort == column else column
+    async def _set_sort(self, sort: str) -> None:
+        self._sort = sort
         await self._reload()
 
     async def _reload(self, after: str = "") -> None:

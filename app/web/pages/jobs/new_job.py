@@ -24,6 +24,7 @@ from app.web.components.elements import (
     code_block,
     error_note,
     facts,
+    folded,
     link,
     note,
     pill,
@@ -32,7 +33,7 @@ from app.web.components.elements import (
     tag,
 )
 from app.web.components.forms import Field, checkbox, select_field, text_area, text_field
-from app.web.formatting import count, duration, size, until
+from app.web.formatting import count, size, until
 from app.web.frame import View, screen
 from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
@@ -83,20 +84,21 @@ class NewJobPage(View):
         if source and not self._initial.get("validation_file") and "held_out_file_id" in training_file:
             self._initial["validation_file"] = job_form.NO_FILE  # as in the original
         chosen = [self._initial.get(name) for name in ("training_file", "validation_file")]
-        with box("t-split"):
+        with box("t-create"):  # in this order on a phone: the plan is read before the button is pressed
             with card("Job"):
                 self._build_fields(models, wording.file_options(self._files.values(), chosen))
                 self._build_kept()
+            with card("Plan"):
+                self._verdict = box("t-stack", aria_live="polite")  # without the numbers below
+                with box("") as self._details:
+                    self._plan = folded("Details of the plan")  # it stays open while the plan changes
+            with box("t-stack"):
                 with box("t-actions"):
                     if self.may("jobs:write"):
                         button("Create job", self._create, "t-primary")
                 self._result = tag("div")
-            with box("t-stack"):
-                with card("Plan"):
-                    self._verdict = box("t-stack", aria_live="polite")  # without the numbers below
-                    self._plan = box("t-stack")
-                with card("The same request"):
-                    self._build_request()
+            with card("The same request"):
+                self._build_request()
         ui.timer(0.05, partial(self._update, is_marked=False), once=True)  # a form that was just opened has no errors
 
     async def _add_older_file(self, name: str) -> None:
@@ -137,13 +139,11 @@ class NewJobPage(View):
             link("Add a base model", "/admin/models")
         with box("t-form"):
             self._add(*job_form.MAIN, training_file=FILES_HINT if len(files) >= MAX_FILES else "")
-        with tag("details"):
-            tag("summary", "More settings")
-            with box("t-form"):
-                self._add(*job_form.MORE)
-                self._fields["more"] = text_area(
-                    "More hyperparameters", self._initial.get("more", ""), MORE_HINT, self._update
-                )
+        with folded("More settings"), box("t-form"):
+            self._add(*job_form.MORE)
+            self._fields["more"] = text_area(
+                "More hyperparameters", self._initial.get("more", ""), MORE_HINT, self._update
+            )
 
     def _build_kept(self) -> None:
         """The settings of the original that have no field, so that none is lost without a word."""
@@ -188,7 +188,7 @@ class NewJobPage(View):
     async def _update(self, is_marked: bool = True) -> None:
         body = self._body(is_marked)
         self._show_request(body)
-        self._plan.clear()
+        self._details.set_visibility(False)
         with refilled(self._verdict):
             if body is None:
                 tag("p", "The plan appears when the fields are complete.", "t-muted")
@@ -208,11 +208,13 @@ class NewJobPage(View):
                 if plan.is_unreachable:
                     button("Plan again", self._update)
             elif isinstance(plan, dict):
-                note(plan["message"], "", VERDICT_TONES.get(plan["verdict"], ""))
+                tone = VERDICT_TONES.get(plan["verdict"], "")
+                note(plan["message"], _expected_start(queue), tone).classes("t-verdict")
                 for warning in plan["warnings"]:
                     note("Warning", warning["message"], "warn")
-                with self._plan:
-                    _show_plan(plan, queue if isinstance(queue, dict) else None)
+                self._details.set_visibility(True)
+                with refilled(self._plan):
+                    _show_plan(plan)
 
     def _build_request(self) -> None:
         self._request_hint = tag("p", "The commands appear when the fields are complete.", "t-muted")
@@ -259,7 +261,7 @@ async def with_evaluation(api: ApiClient, job: Json) -> Json:
     return job | {"request": (job["request"] or {}) | evaluation}
 
 
-def _show_plan(plan: Json, queue: Json | None) -> None:
+def _show_plan(plan: Json) -> None:
     facts(
         {
             "Steps": count(plan["total_steps"]),
@@ -267,7 +269,6 @@ def _show_plan(plan: Json, queue: Json | None) -> None:
             "Examples": f"{count(plan['trained_examples'])} of {count(plan['examples'])}",
             "Longest example": f"{count(plan['longest_document_tokens'])} tokens",
             "Truncated": counted(plan["cut"]["count"], "example"),
-            "Expected start": _expected_start(queue),
         }
     )
     values = plan["hyperparameters"]
@@ -293,17 +294,18 @@ def _show_device(device: Json) -> None:
             tag("span", counted(device["workers"], "worker"), "t-muted")
         with box("t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):
             tag("div", style=f"width: {percent:.0f}%")
-        basis = "" if device["basis"] == "measured" else " (estimate: no such job has run here yet)"
-        tag("div", f"{size(peak)} of {size(total)} memory, about {duration(device['seconds'])}{basis}", "t-hint")
+        tag("div", device["details"], "t-hint")
 
 
-def _expected_start(queue: Json | None) -> str:
-    if queue is None:
-        return "–"
+def _expected_start(queue: Any) -> str:
+    """When a job that is created now starts; without an answer of the queue nothing."""
+    if not isinstance(queue, dict):
+        return ""
     workers, waiting = queue["workers"], queue["own"]["waiting"] + queue["others"]["waiting"]
     if not workers["alive"]:
-        return "when a worker starts"
+        return "It starts when a worker does."
     if workers["busy"] < workers["alive"] and not waiting:
-        return "at once"
+        return "It starts at once."
+    after = f"after {counted(waiting, 'queued job')}" if waiting else "when a worker is free"
     ends = [one["expected_finish"] for one in queue["running"]]
-    return f"after {counted(waiting, 'queued job')}" + (f", first worker free {until(min(ends))}" if ends else "")
+    return f"It starts {after}" + (f"; the first worker is free {until(min(ends))}." if ends else ".")

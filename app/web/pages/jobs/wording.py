@@ -157,11 +157,11 @@ def failure(job: Json) -> str | None:
     return error["code"].replace("_", " ") if error else None
 
 
-def result(job: Json) -> Json | str:
+def result(job: Json) -> Json:
     """The result of the newest evaluation as a cell of a table, or else its state."""
     evaluation = job["evaluation"]
     if evaluation is None:
-        return "–"
+        return {"text": "–"}
     if not evaluation["headline"]:
         return {"text": evaluation["status"]}
     text, _, rest = evaluation["headline"]["brief"].partition(", ")

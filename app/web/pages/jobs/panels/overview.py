@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from app.web.api_client import Json
-from app.web.components.elements import box, card, code_block, link, note, refilled, tabs, tag
+from app.web.components.elements import box, card, code_block, folded, link, note, refilled, tabs, tag
 from app.web.frame import View
 from app.web.pages.answers import TryIt
 from app.web.pages.jobs.metrics import MetricsPanel
@@ -136,8 +136,7 @@ def _show_ways(view: View, job: Json) -> None:
             tag("p", way.text)
             if _is_allowed(view, name):
                 _add_link(job, name, "t-button t-primary")
-        with tag("details", open=name != "try" or None):  # the chat has its place first
-            tag("summary", "Command line and Python")
+        with folded("Command line and Python", is_open=name != "try"):  # the chat has its place first
             for text in (way.command, CLIENT + way.python):
                 code_block(text.format_map(names))
 
