@@ -218,7 +218,8 @@ def _fence(curve: list[float]) -> float:
     if len(curve) == 1:
         return curve[0]
     first, _, third = statistics.quantiles(curve, n=4, method="inclusive")
-    return max(value for value in curve if value <= third + OUTLIER_RANGES * (third - first))
+    fence = third + OUTLIER_RANGES * (third - first)
+    return max((third, *(value for value in curve if value <= fence)))  # rounding may leave none of equal values
 
 
 def _round_up(value: float) -> float:
