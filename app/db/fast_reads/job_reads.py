@@ -189,6 +189,7 @@ class JobFilter:
     without_metadata: bool = False
     search: str | None = None  # a part of the id, suffix, model, `ft:` name or name of the training file
     file_id: str | None = None  # of the training or the validation file
+    group_id: str | None = None
     order_by: JobColumn = "created_at"
     is_ascending: bool = False
 
@@ -196,7 +197,7 @@ class JobFilter:
     def is_selective(self) -> bool:
         """Whether a page may have to skip many jobs before it is full."""
         bounds = (self.created_from, self.created_until)
-        given = (self.states, self.metadata, self.search, self.file_id)
+        given = (self.states, self.metadata, self.search, self.file_id, self.group_id)
         return any(given) or any(bound is not None for bound in bounds)
 
 
@@ -267,6 +268,8 @@ def _page(job_filter: JobFilter, limit: int, after: Job | None) -> Select[str]:
     if job_filter.file_id:
         file_id = job_filter.file_id
         query = query.where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
+    if job_filter.group_id:
+        query = query.where(Job.group_id == job_filter.group_id)
     if job_filter.search:
         query = query.where(_matches(job_filter.search))
     return query
