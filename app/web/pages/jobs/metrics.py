@@ -31,7 +31,7 @@ Points = list[tuple[float, float]]
 
 AXES = {"step": "Step", "num_tokens": "Tokens", "time": "Training time (s)"}
 SMOOTHING = {"": "No smoothing", "0.6": "Smooth", "0.9": "Very smooth"}
-COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad")
+COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad", "--line-6", "--line-7", "--line-8", "--line-9")
 MAX_SYMBOLS = 100  # of a curve of validations; more are one band, and take longer to draw than all lines
 ECHARTS_MODULE = "nicegui-echart"
 STATIC_IMPORT = re.compile(r'from ?"\./([^"]+)"')
@@ -178,7 +178,7 @@ def options(jobs: Sequence[ChartedJob], axis: str = "step", is_log: bool = False
     is_single = len(jobs) == 1
     description = f"Curves of {jobs[0].name}" if is_single else "Curves of the compared jobs"
     series: list[Json] = []
-    for job, colour in zip(jobs, COLOURS, strict=False):
+    for job, colour in zip(jobs, COLOURS[: len(jobs)], strict=True):
         x = x_values(job.rows, axis)
         series += _loss_series(job, x, smoothing, colour, is_single)
         for index, (field, *validated) in enumerate(shown.values(), start=1):
