@@ -89,7 +89,8 @@ async def job_filter(
         ),
     ] = None,
     file: Annotated[
-        str | None, Query(max_length=200, description="Only jobs that train or validate with the file of this id.")
+        str | None,
+        Query(max_length=200, description="Only jobs that train, validate or are evaluated with the file of this id."),
     ] = None,
     group: Annotated[str | None, Query(max_length=200, description="Only jobs of the group of this id.")] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="`desc`: newest first; `asc`: oldest first.")] = "desc",
