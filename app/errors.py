@@ -8,6 +8,7 @@ The classes are picklable (arguments only), as they cross process boundaries.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from app.bad_request_codes import BAD_REQUEST_CODES, ErrorCode
 
@@ -16,11 +17,13 @@ class TuneryError(Exception):
     """`codes` are the codes that an error of this class can have; the first one is the default.
 
     `is_final`: the response has `x-should-retry: false`, which the official client respects for every status.
+    `combined` are the errors of which `combine_errors` made it.
     """
 
     status = 500
     type = "server_error"
     is_final = False
+    combined: Sequence[TuneryError] = ()
     code = "server_error"
     codes: tuple[ErrorCode, ...] = (
         ErrorCode(
@@ -46,17 +49,22 @@ class TuneryError(Exception):
         return self.message
 
 
+Problem = TypeVar("Problem", bound=TuneryError)
+
+
 class BadRequest(TuneryError):
     status = 400
     type = "invalid_request_error"
     codes = BAD_REQUEST_CODES
 
 
-def combine_errors(problems: Sequence[BadRequest]) -> BadRequest:
+def combine_errors(problems: Sequence[Problem]) -> Problem:
     """One error for all `problems` of a request: class, `param` and code of the first one, the messages of all."""
     first = problems[0]
     message = "; ".join(dict.fromkeys(problem.message for problem in problems))
-    return type(first)(message, first.param, first.code)
+    error = type(first)(message, first.param, first.code)
+    error.combined = [single for problem in problems for single in problem.combined or [problem]]
+    return error
 
 
 class UnknownParameter(BadRequest):

@@ -30,6 +30,7 @@ from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 from app.domain.storage_location import S3Location, parse_storage_url
 from app.domain.webhooks import is_secret
 
+MAX_FILE_BYTES = 512 << 20  # OpenAI's limit for one file
 # Settings of the previous release without effect in this one -> what replaces them. One release later they are unknown.
 REMOVED = {
     "TUNERY_HEADER_TIMEOUT_SECONDS": "the proxy limits request headers (nginx: client_header_timeout)",
@@ -126,7 +127,7 @@ class Settings(BaseSettings):
     organization: str = "tunery"  # `organization_id`, and the third part of ft:base:organization:suffix:id
     docs_enabled: bool = True  # /docs and /openapi.json without a key; turn off where even the shape is private
     max_answer_body_bytes: int = Field(default=2 << 20, ge=1)  # of a question; images in a conversation need more
-    max_file_bytes: int = 512 << 20  # OpenAI's limit for one file
+    max_file_bytes: int = MAX_FILE_BYTES
     max_upload_bytes: int = 8 << 30  # OpenAI's limit for a multipart upload
     upload_ttl_seconds: float = Field(default=3600, gt=0)  # how long an upload may take; one hour at OpenAI
     max_line_bytes: int = 4 << 20  # one example; 4 MiB is about a million tokens
@@ -341,6 +342,9 @@ class WebSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=1, le=65535)
     session_seconds: float = Field(default=43_200, gt=0)  # 12 hours: a working day
+    max_file_bytes: int = Field(
+        default=MAX_FILE_BYTES, validation_alias=AliasChoices("TUNERY_MAX_FILE_BYTES", "max_file_bytes")
+    )
     log_json: bool = Field(default=True, validation_alias=AliasChoices("TUNERY_LOG_JSON", "log_json"))
     log_file: Path | None = Field(default=None, validation_alias=AliasChoices("TUNERY_LOG_FILE", "log_file"))
     metrics_port: int | None = Field(

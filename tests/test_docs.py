@@ -23,7 +23,8 @@ def variable_of(name: str) -> str:
 
 
 def web_variable_of(name: str) -> str:
-    return f"TUNERY_{name.upper()}" if name.startswith(("log_", "metrics_")) else f"TUNERY_WEB_{name.upper()}"
+    is_shared = name.startswith(("log_", "metrics_", "max_file_"))  # with other processes
+    return f"TUNERY_{name.upper()}" if is_shared else f"TUNERY_WEB_{name.upper()}"
 
 
 def test_every_setting_is_documented_with_its_environment_variable() -> None:

@@ -11,10 +11,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.settings import MAX_FILE_BYTES
 from app.web.api_client import ApiError
 
-MAX_TABLE_BYTES = 2 << 30
+MAX_SESSION_BYTES = 2 << 30
 MAX_ALL_TABLES_BYTES = 4 << 30  # of all sessions
+MAX_SHOWN_CHARACTERS = 80  # of a name
 KEEP_SECONDS = 3_600
 CLEANUP_SECONDS = 60.0
 EXPIRED = "The upload of this file has expired. Drop the file again."
@@ -50,18 +52,24 @@ class DroppedTable:
 
 
 class TableStore:
-    def __init__(self) -> None:
+    def __init__(self, max_table_bytes: int = MAX_FILE_BYTES) -> None:
+        """A table is uploaded by one request, of which `max_table_bytes` is the API's limit."""
+        self._max_table_bytes = max_table_bytes
         self._directory = tempfile.TemporaryDirectory(prefix="tunery-web-")
         self._tables: dict[str, DroppedTable] = {}
 
     def create(self, owner: str, filename: str, size_bytes: int) -> DroppedTable:
         """Raises DroppedTableError, OSError."""
-        total = size_bytes + sum(table.size_bytes for table in self._tables.values() if table.owner == owner)
-        if total > MAX_TABLE_BYTES:
+        if size_bytes > self._max_table_bytes:
             raise DroppedTableError(
-                f"Your tables that wait for their upload may have at most {MAX_TABLE_BYTES:,} bytes together; with "
-                f"this one they have {total:,}. Upload or cancel the others, split this one, or convert it to JSONL "
-                "yourself: JSONL files may be larger."
+                f"{filename[:MAX_SHOWN_CHARACTERS]} has {size_bytes:,} bytes, and a table may have at most "
+                f"{self._max_table_bytes:,}. Split it, or convert it to JSONL yourself: JSONL files may be larger."
+            )
+        total = size_bytes + sum(table.size_bytes for table in self._tables.values() if table.owner == owner)
+        if total > MAX_SESSION_BYTES:
+            raise DroppedTableError(
+                f"Your tables that wait for their upload may have at most {MAX_SESSION_BYTES:,} bytes together; with "
+                f"this one they have {total:,}. Upload or cancel the others first."
             )
         self._require_space(size_bytes)
         table_id = f"table-{secrets.token_hex(12)}"

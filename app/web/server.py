@@ -54,7 +54,7 @@ def create_app(settings: WebSettings) -> FastAPI:
     NiceGUI keeps its pages in the process, so a process has one dashboard.
     """
     http, streams = make_http(settings.api_url), make_http(settings.api_url, max_connections=None)
-    tables = TableStore()
+    tables = TableStore(settings.max_file_bytes)
     sessions = SessionStore(http, streams, settings.session_seconds, tables.discard_of)
 
     @asynccontextmanager

@@ -32,6 +32,15 @@ class TestRateLimiter:
         assert limiter.take("a", 4).reset_seconds == 0.25
         assert limiter.take("a", 4).reset_seconds == 0.5
 
+    def test_requests_wait_for_what_was_charged(self) -> None:
+        clock = Clock()
+        limiter = RateLimiter(1000, clock)
+        limiter.take("a", 4)
+        limiter.charge("a", 7)  # more than a second has
+        assert limiter.take("a", 4) == (4, 0, 2.0, 1.25)
+        clock.seconds += 1.25
+        assert limiter.take("a", 4).wait_seconds == 0
+
     def test_follows_a_limit_that_was_lowered_at_once(self) -> None:
         limiter = RateLimiter(1000, Clock())
         limiter.take("a", None)

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from app.settings import MAX_FILE_BYTES
 from app.web import dropped_tables
-from app.web.dropped_tables import MAX_TABLE_BYTES, DroppedTableError, TableStore
+from app.web.dropped_tables import MAX_SESSION_BYTES, DroppedTableError, TableStore
 
 
 @pytest.fixture
@@ -33,14 +34,19 @@ def test_a_table_belongs_to_its_session_and_ends_with_it(store: TableStore) -> N
         store.get("owner", own.id)
 
 
-@pytest.mark.parametrize("sizes", [(MAX_TABLE_BYTES + 1,), (1 << 30, (1 << 30) + 1)])
-def test_the_tables_of_a_session_have_one_limit(store: TableStore, sizes: tuple[int, ...]) -> None:
-    *allowed, last = sizes
-    for size in allowed:
-        store.create("owner", "a.csv", size)
+def test_a_table_has_the_limit_of_one_upload(store: TableStore) -> None:
+    store.create("owner", "a.csv", MAX_FILE_BYTES)
     with pytest.raises(DroppedTableError) as raised:
-        store.create("owner", "b.csv", last)
-    assert f"{MAX_TABLE_BYTES:,}" in raised.value.message
+        store.create("owner", "b.csv", MAX_FILE_BYTES + 1)
+    assert f"{MAX_FILE_BYTES:,}" in raised.value.message
+
+
+def test_the_tables_of_a_session_have_one_limit(store: TableStore) -> None:
+    for _ in range(MAX_SESSION_BYTES // MAX_FILE_BYTES):
+        store.create("owner", "a.csv", MAX_FILE_BYTES)
+    with pytest.raises(DroppedTableError) as raised:
+        store.create("owner", "b.csv", 1)
+    assert f"{MAX_SESSION_BYTES:,}" in raised.value.message
 
 
 def test_a_table_that_the_disk_cannot_hold_is_refused(store: TableStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from app.web.api_client import RESPONSE_SECONDS
-from app.web.dropped_tables import MAX_TABLE_BYTES, DroppedTableError, TableStore
+from app.web.dropped_tables import MAX_SESSION_BYTES, DroppedTableError, TableStore
 from app.web.sessions import COOKIE, SessionStore
 from app.web.transfers import NO_UPLOAD, REFUSALS, append, refuse, routes, send_piece
 from tests.dashboard.stub_api import stub_client, stub_http
@@ -58,7 +58,7 @@ def ask(*requests: tuple[str, str, Any], **headers: str) -> list[httpx2.Response
         return httpx2.Response(200, json={})
 
     async def send() -> list[httpx2.Response]:
-        tables = TableStore()
+        tables = TableStore(MAX_SESSION_BYTES)
         sessions = SessionStore(stub_http(answer), stub_http(answer), 60, tables.discard_of)
         app = FastAPI()
         app.state.sessions, app.state.tables = sessions, tables
@@ -81,7 +81,7 @@ BODIES = ('{"filename": "a.csv"}', '{"bytes": 5}', '{"filename": 5, "bytes": 5}'
 
 def test_a_size_that_is_none_is_refused_and_lifts_no_limit() -> None:
     bodies = [*(f'{{"filename": "a.csv", "bytes": {size}}}' for size in SIZES), *BODIES]
-    largest = f'{{"filename": "a.csv", "bytes": {MAX_TABLE_BYTES}}}'
+    largest = f'{{"filename": "a.csv", "bytes": {MAX_SESSION_BYTES}}}'
     first, *refused, last = ask(*(("POST", "/uploads", body) for body in (largest, *bodies, largest)))
     assert (first.status_code, last.status_code) == (200, 400)
     assert {(answer.status_code, answer.json()["message"]) for answer in refused} == {(400, NO_UPLOAD)}

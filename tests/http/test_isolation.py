@@ -28,7 +28,7 @@ BODIES = {
 WITHOUT_IDS = {
     "/v1/chat/completions", "/v1/completions",  # the name is in the body: test_answers.py
     "/v1/project", "/v1/events/stream", "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan",
-    "/v1/models",
+    "/v1/fine_tuning/jobs/groups", "/v1/models",
     "/v1/queue", "/v1/workers", "/v1/delivery_targets", "/v1/webhook_endpoints", "/v1/webhook_event_types",
 }  # fmt: skip
 
@@ -157,5 +157,7 @@ class TestAnotherProject:
         body = {"model": base_model, "training_file": succeeded.training_file_id}
         for path in ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan"):
             assert client.post(path, json=body, headers=foreign_headers).status_code == 404
+        group = {"job": body, "variants": [{}]}
+        assert client.post("/v1/fine_tuning/jobs/groups", json=group, headers=foreign_headers).status_code == 404
         for path, after in (("/v1/files", succeeded.training_file_id), ("/v1/fine_tuning/jobs", succeeded.id)):
             assert client.get(path, params={"after": after}, headers=foreign_headers).status_code == 400

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.base_models import catalog
-from app.domain.jobs.create_job import apply_overrides, settings_of_spec
+from app.domain.jobs.create_job import apply_overrides, settings_of_spec, vary
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
@@ -165,6 +165,62 @@ class TestOverrides:
         spec = spec_of(entry, BODY | {"chat_template_kwargs": {"enable_thinking": False}})
         again = cloned(entry, spec, {"chat_template_kwargs": {"enable_thinking": None}}, None)
         assert again.chat_template_kwargs is None
+
+
+def deep_merged(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return old | {name: deep_merged(old.get(name), value) for name, value in new.items()}
+
+
+BODIES = st.fixed_dictionaries(
+    {"hyperparameters": HYPERPARAMETERS},
+    optional={
+        "lora": LORA,
+        "quantization": st.sampled_from([None, {}, {"bits": 8}, {"compute_dtype": "float32"}]),
+        "metadata": st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy")),
+        "suffix": st.sampled_from([None, "one"]),
+    },
+)
+
+
+class TestVariants:
+    @settings(max_examples=100, deadline=None)
+    @given(job=BODIES, variant=BODIES)
+    def test_a_variant_trains_what_a_create_with_the_merged_body_trains(
+        self, entry: catalog.CatalogEntry, job: dict[str, Any], variant: dict[str, Any]
+    ) -> None:
+        job = BODY | {"validation_file": "file-v"} | job
+        body, problems = vary(job, variant)
+        merged = deep_merged(job, variant)
+        assert problems == []
+        assert spec_of(entry, body) == spec_of(entry, merged)
+        others = merged.keys() - {"hyperparameters", "lora", "quantization"}
+        assert {name: body[name] for name in others} == {name: merged[name] for name in others}
+
+    @pytest.mark.parametrize(
+        ("of_job", "variant"),
+        [
+            ({"lora": {"rank": 4}}, {"lora": {"r": 8}}),
+            ({"hyperparameters": {"lora_r": 4}}, {"lora": {"rank": 8}}),
+            ({"lora": {"r": 4}}, {"method": {"supervised": {"hyperparameters": {"lora": {"r": 8}}}}}),
+        ],
+    )
+    def test_another_name_of_a_parameter_replaces_it(
+        self, entry: catalog.CatalogEntry, of_job: dict[str, Any], variant: dict[str, Any]
+    ) -> None:
+        body, _ = vary(BODY | of_job, variant)
+        assert spec_of(entry, body).lora == spec_of(entry, BODY | {"lora": {"r": 8}}).lora
+
+    def test_a_rate_replaces_the_other_kind_of_rate(self, entry: catalog.CatalogEntry) -> None:
+        rates = {"hyperparameters": {"learning_rate": 1e-4}}, {"hyperparameters": {"learning_rate_multiplier": 2}}
+        for old, new in (rates, rates[::-1]):
+            assert spec_of(entry, vary(BODY | old, new)[0]) == spec_of(entry, BODY | new)
+
+    def test_what_a_variant_leaves_out_stays_auto(self, entry: catalog.CatalogEntry) -> None:
+        """Unlike in a clone, whose original is resolved."""
+        job = BODY | {"lora": {"r": 4, "alpha": "auto"}}
+        assert spec_of(entry, vary(job, {"lora": {"r": 32}})[0]).lora.alpha == 64
 
 
 def test_a_clone_must_change_a_number_that_is_refused_today(entry: catalog.CatalogEntry, reviewed: Reviewed) -> None:

@@ -20,7 +20,7 @@ from app.api.dependencies import AppState, AppStateDep, SessionDep, app_state_of
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute, respond_once
 from app.api.openapi import responses
 from app.api.schemas.common import Deleted, UnixSeconds, deleted, list_of, utc_datetime
-from app.api.schemas.jobs import CloneJob, JobBody, OrganizationJob, UpdateJob
+from app.api.schemas.jobs import CloneJob, CreateGroup, JobBody, JobGroup, OrganizationJob, UpdateJob
 from app.api.schemas.plans import DiffBody, PlanBody
 from app.api.transport.etags import jobs_etag, json_response, not_modified
 from app.api.transport.file_response import matches_etag
@@ -42,7 +42,7 @@ from app.domain.jobs.create_job import MAX_METADATA_PAIRS, CreateJob
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 from app.services.datasets.check_process import CheckProcess
-from app.services.jobs import diffs, jobs, plan
+from app.services.jobs import diffs, groups, jobs, plan
 from app.services.jobs.jobs import JobRow
 from app.services.jobs.plan import NotCountedError
 from app.services.resources import Page
@@ -89,8 +89,10 @@ async def job_filter(
         ),
     ] = None,
     file: Annotated[
-        str | None, Query(max_length=200, description="Only jobs that train or validate with the file of this id.")
+        str | None,
+        Query(max_length=200, description="Only jobs that train, validate or are evaluated with the file of this id."),
     ] = None,
+    group: Annotated[str | None, Query(max_length=200, description="Only jobs of the group of this id.")] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="`desc`: newest first; `asc`: oldest first.")] = "desc",
     order_by: Annotated[
         JobColumn,
@@ -114,6 +116,7 @@ async def job_filter(
         without_metadata=without_metadata,
         search=search,
         file_id=file,
+        group_id=group,
         order_by=order_by,
         is_ascending=order == "asc",
     )
@@ -196,6 +199,20 @@ async def plan_job(request: Request, body: CreateJobBody, caller: CallerDep, app
     except NotCountedError:
         answer = await app_state.check_limiter.run(request, caller.key_id, plan.is_long(inputs), work)
     return PlanBody.model_validate(answer)
+
+
+@router.post("/groups", response_model=JobGroup, summary="Create jobs to compare")
+def create_group(body: JsonBody[CreateGroup], caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+    """A job of each variant of a create body, all or none. They are jobs like others, and share the id of the group.
+
+    Each counts as a request for the rate limit. Without a `seed` they have the same random one.
+    """
+    app_state.rate_limiter.charge(caller.project_id, len(body.variants) - 1)
+    notifier, settings = app_state.worker_notifier, app_state.settings
+    group_id, rows = groups.create(
+        session, notifier, caller.project_id, caller.is_admin, body.job, body.variants, settings
+    )
+    return {"id": group_id, "jobs": [body_of(app_state, row) for row in rows]}
 
 
 def _plan_inputs(app_state: AppState, caller: Caller, body: dict[str, Any]) -> plan.PlanInputs:

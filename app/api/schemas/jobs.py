@@ -9,7 +9,7 @@ from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator, create_model
 
 from app.api.schemas.common import Body, LoraBody, Strict, WarningBody, unix_seconds
 from app.api.schemas.deliveries import DeliveryOfJob
@@ -26,6 +26,9 @@ from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.domain.methods import METHODS, Method
 
+MAX_VARIANTS = 8  # of a group
+AS_SENT = WrapValidator(lambda value, _: value)  # documents the value, and parses nothing
+
 
 def _all_optional(schema: dict[str, Any]) -> None:
     del schema["required"]
@@ -38,6 +41,16 @@ class CloneJob(CreateJob):
     """Overrides of the original's values."""
 
     model_config = ConfigDict(json_schema_extra=_all_optional)  # documents the body, and parses nothing
+
+
+class CreateGroup(Strict):
+    """Jobs to compare: the same create body, with what differs."""
+
+    job: Annotated[CreateJob, AS_SENT]
+    """What the jobs share: a create body."""
+    variants: Annotated[list[Annotated[CloneJob, AS_SENT]], Field(min_length=1, max_length=MAX_VARIANTS)]
+    """A job each: the fields of a create body that replace those of `job`. Objects are merged key by key; {} is the
+    job as it is."""
 
 
 class UpdateJob(Strict):
@@ -227,6 +240,8 @@ class JobBody(QueuedFields):
     """How often training has started: more than once after a pause or a lost worker."""
     cloned_from: str | None
     """The job that it was cloned from; null: it is not a clone."""
+    group: str | None = Field(validation_alias="group_id")
+    """The group of jobs that one request created with it; null: it was created alone."""
     request: dict[str, Any] | None
     """The body of the request that created the job, as it was sent; of a clone, its changes. Null for a job of an
     earlier release."""
@@ -277,6 +292,13 @@ class JobBody(QueuedFields):
             "deliveries": row.deliveries or [],
         }
         return {name: computed[name] if name in computed else _column(row, column) for name, column in _columns(cls)}
+
+
+class JobGroup(Body):
+    id: str
+    object: Literal["fine_tuning.job.group"] = "fine_tuning.job.group"
+    jobs: list[JobBody]
+    """The jobs, in the order of `variants`."""
 
 
 class OrganizationJob(JobBody):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Float,
     Row,
     Select,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
@@ -35,7 +37,8 @@ from sqlalchemy.orm import Session, aliased
 from app.db.fast_reads import keys
 from app.db.fast_reads.keys import ASKED, KEY
 from app.db.fast_reads.pool import AsyncConnections
-from app.db.tables import Attempt, Checkpoint, Delivery, DeliveryTarget, File, Job, JobEvent, QueuePlace
+from app.db.jobs.jobs import ACTIVE_STATES
+from app.db.tables import Attempt, Checkpoint, Delivery, DeliveryTarget, Evaluation, File, Job, JobEvent, QueuePlace
 from app.db.tables.base import core_table
 from app.domain.jobs.states import JobState
 
@@ -188,7 +191,8 @@ class JobFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)  # every pair must match
     without_metadata: bool = False
     search: str | None = None  # a part of the id, suffix, model, `ft:` name or name of the training file
-    file_id: str | None = None  # of the training or the validation file
+    file_id: str | None = None  # of the training or the validation file, or of an evaluation
+    group_id: str | None = None
     order_by: JobColumn = "created_at"
     is_ascending: bool = False
 
@@ -196,7 +200,7 @@ class JobFilter:
     def is_selective(self) -> bool:
         """Whether a page may have to skip many jobs before it is full."""
         bounds = (self.created_from, self.created_until)
-        given = (self.states, self.metadata, self.search, self.file_id)
+        given = (self.states, self.metadata, self.search, self.file_id, self.group_id)
         return any(given) or any(bound is not None for bound in bounds)
 
 
@@ -265,11 +269,25 @@ def _page(job_filter: JobFilter, limit: int, after: Job | None) -> Select[str]:
     if job_filter.without_metadata:
         query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
     if job_filter.file_id:
-        file_id = job_filter.file_id
-        query = query.where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
+        query = query.where(Job.id.in_(_users_of(job_filter.file_id)))
+    if job_filter.group_id:
+        query = query.where(Job.group_id == job_filter.group_id)
     if job_filter.search:
         query = query.where(_matches(job_filter.search))
     return query
+
+
+def _users_of(file_id: str) -> CompoundSelect[str]:
+    """The ids of the jobs that train, validate or are evaluated with a file; each part has an index of its own."""
+    job = aliased(Job)
+    project_id = select(File.project_id).where(File.id == file_id).scalar_subquery()
+    is_requested = job.spec["evaluation"]["file"].astext == file_id
+    return union_all(
+        select(job.id).where(job.training_file_id == file_id),
+        select(job.id).where(job.validation_file_id == file_id),
+        select(Evaluation.job_id).where(Evaluation.file_id == file_id),
+        select(job.id).where(job.project_id == project_id, job.state.in_(ACTIVE_STATES), is_requested),
+    )
 
 
 def _matches(text: str) -> ColumnElement[bool]:

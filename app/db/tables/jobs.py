@@ -95,6 +95,7 @@ class Job(Leased, Base):
             "seq",
             postgresql_where=text("state IN ('queued', 'validating_files')"),
         ),
+        Index("ix_jobs_group", "group_id", postgresql_where=text("group_id IS NOT NULL")),
         Index("ix_jobs_failed", "finished_at", postgresql_where=text("state = 'failed'")),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index(
@@ -122,6 +123,7 @@ class Job(Leased, Base):
     deliver_to: Mapped[Strings]  # names of delivery targets
     integrations: Mapped[list[dict[str, Any]] | None]  # each an integrations.Integration
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    group_id: Mapped[str | None]  # that of the jobs of one request, to be compared
     request: Mapped[dict[str, Any] | None]  # the body as it was sent; NULL in old rows
     request_id: Mapped[str | None]  # of the request that created the job, for the logs of its attempts
     traceparent: Mapped[str | None]  # of that request's span (W3C Trace Context), if it was traced

@@ -25,7 +25,7 @@ from app.domain.jobs.integrations import MAX_INTEGRATIONS, Integration
 from app.domain.jobs.lora_parameters import LoraParameters
 from app.domain.jobs.parameters import HYPERPARAMETERS, QuantizationParameters
 from app.domain.jobs.request_parameters import DEFINITIONS, IN_HYPERPARAMETERS, collect, keys_of, method_of
-from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, JobSpec, SamplePrompt
+from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, JobSpec, QuantizationSpec, SamplePrompt
 from app.domain.methods import METHOD_PARAMETERS, METHODS, OWNERS
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from app.domain.scheduling.worker_capacity import LABEL, MAX_LABELS
@@ -37,6 +37,8 @@ MAX_METADATA_PAIRS = 16
 OBJECTS = ("lora", "quantization")
 SPEC_SETTINGS = ("method", "chat_template_kwargs", "sample_prompts", "evaluation", "seed")  # of the body and the spec
 PLACES = {"method", "hyperparameters", *OBJECTS}  # of parameters
+RATES = ("learning_rate", "learning_rate_multiplier")  # one replaces the other
+REQUIRED = ("model", "training_file")
 # Azure's scripts send them in any case; LiteLLM sends 1 to every Azure endpoint by default.
 AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier", "1")
 MetadataKey = Annotated[str, Field(max_length=64)]
@@ -295,11 +297,38 @@ def parse_clone(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> tu
 
     Raises BadRequest where nothing is usable.
     """
-    required = {name: original[name] for name in ("model", "training_file")}
-    parsed, problems = parse_create(required | dict(overrides))
-    given = {key: value for key, value in overrides.items() if key in parsed.model_fields_set}  # a null removes a value
-    parsed, more = parse_create(apply_overrides(original, given))
+    body, problems = _overridden(original, overrides)
+    parsed, more = parse_create(body)
     return parsed, [*problems, *more]
+
+
+def vary(job: Mapping[str, Any], variant: Mapping[str, Any]) -> tuple[Json, list[BadRequest]]:
+    """The create body of a variant of `job`, and the problems of the variant's shape; the job's are left out.
+
+    The variant overrides the job as the body of a clone its original, under any name of a parameter. Raises BadRequest
+    where nothing is usable.
+    """
+    parsed, _ = parse_create(job)
+    job = _usable(parsed, job)
+    request = collect(job)
+    settings = {name: value for name in request.given if (value := request.value(name)) is not None}
+    if settings.pop("quantization", True) is False:
+        settings["quantization"] = None  # a 16-bit base
+    settings["method"] = request.method
+    body, problems = _overridden(settings, variant)
+    return _merged({name: value for name, value in job.items() if name not in PLACES}, body), problems
+
+
+def _overridden(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[Json, list[BadRequest]]:
+    """As `apply_overrides`, without those of an invalid shape, which are among the problems."""
+    parsed, problems = parse_create(dict.fromkeys(REQUIRED, "-") | dict(overrides))
+    return apply_overrides(original, _usable(parsed, overrides)), problems  # a null removes a value
+
+
+def _usable(parsed: CreateJob, body: Mapping[str, Any]) -> Json:
+    """The body without the keys that `parse_create` refuses."""
+    names = {CreateJob.model_fields[name].alias or name for name in parsed.model_fields_set}
+    return {name: value for name, value in body.items() if name in names}
 
 
 def settings_of_spec(spec: JobSpec, **columns: Any) -> Json:
@@ -333,15 +362,15 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
     dropped = []
     if new is not None and new != old:
         settings["method"] = new
-        dropped = [*OWNERS, "learning_rate", "learning_rate_multiplier"]  # the rate is resolved again
+        dropped = [*OWNERS, *RATES]  # the rate is resolved again
     request = collect(overrides)  # its problems are found again in the whole request
     for name, given in request.given.items():
         dropped.append(name)
-        if name == "learning_rate_multiplier":
-            dropped.append("learning_rate")
+        if name in RATES:
+            dropped += RATES
         elif name == "quantization" and (not given.value or "quantization" in settings):
             settings = without(settings, name)
-        elif name == "quantization.bits" and given.value != settings.get(name):
+        elif name == "quantization.bits" and given.value != settings.get(name, QuantizationSpec().bits):
             dropped += ["quantization.type", "quantization.double_quant"]  # both belong to the previous bits
         elif name == "loss_type" and (request.value(name) or "sigmoid") != settings.get(name, "sigmoid"):
             dropped += ["beta", "simpo_gamma"]  # both belong to the previous loss

@@ -73,8 +73,12 @@ def resolve(
         chat_template_kwargs=given_arguments(body) if is_given or not parent else parent.chat_template_kwargs,
         sample_prompts=tuple(body.get("sample_prompts") or ()),
         evaluation=EvaluationRequest.model_validate(body["evaluation"]) if body.get("evaluation") else None,
-        seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,
+        seed=draw_seed() if seed is None else seed,
     )
+
+
+def draw_seed() -> int:
+    return random.SystemRandom().randint(0, MAX_SEED)
 
 
 def _resolve_quantization(request: RequestParameters, context: ResolutionContext) -> QuantizationSpec | None:

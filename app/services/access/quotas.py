@@ -48,17 +48,17 @@ def require_storage(session: Session, project_id: str, size_bytes: int) -> None:
     require_room(session, project_id, "max_stored_bytes", maximum, usage.stored_bytes, remedy, size_bytes)
 
 
-def require_queue_quota(session: Session, project_id: str, default_max_queued_jobs: int) -> None:
-    """Check that the project may queue another job, by its queued jobs and its GPU-seconds of this month.
+def require_queue_quota(session: Session, project_id: str, default_max_queued_jobs: int, more: int = 1) -> None:
+    """Check that the project may queue `more` jobs, by its queued jobs and its GPU-seconds of this month.
 
-    Far from the limit the check is one statement. Raises QuotaExceeded.
+    Far from the limit the check of a single job is one statement. Raises QuotaExceeded.
     """
-    if usage.lock_far_from_limit(session, project_id, default_max_queued_jobs, 2 * MAX_IN_FLIGHT):
+    if more == 1 and usage.lock_far_from_limit(session, project_id, default_max_queued_jobs, 2 * MAX_IN_FLIGHT):
         return
     project = session.get_one(Project, project_id)
     maximum = default_max_queued_jobs if project.max_queued_jobs is None else project.max_queued_jobs
     remedy = "try again when one of them runs, cancel one, or ask an admin for a higher limit"
-    require_room(session, project_id, "max_queued_jobs", maximum, usage.queued_jobs, remedy)
+    require_room(session, project_id, "max_queued_jobs", maximum, usage.queued_jobs, remedy, more)
     if project.max_gpu_seconds_per_month is not None:
         _refuse_spent_month(project, usage.gpu_seconds(session, project_id), project.max_gpu_seconds_per_month)
 

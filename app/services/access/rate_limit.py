@@ -44,8 +44,13 @@ class RateLimiter:
             bucket.tokens -= is_allowed
             tokens = bucket.tokens
         return RateLimitStatus(
-            limit, int(tokens), (limit - tokens) / limit, 0.0 if is_allowed else (1 - tokens) / limit
+            limit, max(0, int(tokens)), (limit - tokens) / limit, 0.0 if is_allowed else (1 - tokens) / limit
         )
+
+    def charge(self, project_id: str, tokens: int) -> None:
+        """Take more tokens for an allowed request that does the work of several; the next ones wait for them."""
+        with self._lock:
+            self._buckets[project_id].tokens -= tokens
 
     def _filled(self, project_id: str, limit: int) -> _Bucket:
         now = self._clock()

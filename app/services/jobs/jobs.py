@@ -39,11 +39,21 @@ def create(
 ) -> JobRow:
     """Create a job, or a clone of `original` with the changes in `body`. Raises as `build_job`; QuotaExceeded."""
     job = build_job(session, project_id, is_admin, body, settings.endpoints, original)
-    quotas.require_queue_quota(session, project_id, settings.max_queued_jobs)
-    job.request_id, job.traceparent = audit.request_id(), current_traceparent()
-    row: JobRow = job_reads.of_new(jobs.insert(session, job))
-    notifier.after_commit(session, "cpu")
+    (row,) = insert_all(session, notifier, settings, [job])
     return row
+
+
+def insert_all(
+    session: Session, notifier: WorkerNotifier, settings: Settings, built: Sequence[Job]
+) -> Sequence[JobRow]:
+    """Insert built jobs of one project. Raises QuotaExceeded."""
+    quotas.require_queue_quota(session, built[0].project_id, settings.max_queued_jobs, len(built))
+    rows = []
+    for job in built:
+        job.request_id, job.traceparent = audit.request_id(), current_traceparent()
+        rows.append(job_reads.of_new(jobs.insert(session, job)))
+    notifier.after_commit(session, "cpu")
+    return rows
 
 
 def get(session: Session, project_id: str, job_id: str, param: str = "id") -> Job:

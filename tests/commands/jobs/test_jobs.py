@@ -142,6 +142,7 @@ class TestRead:
             file = make_file(session, storage, project)
             cancelled, waiting = (make_job(session, project, file).id for _ in range(2))
             jobs.cancel(session, project.id, cancelled)
+            session.get_one(Job, failed).group_id = "ftgroup-1"
 
         def listed(*options: object) -> list[str]:
             return [job["id"] for job in tunery("jobs", "list", *options, "--json").json]
@@ -152,6 +153,7 @@ class TestRead:
         assert tunery("jobs", "list", "--limit", 3).err == ""
         assert listed("--status", "failed", "--status", "cancelled") == [cancelled, failed]
         assert listed("--created-after", "2026-01-01", "--status", "failed,cancelled") == [cancelled, failed]
+        assert listed("--group", "ftgroup-1") == [failed]
         assert listed("--created-before", "2026-01-01T00:00:00Z") == listed("--created-after", "4000000000") == []
 
     def test_a_text_that_is_no_time_is_a_usage_error(self, tunery: Tunery) -> None:

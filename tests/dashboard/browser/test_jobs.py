@@ -8,6 +8,7 @@ from playwright.sync_api import Route, expect
 
 from app.db.engine import transaction
 from app.db.tables import Job
+from app.web.pages.jobs.compare import MAX_JOBS
 from tests.dashboard.browser.conftest import Open
 from tests.dashboard.browser.world import MODEL, World
 
@@ -55,15 +56,15 @@ def test_the_comparison_of_the_selected_jobs_is_in_view(open_page: Open) -> None
     expect(compare).to_be_in_viewport(ratio=1)
 
 
-def test_a_sixth_job_is_not_selected(open_page: Open) -> None:
-    page = open_page("/jobs?status=succeeded,running,failed,paused,cancelled")
+def test_a_job_above_the_limit_is_not_selected(open_page: Open) -> None:
+    page = open_page("/jobs")
     boxes = page.get_by_role("checkbox")
-    for number in range(5):
+    for number in range(MAX_JOBS):
         boxes.nth(number).check()
-    expect(page.get_by_role("link", name="Compare 5 jobs")).to_be_visible()
-    boxes.nth(5).click()
-    expect(page.get_by_text("Up to 5 jobs can be compared")).to_be_visible()
-    expect(boxes.nth(5)).not_to_be_checked()
+    expect(page.get_by_role("link", name=f"Compare {MAX_JOBS} jobs")).to_be_visible()
+    boxes.nth(MAX_JOBS).click()
+    expect(page.get_by_text(f"Up to {MAX_JOBS} jobs can be compared")).to_be_visible()
+    expect(boxes.nth(MAX_JOBS)).not_to_be_checked()
 
 
 def test_every_column_sorts_and_the_order_is_in_the_url(open_page: Open) -> None:

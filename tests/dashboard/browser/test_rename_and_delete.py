@@ -43,6 +43,13 @@ def test_equal_files_are_shown_once_renamed_and_deleted(open_page: Open, world: 
         assert all(session.get_one(File, one.id).deleted_at for one in (older, newer))
 
 
+def test_the_jobs_that_were_evaluated_with_a_file_are_named_before_it_is_deleted(open_page: Open, world: World) -> None:
+    page = open_page(f"/datasets/{world.files['held_out']}")
+    page.get_by_role("button", name="Delete").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("link", name="<img src=x").first).to_be_visible()  # not trained or validated with it
+
+
 def test_a_job_is_renamed_and_deleted(open_page: Open, world: World) -> None:
     job_id = world.add_job("to-tidy-up", steps=(1, 2))
     page = open_page(f"/jobs/{job_id}")

@@ -43,6 +43,7 @@ SCREENS = {
     "datasets": "/datasets",
     "dataset": "/datasets/{file:tickets}",
     "new-job": "/jobs/new?file={file:tickets}",
+    "variants": "/jobs/variants?job={succeeded}",
     "compare": "/jobs/compare?jobs={succeeded},{earlier}",
     "adapters": "/adapters",
     "adapter": "/adapters/{succeeded}",

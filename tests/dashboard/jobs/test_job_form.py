@@ -172,3 +172,33 @@ def test_hostile_names_stay_inside_the_quotes_of_curl() -> None:
     body = BODY | {"suffix": "'; rm -rf / #"}
     *_, option, text = shlex.split(job_form.curl(body, "http://api.test").replace("\\\n", ""))
     assert (option, json.loads(text)) == ("-d", body)
+
+
+@pytest.mark.parametrize(
+    ("changed", "body"),
+    [
+        ({}, {}),
+        ({"lora.r": " 4 "}, {"lora": {"r": 4, "alpha": "auto"}}),
+        ({"learning_rate": "1e-4", "n_epochs": ""}, {"hyperparameters": {"learning_rate": 1e-4, "n_epochs": "auto"}}),
+        (
+            {"model": "other"},
+            {
+                "model": "other",
+                "lora": {"target_modules": "auto"},
+                "hyperparameters": {"context_length": "auto"},
+            },
+        ),
+    ],
+)
+def test_a_variant_states_what_differs_and_what_depends_on_it(changed: dict[str, str], body: dict[str, Any]) -> None:
+    values = job_form.from_job(FINISHED_JOB).values
+    texts = {name: values[name] for name in job_form.VARIED}
+    assert job_form.variant(values, texts | changed) == body
+    assert job_form.variant(values | {"lora.alpha": "7"}, {"lora.r": "4"}) == {"lora": {"r": 4}}
+
+
+def test_a_wrong_value_of_a_variant_names_its_field() -> None:
+    values = job_form.from_job(FINISHED_JOB).values
+    with pytest.raises(FieldError) as caught:
+        job_form.variant(values, {"n_epochs": "many"})
+    assert caught.value.args[0] == "n_epochs"

@@ -13,9 +13,9 @@ from app.domain.artifacts.exports import ExportType, Quantization
 from app.domain.deliveries.served_check import Verdict
 from app.domain.evaluations.graders import EvaluationSettings
 from app.domain.jobs.states import UNFINISHED_WORK, Reason, WorkState
-from app.web.api_client import ApiClient
+from app.web.api_client import ApiClient, Json
 from app.web.pages.jobs import jobs, wording
-from app.web.pages.jobs.compare import RESULT_COLUMNS, distinct_names, job_settings
+from app.web.pages.jobs.compare import RESULT_COLUMNS, best_job, distinct_names, job_settings
 from app.web.pages.jobs.jobs import NO_CURVE, Curves
 from app.web.pages.jobs.metrics import ChartedJob
 from app.web.pages.jobs.new_job import with_evaluation
@@ -112,6 +112,33 @@ def test_jobs_of_the_same_name_have_their_short_ids() -> None:
     assert distinct_names([first, clone, other]) == ["demo (ftjob-4f6e1c0b)", "demo (ftjob-01234567)", "other"]
     lead, *_ = RESULT_COLUMNS
     assert lead.cell(clone | {"charted": ChartedJob("demo (ftjob-01234567)", [])})["text"] == "demo (ftjob-01234567)"
+
+
+def scored(name: str, mean: float | None, grader: str = "label", file: str = "file-1", seconds: float = 9.0) -> Json:
+    result = {"grader": grader, "adapter": {"mean": mean}}
+    times = {"started_at": 1, "training_seconds": seconds, "attempt_started_at": None}
+    return times | {"id": name, "evaluation": {"file": file, "headline": result}}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "best"),
+    [
+        ([scored("a", 0.5), scored("b", 0.75), scored("c", None)], "b"),
+        ([scored("a", 0.75, seconds=9), scored("b", 0.75, seconds=8)], "b"),
+        ([scored("a", 0.5), scored("b", 0.75, grader="exact")], None),
+        ([scored("a", 0.5), scored("b", 0.75, file="file-2")], None),
+        ([scored("a", 0.5), {"id": "b", "evaluation": None}, {"id": "c", "evaluation": {"headline": None}}], None),
+    ],
+    ids=["highest", "cheaper of equal ones", "another grader", "other rows", "nothing to compare with"],
+)
+def test_the_best_job_has_the_highest_score_on_the_same_rows(jobs: list[Json], best: str | None) -> None:
+    found = best_job(jobs)
+    assert (found and found["id"]) == best
+
+
+def test_compared_rates_are_absolute() -> None:
+    """A clone states the rate that its original has by a multiplier."""
+    assert not {"learning_rate_multiplier"} & job_settings(FINISHED_JOB).keys()
 
 
 def test_compared_settings_have_dotted_names() -> None:

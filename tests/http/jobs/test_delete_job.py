@@ -55,13 +55,20 @@ def test_an_unfinished_job_is_cancelled_before_it_is_deleted(
     assert client.delete(f"{JOBS}/{job.id}").status_code == 200
 
 
-def test_the_jobs_of_a_file_are_those_that_train_or_validate_with_it(
+def test_the_jobs_of_a_file_are_those_that_train_validate_or_are_evaluated_with_it(
     client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
 ) -> None:
     with transaction(sessions) as session:
-        first, second = (make_file(session, storage, project) for _ in "12")
+        first, second, third = (make_file(session, storage, project) for _ in "123")
+        evaluated = make_succeeded_job(session, storage, project)
+        (result, *_) = checkpoints.kept(session, evaluated.id)
+        for _ in "12":
+            evaluations.insert(session, evaluated, result, third, EvaluationSettings())
         validated = make_job(session, project, first, validation_file=second)
         trained = make_job(session, project, second)
-    for file, found in ((first, [validated]), (second, [trained, validated])):
+    body = {"model": base_model, "training_file": first.id, "evaluation": {"file": third.id, "graders": []}}
+    to_evaluate = client.post(JOBS, json=body).json()["id"]
+    found = {first: [to_evaluate, validated.id], second: [trained.id, validated.id], third: [to_evaluate, evaluated.id]}
+    for file, job_ids in found.items():
         page = client.get(JOBS, params={"file": file.id}).json()["data"]
-        assert [job["id"] for job in page] == [job.id for job in found]
+        assert [job["id"] for job in page] == job_ids

@@ -128,6 +128,9 @@ def _train(send: Recorder, training_file: str) -> Any:
     send(f"POST {JOBS}/plan", request)
     job_id = send(f"POST {JOBS}", request)["id"]
     send.wait(f"{JOBS}/{job_id}", lambda job: job["status"] == "running")
+    variants = [{"lora": {"r": 8}}, {"hyperparameters": {"n_epochs": 2}}]
+    for job in send(f"POST {JOBS}/groups", {"job": request, "variants": variants})["jobs"]:
+        send.http.post(f"{JOBS}/{job['id']}/cancel").raise_for_status()
     clone_id = send(f"POST {ONE_JOB}/clone", {"lora": {"r": 32}}, job_id=job_id)["id"]
     send.wait(f"{JOBS}/{clone_id}", lambda job: job["status"] == "queued")
     send(f"POST {ONE_JOB}/pause", job_id=clone_id)

@@ -101,12 +101,14 @@ def list_jobs(
     status: Annotated[list[str] | None, typer.Option(help="Only jobs with this status; repeatable.")] = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
+    group: Annotated[str | None, typer.Option(help="Only jobs of the group of this id.")] = None,
     all_projects: Annotated[
         bool, typer.Option("--all-projects", help="Jobs of all projects; requires an admin key.")
     ] = False,
 ) -> Result:
     """List the project's jobs, newest first."""
-    query: dict[str, Any] = {"status": status, "created_after": created_after, "created_before": created_before}
+    times = {"created_after": created_after, "created_before": created_before}
+    query: dict[str, Any] = {"status": status, "group": group} | times
     path = "organization/jobs" if all_projects else "fine_tuning/jobs"
     jobs, has_more = client.first_items(path, limit, **query)
     if has_more:

@@ -191,6 +191,7 @@ class JobPage(View):
                     add_actions(self, job)
                 if self.may("jobs:write"):
                     link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
+                    link("Train a variant", f"/jobs/variants?job={job['id']}", "t-button")
                 if job["adapter"]:
                     link("Adapter", f"/adapters/{job['id']}", "t-button")
                 if self.may("jobs:write"):
@@ -207,6 +208,8 @@ class JobPage(View):
             wording.link_files(job)
             if job["cloned_from"]:
                 link("Cloned from", f"/jobs/{job['cloned_from']}")
+            if job["group"]:
+                link("Compare its group", f"/jobs/compare?group={job['group']}")
 
     def _figures(self) -> dict[str, str | None]:
         """The few numbers that matter: the result, the time, the loss, and what it cost."""

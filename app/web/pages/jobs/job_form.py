@@ -14,6 +14,7 @@ from pprint import pformat
 from typing import Any
 
 from app.domain.jobs.create_job import SETTINGS, CreateJob, create_body, settings_of, without
+from app.domain.jobs.definitions import AUTO
 from app.domain.jobs.spec import QuantizationSpec
 from app.web.api_client import Json
 from app.web.pages.jobs import wording
@@ -34,7 +35,9 @@ MORE = (
     "chat_template_kwargs",
     "sample_prompts",
 )
+VARIED = ("model", "lora.r", "learning_rate", "n_epochs")  # by the rows of the form of variants
 EXAMPLES = {"chat_template_kwargs": '{"enable_thinking": false}', "more": '{"warmup_ratio": 0.05}'}  # objects, as JSON
+OF_BASE_MODEL = ("lora.target_modules", "context_length")
 MIN_CONTEXT_LENGTH = 128
 MIN_RANK = 4
 WRONG_FILES = {  # the field of the file by the code of the error, and what to do
@@ -95,6 +98,19 @@ def from_job(job: Json) -> Prefilled:
     values = {name: _field_text(value) for name, value in shown.items()}
     values["more"] = json.dumps(more, indent=1) if more else ""
     return Prefilled(values, kept={name: settings[name] for name in own if _is_set(name, settings[name])})
+
+
+def variant(values: Mapping[str, str], changed: Mapping[str, str]) -> Json:
+    """What differs from the job of `values`. An emptied field is resolved anew, and so is what depends on a changed
+    one: on the base model layers and context length, on the rank an alpha of twice the rank. Raises FieldError.
+    """
+    texts = {name: text.strip() for name, text in changed.items()}
+    given = {name: _value(name, text) if text else AUTO for name, text in texts.items() if text != values[name]}
+    if "model" in given:
+        given |= dict.fromkeys(OF_BASE_MODEL, AUTO)
+    if "lora.r" in given and values["lora.alpha"] == str(2 * int(values["lora.r"])):
+        given["lora.alpha"] = AUTO
+    return create_body(given, None)
 
 
 def _field_text(value: Any) -> str:

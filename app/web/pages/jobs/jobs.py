@@ -31,10 +31,10 @@ from app.web.components.forms import filter_select, filter_text
 from app.web.formatting import duration, loss
 from app.web.frame import View, refresh_live, screen, set_query
 from app.web.pages.jobs import wording
+from app.web.pages.jobs.compare import MAX_JOBS
 from app.web.pages.jobs.metrics import request_charts_early
 
 PAGE_JOBS = 50
-MAX_COMPARED = 5
 STATUSES = ("running", "queued", "succeeded", "failed", "cancelled", "paused")
 STATUS_OPTIONS = {"": "All statuses", ",".join(wording.UNFINISHED): "Unfinished"}
 STATUS_OPTIONS |= {status: wording.LABELS[status] for status in STATUSES}
@@ -76,7 +76,7 @@ class JobsPage(View):
         asked = self.query("sort", NEWEST_FIRST)
         self._sort = asked if asked.removeprefix("-") in ORDERS else NEWEST_FIRST
         self._after = self.query("after")
-        self._selected = [one for one in self.query("select").split(",") if one][:MAX_COMPARED]
+        self._selected = [one for one in self.query("select").split(",") if one][:MAX_JOBS]
         self._jobs: list[Json] = []
         self._requested = 0  # the number of the latest request of the list
         self._empty_state = ""
@@ -141,7 +141,7 @@ class JobsPage(View):
         with self._footer:
             tag("span", f"{counted(len(self._jobs), 'job')} shown", "t-muted", role="status")
             if len(self._jobs) > 1 and not self._selected:
-                tag("span", f"Select 2 to {MAX_COMPARED} jobs to compare them.", "t-muted")
+                tag("span", f"Select 2 to {MAX_JOBS} jobs to compare them.", "t-muted")
             if self._after:
                 button("First page", self._reload)
             if page["has_more"]:
@@ -178,9 +178,9 @@ class JobsPage(View):
         await self._load_curves()
 
     def _select(self, job_id: str, is_selected: bool) -> None:
-        if is_selected and len(self._selected) >= MAX_COMPARED:
+        if is_selected and len(self._selected) >= MAX_JOBS:
             self._table.deselect(job_id)
-            ui.notify(f"Up to {MAX_COMPARED} jobs can be compared: take one out of the selection first.")
+            ui.notify(f"Up to {MAX_JOBS} jobs can be compared: take one out of the selection first.")
         elif is_selected:
             self._selected.append(job_id)
         elif job_id in self._selected:

@@ -37,7 +37,7 @@ SMOOTHING = {"": "No smoothing", "0.6": "Smooth", "0.9": "Very smooth"}
 RANGES = {"": "Loss: most values", "all": "Loss: all values", "log": "Loss: log scale"}
 OUTLIER_RANGES = 1.5  # of quartiles above the third one, as in a box plot (Tukey's fences)
 MIN_CLIPPED_SHARE = 0.25  # of the axis: a smaller gain is worth no clipping
-COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad")
+COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad", "--line-6", "--line-7", "--line-8", "--line-9")
 MAX_SYMBOLS = 100  # of a curve of validations; more are one band, and take longer to draw than all lines
 ECHARTS_MODULE = "nicegui-echart"
 STATIC_IMPORT = re.compile(r'from ?"\./([^"]+)"')
@@ -243,7 +243,7 @@ def options(
     is_single = len(jobs) == 1
     description = f"Curves of {jobs[0].name}" if is_single else "Curves of the compared jobs"
     series: list[Json] = []
-    for job, colour in zip(jobs, COLOURS, strict=False):
+    for job, colour in zip(jobs, COLOURS[: len(jobs)], strict=True):
         x = x_values(job.rows, axis)
         series += _loss_series(job, x, smoothing, colour, is_single)
         for index, (field, *validated) in enumerate(shown.values(), start=1):

@@ -281,10 +281,10 @@ def _show_plan(plan: Json) -> None:
         }
     )
     for device in plan["devices"]:
-        _show_device(device)
+        show_device(device)
 
 
-def _show_device(device: Json) -> None:
+def show_device(device: Json) -> None:
     peak, total = device["memory"]["peak"], device["memory_bytes"]
     percent = min(100.0, 100 * peak / total) if total else 100.0
     with box("t-device"):

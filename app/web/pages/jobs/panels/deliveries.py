@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.web.api_client import Json
+from app.web.api_client import ApiClient, Json
 from app.web.components.data_table import (
     Cell,
     lead_column,
@@ -61,11 +61,7 @@ class DeliveriesPanel(ResultsPanel):
         return "No deliveries", f"The adapter will be delivered to {targets}." if is_expected else text
 
     async def choices(self) -> dict[str, str] | None:
-        found = await self.api.items("delivery_targets", MAX_TARGETS)
-        if not found:
-            note("No delivery targets", "What creates one: `tunery targets create --help`", "warn", role="alert")
-            return None
-        return {one["name"]: f"{one['name']} ({TARGET_KINDS[one['kind']]})" for one in found}
+        return await target_options(self.api)
 
     def add_fields(self, choices: dict[str, str]) -> Callable[[], Json]:
         target = select_field("Target", choices, hint="What was delivered there before is delivered again.")
@@ -80,6 +76,19 @@ class DeliveriesPanel(ResultsPanel):
         (target,) = (one["target"] for one in self.shown if one["id"] == delivery_id)
         question = f"Withdraw the adapter from {target}? Requests for it are refused there."
         self.ask(question, "Withdraw", self.api.delete, delivery_id)
+
+
+async def target_options(api: ApiClient) -> dict[str, str] | None:
+    """Texts of the delivery targets by name, those that serve one name first; None after a note that there is none."""
+    found = await api.items("delivery_targets", MAX_TARGETS)
+    if not found:
+        note("No delivery targets", "What creates one: `tunery targets create --help`", "warn", role="alert")
+        return None
+    served = {one["name"]: f", as {one['served_model']}" if one["served_model"] else "" for one in found}
+    return {
+        one["name"]: f"{one['name']} ({TARGET_KINDS[one['kind']]}{served[one['name']]})"
+        for one in sorted(found, key=lambda one: not one["served_model"])
+    }
 
 
 def _status(delivery: Json) -> Cell:

@@ -171,7 +171,7 @@ def _score(score: Json | None) -> str:
     return "–" if score is None or score["mean"] is None else f"{score['mean']:.3f}"
 
 
-def _difference(difference: Json | None) -> Cell | str:
+def difference_cell(difference: Json | None) -> Cell | str:
     """The difference, in a tone if its interval excludes zero."""
     if difference is None:
         return "–"
@@ -194,7 +194,7 @@ COLUMNS = (
     lead_column("Grader", "name", sub="type"),
     number_column("Before: base model", "base", _score),
     number_column("After: adapter", "adapter", _score),
-    number_column("Difference (95 % interval)", "difference", _difference),
+    number_column("Difference (95 % interval)", "difference", difference_cell),
     number_column("Reference", "reference", _score),
     number_column("Rows", "", lambda grader: count((grader["difference"] or grader["adapter"])["rows"])),
 )
