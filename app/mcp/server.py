@@ -21,6 +21,7 @@ from app.cli.errors import AccessDenied
 from app.mcp.tools import Tools
 
 PACKAGE = Path(app.__file__).parent
+INDEX = "llms.txt"  # of the site
 INSTRUCTIONS = (
     "Fine-tune language models on the operator's GPUs. Begin with get_started. Never create a job before its dataset "
     "is valid and the person has accepted its plan."
@@ -37,7 +38,8 @@ def make_server(find_address: Callable[[str | None], ServiceAddress], root: Path
     def address_of(ctx: Context[Any, Any]) -> ServiceAddress:
         return find_address(bearer_key(ctx.headers))
 
-    tools = Tools(address_of, root or Path(), [str(page.uri) for page in pages], write)
+    index = [page for page in pages if page.name == INDEX] or pages
+    tools = Tools(address_of, root or Path(), [str(page.uri) for page in index], write)
     reading = (
         tools.get_started, tools.list_models, tools.validate_dataset, tools.plan_job, tools.get_job, tools.wait_job,
         tools.list_jobs,
@@ -49,7 +51,7 @@ def make_server(find_address: Callable[[str | None], ServiceAddress], root: Path
         instructions=INSTRUCTIONS,
         version=version("tunery"),
         log_level="WARNING",
-        resources=pages,
+        resources=[*pages],
         tools=[
             *(_tool(run, ToolAnnotations(read_only_hint=True)) for run in reading),
             *(_tool(run, ToolAnnotations(destructive_hint=run == tools.cancel_job)) for run in writing),
@@ -124,8 +126,8 @@ def _shortened(schema: Any) -> Any:
 
 
 def _pages() -> Iterator[FileResource]:
-    """The pages of the documentation, of the package or else of the checkout, as Markdown."""
+    """The pages of the site in the package, or else of the checkout, as Markdown, and the index for agents."""
     directory = next((path for path in (PACKAGE / "site", PACKAGE.parent / "docs") if path.is_dir()), PACKAGE)
-    for path in sorted(directory.rglob("*.md")):
+    for path in sorted(directory.rglob("*.md")) + sorted(directory.glob(INDEX)):
         name = path.relative_to(directory).as_posix()
         yield FileResource(uri=f"tunery://docs/{name}", name=name, path=path, mime_type="text/markdown")

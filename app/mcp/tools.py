@@ -99,6 +99,7 @@ class Tools:
     def __init__(
         self, find_address: Callable[[Context[Any, Any]], ServiceAddress], root: Path, pages: list[str], write: bool
     ) -> None:
+        """`pages` are the resources that `get_started` names."""
         self._find_address, self._root, self._pages, self._write = find_address, root, pages, write
         self._plans = Plans()
 
@@ -159,7 +160,7 @@ class Tools:
     ) -> results.Report:
         """Check a file by the rules of training. In first_row, trained parts are between [[ and ]]."""
         with self._client(ctx) as client:
-            query = {"model": model, "validation_file": validation_file, "method": method, "rows": 1}
+            query: Json = {"model": model, "validation_file": validation_file, "method": method, "rows": 1}
             return results.Report.of(client.post(f"{file_path(file_id)}/validate", **query))
 
     def plan_job(
@@ -189,7 +190,7 @@ class Tools:
         """Train what was planned, once the person has accepted the plan. A repeated call returns the same job."""
         with self._client(ctx) as client:
             body = self._plans.body(client.address.api_key, plan_id)
-            return results.Job.of(client.post("fine_tuning/jobs", body, idempotency_key=plan_id))
+            return results.Job.of(client.post_once("fine_tuning/jobs", body, plan_id))
 
     def get_job(self, ctx: Context[Any, Any], job_id: Id) -> results.Job:
         """Show a job, its newest evaluation and its deliveries."""
@@ -275,7 +276,7 @@ def open_below(root: Path, path: str) -> BinaryIO:
     """
     try:
         root = root.resolve(strict=True)
-        parts = (root, *(root / path).resolve(strict=True).relative_to(root).parts)
+        parts: tuple[str | Path, ...] = (root, *(root / path).resolve(strict=True).relative_to(root).parts)
         with ExitStack() as opened:
             fd = None
             for number, part in enumerate(parts, start=1):

@@ -7,6 +7,7 @@ import json
 import signal
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,8 @@ def test_an_agent_goes_from_a_dataset_to_an_evaluation_over_mcp(service: Service
         assert [score["grader"] for score in evaluation["scores"]] == ["exact"]
         assert (await agent.call("get_job", job_id=job["id"]))["evaluation"] == evaluation["result"]
 
+    workers = partial(connect(service).get, "/workers", cast_to=httpx2.Response)
+    until(lambda: workers().json()["data"], "a worker, whose device the plan has", 100)
     over_stdio(work, "--write", "--root", str(tmp_path), "--data-dir", str(service.data), env={})
 
 

@@ -60,11 +60,12 @@ class Client:
             return None, etag
         return self._json(response), response.headers.get("etag")
 
-    def post(
-        self, path: str, body: Mapping[str, Any] | None = None, idempotency_key: str | None = None, **params: Any
-    ) -> Json:
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._request_json("POST", path, json=body, headers=headers, params=params)
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
+        return self._request_json("POST", path, json=body, params=params)
+
+    def post_once(self, path: str, body: Mapping[str, Any], idempotency_key: str) -> Json:
+        """Post with a key: a repetition returns the first response, and creates nothing."""
+        return self._request_json("POST", path, json=body, headers={"Idempotency-Key": idempotency_key})
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Json]:
         """The chunks of a streamed chat completion. An error in the middle is raised as one before it."""

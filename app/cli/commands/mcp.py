@@ -47,7 +47,7 @@ def serve(
         return
     host, port = _address(http)
     address = find_service(base_url, data_dir)
-    server = http_app(make_server(address_with_key(address.base_url), None, write), host, is_loopback(host))
+    server = http_app(make_server(address_with_key(address.base_url), None, write), is_loopback(host))
     print_note(f"Serving http://{http}/mcp for {address.base_url}. Stop it with Ctrl-C.")
     uvicorn.run(server, host=host, port=port, log_level="warning", ws="none")
 
