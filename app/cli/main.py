@@ -19,6 +19,7 @@ from app.cli.commands import (
     files,
     imports,
     keys,
+    login,
     mcp,
     models,
     projects,
@@ -130,7 +131,16 @@ for name, group in {
     "targets": delivery_targets.commands,
 }.items():
     app.add_typer(group, name=name)
-for module in (answers, queue, status, projects, backups, evaluations, mcp):  # no name: adds their commands to `tunery`
+for module in (
+    answers,
+    queue,
+    status,
+    projects,
+    backups,
+    evaluations,
+    login,
+    mcp,
+):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 complete_tree(app)
 

@@ -8,7 +8,7 @@ import typer
 from app.cli.client.service_discovery import find_service
 from app.cli.errors import UsageError
 from app.cli.local_stack.machine import is_loopback
-from app.cli.options import BaseUrl, DataDir
+from app.cli.options import BaseUrl, DataDir, ProfileName
 from app.cli.output.console import print_note
 
 commands = typer.Typer()
@@ -28,6 +28,7 @@ def serve(
     ] = None,
     base_url: BaseUrl = None,
     data_dir: DataDir = None,
+    profile: ProfileName = None,
 ) -> None:
     """Serve the Model Context Protocol to an agent. It can read, and with --write create.
 
@@ -43,10 +44,10 @@ def serve(
     from app.mcp.server import address_with_key, http_app, make_server
 
     if http is None:
-        make_server(lambda _: find_service(base_url, data_dir), root, write).run("stdio")
+        make_server(lambda _: find_service(base_url, data_dir, profile), root, write).run("stdio")
         return
     host, port = _address(http)
-    address = find_service(base_url, data_dir)
+    address = find_service(base_url, data_dir, profile)
     server = http_app(make_server(address_with_key(address.base_url), None, write), is_loopback(host))
     print_note(f"Serving http://{http}/mcp for {address.base_url}. Stop it with Ctrl-C.")
     uvicorn.run(server, host=host, port=port, log_level="warning", ws="none")
