@@ -16,7 +16,7 @@ MAX_PREVIEW_CHARACTERS = 2_000
 SECONDS_PER_HOUR = 3600
 
 
-class Start(BaseModel):
+class ShownStart(BaseModel):
     server: str
     project: str
     scopes: list[str]
@@ -25,7 +25,7 @@ class Start(BaseModel):
     pages: list[str]
 
 
-class Model(BaseModel):
+class ShownModel(BaseModel):
     id: str
     base_model: str | None
     alias_of: str | None
@@ -33,17 +33,17 @@ class Model(BaseModel):
     max_context_length: int | None
 
     @classmethod
-    def of(cls, row: Json) -> Model:
+    def of(cls, row: Json) -> ShownModel:
         names = {"job_id": "fine_tuning_job_id"}
         return cls(**{name: row.get(names.get(name, name)) for name in cls.model_fields})
 
 
-class Models(BaseModel):
-    models: list[Model]
+class ShownModels(BaseModel):
+    models: list[ShownModel]
     more: bool
 
 
-class File(BaseModel):
+class ShownFile(BaseModel):
     id: str
     filename: str
     bytes: int
@@ -52,11 +52,11 @@ class File(BaseModel):
     held_out_file_id: str | None
 
     @classmethod
-    def of(cls, file: Json) -> File:
+    def of(cls, file: Json) -> ShownFile:
         return cls(rows=file["line_count"], **{name: file.get(name) for name in cls.model_fields if name != "rows"})
 
 
-class Report(BaseModel):
+class ShownReport(BaseModel):
     valid: bool
     message: str
     method: str
@@ -68,7 +68,7 @@ class Report(BaseModel):
     first_row: str  # as the model receives it, with trained parts between [[ and ]]
 
     @classmethod
-    def of(cls, report: Json) -> Report:
+    def of(cls, report: Json) -> ShownReport:
         found = report["findings"]["data"][:MAX_ITEMS]
         documents = report["rows"][0]["documents"] if report["rows"] else []
         segments = [segment for document in documents for segment in document["segments"]]
@@ -86,7 +86,7 @@ class Report(BaseModel):
         )
 
 
-class Device(BaseModel):
+class ShownDevice(BaseModel):
     name: str
     fits: bool
     peak_bytes: int
@@ -95,7 +95,7 @@ class Device(BaseModel):
     basis: str
 
 
-class Plan(BaseModel):
+class ShownPlan(BaseModel):
     plan_id: str
     expires_at: int
     message: str
@@ -103,14 +103,14 @@ class Plan(BaseModel):
     examples: int
     trained_tokens: int
     total_steps: int
-    devices: list[Device]
+    devices: list[ShownDevice]
     warnings: list[str]
     settings: Json
 
     @classmethod
-    def of(cls, plan: Json, plan_id: str, expires_at: int) -> Plan:
+    def of(cls, plan: Json, plan_id: str, expires_at: int) -> ShownPlan:
         devices = [
-            Device(
+            ShownDevice(
                 name=one["name"],
                 fits=one["fits"],
                 peak_bytes=one["memory"]["peak"],
@@ -132,7 +132,7 @@ class Plan(BaseModel):
         )
 
 
-class Job(BaseModel):
+class ShownJob(BaseModel):
     id: str
     name: str | None
     status: str
@@ -145,7 +145,7 @@ class Job(BaseModel):
     notes: list[str]
 
     @classmethod
-    def of(cls, job: Json) -> Job:
+    def of(cls, job: Json) -> ShownJob:
         error, evaluation = job.get("error") or {}, job.get("evaluation")
         delivered = [f"delivery to {one['target']}: {one['status']}" for one in job["deliveries"]]
         same = ("id", "status", "model", "fine_tuned_model", "estimated_finish")
@@ -159,12 +159,12 @@ class Job(BaseModel):
         )
 
 
-class Jobs(BaseModel):
-    jobs: list[Job]
+class ShownJobs(BaseModel):
+    jobs: list[ShownJob]
     more: bool
 
 
-class Score(BaseModel):
+class ShownScore(BaseModel):
     grader: str
     base: float | None
     adapter: float | None
@@ -173,11 +173,11 @@ class Score(BaseModel):
     high: float | None
 
 
-class Evaluation(BaseModel):
+class ShownEvaluation(BaseModel):
     id: str
     status: str
     result: str | None
-    scores: list[Score]
+    scores: list[ShownScore]
     rows: int | None
     answers: int
     total_answers: int | None
@@ -186,7 +186,7 @@ class Evaluation(BaseModel):
     error: str | None
 
     @classmethod
-    def of(cls, row: Json) -> Evaluation:
+    def of(cls, row: Json) -> ShownEvaluation:
         summary, progress, error = row["summary"] or {}, row["progress"] or {}, row["error"]
         return cls(
             id=row["id"],
@@ -202,7 +202,7 @@ class Evaluation(BaseModel):
         )
 
 
-class Delivery(BaseModel):
+class ShownDelivery(BaseModel):
     id: str
     target: str
     status: str
@@ -211,14 +211,14 @@ class Delivery(BaseModel):
     error: str | None
 
     @classmethod
-    def of(cls, row: Json) -> Delivery:
+    def of(cls, row: Json) -> ShownDelivery:
         values = {name: row.get(name) for name in cls.model_fields}
         return cls(**values | {"check": row["check"] and row["check"]["verdict"]})
 
 
-def _score(grader: Mapping[str, Any]) -> Score:
+def _score(grader: Mapping[str, Any]) -> ShownScore:
     difference = grader["difference"] or {}
-    return Score(
+    return ShownScore(
         grader=grader["name"],
         base=grader["base"]["mean"],
         adapter=grader["adapter"]["mean"],

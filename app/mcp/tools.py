@@ -103,11 +103,11 @@ class Tools:
         self._find_address, self._root, self._pages, self._write = find_address, root, pages, write
         self._plans = Plans()
 
-    def get_started(self, ctx: Context[Any, Any]) -> results.Start:
+    def get_started(self, ctx: Context[Any, Any]) -> results.ShownStart:
         """Check the connection; return the steps from a dataset to a delivered adapter, and resources to read."""
         with self._client(ctx) as client:
             project = client.get("project")
-            return results.Start(
+            return results.ShownStart(
                 server=client.address.base_url,
                 project=project["name"],
                 scopes=project["api_key"]["scopes"],
@@ -116,12 +116,12 @@ class Tools:
                 pages=self._pages,
             )
 
-    def list_models(self, ctx: Context[Any, Any]) -> results.Models:
+    def list_models(self, ctx: Context[Any, Any]) -> results.ShownModels:
         """List base models, their aliases and fine-tuned models."""
         with self._client(ctx) as client:
             rows = client.get("models")["data"]
-        models = [results.Model.of(row) for row in rows[:MAX_MODELS]]
-        return results.Models(models=models, more=len(rows) > MAX_MODELS)
+        models = [results.ShownModel.of(row) for row in rows[:MAX_MODELS]]
+        return results.ShownModels(models=models, more=len(rows) > MAX_MODELS)
 
     def upload_file(
         self,
@@ -130,7 +130,7 @@ class Tools:
         purpose: Purpose = "fine-tune",
         columns: Columns = None,
         held_out_percent: HeldOutPercent = None,
-    ) -> results.File:
+    ) -> results.ShownFile:
         """Upload a file below the server's root directory: JSONL, or a CSV, TSV, XLSX or Parquet table."""
         with self._client(ctx) as client, open_below(self._root, path) as file:
             size_bytes = os.fstat(file.fileno()).st_size
@@ -144,7 +144,7 @@ class Tools:
         purpose: Purpose = "fine-tune",
         columns: Columns = None,
         held_out_percent: HeldOutPercent = None,
-    ) -> results.File:
+    ) -> results.ShownFile:
         """Upload text: JSONL, or a CSV or TSV table."""
         data = content.encode()
         with self._client(ctx) as client:
@@ -157,11 +157,11 @@ class Tools:
         model: Id,
         validation_file: Id | None = None,
         method: Id | None = None,
-    ) -> results.Report:
+    ) -> results.ShownReport:
         """Check a file by the rules of training. In first_row, trained parts are between [[ and ]]."""
         with self._client(ctx) as client:
             query: Json = {"model": model, "validation_file": validation_file, "method": method, "rows": 1}
-            return results.Report.of(client.post(f"{file_path(file_id)}/validate", **query))
+            return results.ShownReport.of(client.post(f"{file_path(file_id)}/validate", **query))
 
     def plan_job(
         self,
@@ -172,7 +172,7 @@ class Tools:
         suffix: Id | None = None,
         method: Id | None = None,
         settings: Settings = None,
-    ) -> results.Plan:
+    ) -> results.ShownPlan:
         """Estimate tokens, memory and hours of a job, and get the plan_id that create_job needs. Creates nothing."""
         named = given(
             model=model, training_file=training_file, validation_file=validation_file, suffix=suffix, method=method
@@ -184,45 +184,45 @@ class Tools:
             plan = client.post("fine_tuning/jobs/plan", body)
             # The job is what was planned: an alias may change, and the next seed would be another one.
             body |= {"seed": plan["seed"]} | ({"model": plan["model"]} if plan["model_alias"] else {})
-            return results.Plan.of(plan, *self._plans.add(client.address.api_key, body))
+            return results.ShownPlan.of(plan, *self._plans.add(client.address.api_key, body))
 
-    def create_job(self, ctx: Context[Any, Any], plan_id: Id) -> results.Job:
+    def create_job(self, ctx: Context[Any, Any], plan_id: Id) -> results.ShownJob:
         """Train what was planned, once the person has accepted the plan. A repeated call returns the same job."""
         with self._client(ctx) as client:
             body = self._plans.body(client.address.api_key, plan_id)
-            return results.Job.of(client.post_once("fine_tuning/jobs", body, plan_id))
+            return results.ShownJob.of(client.post_once("fine_tuning/jobs", body, plan_id))
 
-    def get_job(self, ctx: Context[Any, Any], job_id: Id) -> results.Job:
+    def get_job(self, ctx: Context[Any, Any], job_id: Id) -> results.ShownJob:
         """Show a job, its newest evaluation and its deliveries."""
         with self._client(ctx) as client:
-            return results.Job.of(client.get(job_path(job_id)))
+            return results.ShownJob.of(client.get(job_path(job_id)))
 
-    async def wait_job(self, ctx: Context[Any, Any], job_id: Id, timeout_seconds: Timeout = 50) -> results.Job:
+    async def wait_job(self, ctx: Context[Any, Any], job_id: Id, timeout_seconds: Timeout = 50) -> results.ShownJob:
         """Wait until a job and its evaluation have ended, the job is paused, or the timeout; call it again then."""
         with self._client(ctx) as client:
             read = partial(client.get, job_path(job_id))
             job = await _wait(ctx, read, _is_over, _job_text, timeout_seconds)
-        return results.Job.of(job)
+        return results.ShownJob.of(job)
 
     def list_jobs(
         self,
         ctx: Context[Any, Any],
         status: Id | None = None,
         limit: Annotated[int, Field(ge=1, le=50)] = 10,
-    ) -> results.Jobs:
+    ) -> results.ShownJobs:
         """List the project's jobs, newest first."""
         with self._client(ctx) as client:
             jobs, more = client.first_items("fine_tuning/jobs", limit, status=status)
-        return results.Jobs(jobs=[results.Job.of(job) for job in jobs], more=more)
+        return results.ShownJobs(jobs=[results.ShownJob.of(job) for job in jobs], more=more)
 
     def cancel_job(
         self, ctx: Context[Any, Any], job_id: Id, confirm: Annotated[Id, Field(description="The job_id again")]
-    ) -> results.Job:
+    ) -> results.ShownJob:
         """Cancel a job; progress since its last checkpoint is lost. Only after the person has agreed."""
         if confirm != job_id:
             raise ToolError(f"confirm: {confirm[:40]!r} is not the job_id. Repeat the job_id to cancel this job.")
         with self._client(ctx) as client:
-            return results.Job.of(client.post(job_path(job_id, "cancel")))
+            return results.ShownJob.of(client.post(job_path(job_id, "cancel")))
 
     async def evaluate(
         self,
@@ -232,7 +232,7 @@ class Tools:
         grader: Grader = "exact",
         max_rows: Annotated[int | None, Field(ge=1)] = None,
         timeout_seconds: Timeout = 50,
-    ) -> results.Evaluation:
+    ) -> results.ShownEvaluation:
         """Score the answers of base model and adapter. At the timeout it goes on: read it later with wait_job."""
         body = given(file=file_id, graders=[GRADERS[grader]], max_rows=max_rows)
         with self._client(ctx) as client:
@@ -241,7 +241,7 @@ class Tools:
             read = partial(client.get, f"{path}/{created['id']}")
             is_over = lambda row: row["status"] not in UNFINISHED  # noqa: E731
             evaluation = await _wait(ctx, read, is_over, progress_text, timeout_seconds)
-        return results.Evaluation.of(evaluation)
+        return results.ShownEvaluation.of(evaluation)
 
     async def deliver(
         self,
@@ -249,7 +249,7 @@ class Tools:
         job_id: Id,
         target: Annotated[Id, Field(description="Name of a delivery target of the project")],
         timeout_seconds: Timeout = 50,
-    ) -> results.Delivery:
+    ) -> results.ShownDelivery:
         """Deliver the adapter to an engine, a bucket or a directory. Only after the person has agreed."""
         with self._client(ctx) as client:
             path = job_path(job_id, "deliveries")
@@ -257,7 +257,7 @@ class Tools:
             read = partial(client.get, f"{path}/{created['id']}")
             is_over = lambda row: row["status"] != "pending" or row["error"] is not None  # noqa: E731
             delivery = await _wait(ctx, read, is_over, lambda row: str(row["status"]), timeout_seconds)
-        return results.Delivery.of(delivery)
+        return results.ShownDelivery.of(delivery)
 
     @contextmanager
     def _client(self, ctx: Context[Any, Any]) -> Iterator[Client]:
@@ -302,9 +302,9 @@ def _upload(
     purpose: str,
     columns: str | None,
     held_out_percent: int | None,
-) -> results.File:
+) -> results.ShownFile:
     fields = given(columns=columns, held_out_percent=held_out_percent)
-    return results.File.of(client.upload(file, filename, purpose, None, fields, size_bytes))
+    return results.ShownFile.of(client.upload(file, filename, purpose, None, fields, size_bytes))
 
 
 async def _wait(

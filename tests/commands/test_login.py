@@ -15,7 +15,7 @@ from tests.commands.conftest import Tunery
 from tests.serving import LiveServer
 from tests.terminal import COLOR, in_terminal
 
-PROD = profiles.Profile("https://gpu.example.com", "tnry_prod")
+PROD = profiles.ServiceProfile("https://gpu.example.com", "tnry_prod")
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stored(config: Path) -> Path:
-    profiles.store_profile("default", profiles.Profile("http://127.0.0.1:7777", "tnry_default"))
+    profiles.store_profile("default", profiles.ServiceProfile("http://127.0.0.1:7777", "tnry_default"))
     profiles.store_profile("prod", PROD)
     return config
 
@@ -62,7 +62,7 @@ def test_without_a_terminal_nothing_is_asked_and_all_that_is_missing_is_named(
     named = bare_tunery("login", "--base-url", live_server.root, "--profile", "ci", env={"TUNERY_API_KEY": api_key})
     assert named.exit_code == 0, named.err
     assert api_key not in named.out + named.err
-    assert profiles.read_profiles() == {"ci": profiles.Profile(live_server.root, api_key)}
+    assert profiles.read_profiles() == {"ci": profiles.ServiceProfile(live_server.root, api_key)}
 
 
 @pytest.mark.parametrize("name", ["a b", "", "x" * 65, "a.b", "a]\n[profiles.default"])

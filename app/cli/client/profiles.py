@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a bare key of TOML
 MAX_CONFIG_BYTES = 1 << 16
 
 
-class Profile(NamedTuple):
+class ServiceProfile(NamedTuple):
     base_url: str
     api_key: str
 
@@ -34,7 +34,7 @@ def config_path() -> Path:
     return Path(directory) / "tunery" / "config.toml"
 
 
-def find_profile(name: str) -> Profile:
+def find_profile(name: str) -> ServiceProfile:
     """Raises UsageError if there is no such profile."""
     profiles = read_profiles()
     if name not in profiles:
@@ -43,7 +43,7 @@ def find_profile(name: str) -> Profile:
     return profiles[name]
 
 
-def read_profiles() -> dict[str, Profile]:
+def read_profiles() -> dict[str, ServiceProfile]:
     """Raises UsageError for a file that `store_profile` would not write."""
     path = config_path()
     try:
@@ -52,7 +52,7 @@ def read_profiles() -> dict[str, Profile]:
         if len(data) > MAX_CONFIG_BYTES:
             raise ValueError(f"more than {MAX_CONFIG_BYTES:,} bytes")
         tables = tomllib.loads(data.decode())["profiles"]
-        return {name: Profile(str(table["base_url"]), str(table["api_key"])) for name, table in tables.items()}
+        return {name: ServiceProfile(str(table["base_url"]), str(table["api_key"])) for name, table in tables.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -62,7 +62,7 @@ def read_profiles() -> dict[str, Profile]:
         ) from None
 
 
-def store_profile(name: str, profile: Profile) -> Path:
+def store_profile(name: str, profile: ServiceProfile) -> Path:
     """Add or replace a profile. Returns the path of the file."""
     path = config_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.cli.client.profiles import DEFAULT_PROFILE, Profile, check_name, read_profiles, store_profile
+from app.cli.client.profiles import DEFAULT_PROFILE, ServiceProfile, check_name, read_profiles, store_profile
 from app.cli.client.service_discovery import DEFAULT_BASE_URL, ServiceAddress, normalize_url, validate_key
 from app.cli.errors import UsageError
 from app.cli.options import AsJson, BaseUrl, ProfileName, with_client
@@ -43,7 +43,7 @@ def login(base_url: BaseUrl = None, profile: ProfileName = None, as_json: AsJson
     address = ServiceAddress(base_url, validate_key(key, "The key"), "this login")
     with contextlib.closing(Client(address)) as client:
         project = client.get("project")["name"]
-    path = store_profile(name, Profile(base_url, key))
+    path = store_profile(name, ServiceProfile(base_url, key))
     value = {"profile": name, "server": base_url, "project": project, "file": str(path)}
     if as_json:
         print_json(value)
