@@ -39,28 +39,28 @@ class Agent:
         return result.structured_content
 
 
-def over_stdio(work: Callable[[Agent], Awaitable[T]], *options: str, env: Mapping[str, str], cwd: Path = ROOT) -> T:
-    """Do the work of an agent that starts `tunery mcp` with these options."""
+def over_stdio(work: Callable[[Agent], Awaitable[T]], *options: str, env: Mapping[str, str], mode: str = "auto") -> T:
+    """Do the work of an agent that starts `tunery mcp` with these options; `legacy` is the protocol before 2026."""
     server = StdioServerParameters(
-        command=sys.executable, args=["-m", "app.cli", "mcp", *options], env={"PYTHONPATH": str(ROOT), **env}, cwd=cwd
+        command=sys.executable, args=["-m", "app.cli", "mcp", *options], env={**env}, cwd=ROOT
     )
 
     async def run() -> T:
         with open(os.devnull, "w") as log:
-            async with Client(stdio_client(server, errlog=log)) as client:
+            async with Client(stdio_client(server, errlog=log), mode=mode) as client:
                 return await work(Agent(client))
 
     return anyio.run(run)
 
 
-def over_http(work: Callable[[Agent], Awaitable[T]], url: str, api_key: str) -> T:
+def over_http(work: Callable[[Agent], Awaitable[T]], url: str, api_key: str, mode: str = "auto") -> T:
     """Do the work of an agent that has this key."""
 
     async def run() -> T:
         headers = {"Authorization": f"Bearer {api_key}"}
         async with (
             httpx2.AsyncClient(headers=headers, trust_env=False, timeout=60) as http,
-            Client(streamable_http_client(url, http_client=http)) as client,
+            Client(streamable_http_client(url, http_client=http), mode=mode) as client,
         ):
             return await work(Agent(client))
 

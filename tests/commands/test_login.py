@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 
 from app.cli.client import profiles
 from app.cli.client.service_discovery import find_service
 from app.cli.errors import UsageError
+from app.settings import Settings
 from tests.commands.conftest import Tunery
 from tests.serving import LiveServer
 from tests.terminal import COLOR, in_terminal
 
 PROD = profiles.ServiceProfile("https://gpu.example.com", "tnry_prod")
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    secret_keys = type(settings.secret_keys)(Fernet.generate_key().decode())
+    return settings.model_copy(update={"secret_keys": secret_keys})
 
 
 @pytest.fixture
@@ -99,6 +108,17 @@ def test_an_unknown_profile_is_a_usage_error_that_names_those_stored(stored: Pat
     done = bare_tunery("whoami", "--profile", "nope")
     assert (done.exit_code, "--profile" in done.err, "prod" in done.err) == (2, True, True)
     assert bare_tunery("whoami", env={"TUNERY_PROFILE": "nope"}).exit_code == 2
+
+
+def test_secrets_of_a_profile_are_rotated_at_its_service_and_not_in_the_database_of_this_machine(
+    operator: Tunery, live_server: LiveServer, api_key: str, config: Path, tmp_path: Path
+) -> None:
+    profiles.store_profile("remote", profiles.ServiceProfile(live_server.root, api_key))
+    runtime = {"base_url": "http://127.0.0.1:1", "database_url": "postgresql://127.0.0.1:1/none"}
+    (tmp_path / "runtime.json").write_text(json.dumps(runtime))
+    environment = {"TUNERY_BASE_URL": "", "TUNERY_API_KEY": ""}
+    done = operator("secrets", "rotate", "--profile", "remote", "--data-dir", tmp_path, env=environment)
+    assert done.exit_code == 0, done.err
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from app.mcp import tools
 from app.mcp.server import address_with_key, http_app, make_server
+from app.settings import Settings
 from tests.agents import Agent, Refused, over_http, over_stdio
 from tests.commands.conftest import Tunery
 from tests.deadline import until
@@ -37,6 +38,15 @@ WRITING = {"upload_dataset", "create_job", "cancel_job", "evaluate", "deliver"}
 MAX_TOKENS = 4_000
 PING = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
 HEADERS = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+
+
+AGAIN = pytest.mark.extended("the newest protocol over a second transport, which takes 5 s to start")
+MODES = pytest.mark.parametrize("mode", ["auto", "legacy"])  # the newest protocol, and that of most clients
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"delivery_directories": ("/srv",)})
 
 
 @contextmanager
@@ -100,25 +110,27 @@ async def whole_way(agent: Agent, uploaded: dict[str, str], base_model: str) -> 
     assert (await agent.call("cancel_job", job_id=job["id"], confirm=job["id"]))["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("mode", [pytest.param("auto", marks=AGAIN), "legacy"])
 def test_over_stdio_an_agent_uploads_a_file_and_trains_what_it_has_planned(
-    live_server: LiveServer, api_key: str, dataset: Path, base_model: str, sessions: Sessions
+    live_server: LiveServer, api_key: str, dataset: Path, base_model: str, sessions: Sessions, mode: str
 ) -> None:
     async def work(agent: Agent) -> None:
         await whole_way(agent, {"path": dataset.name}, base_model)
         assert "root" in await refusal(agent, "upload_dataset", path="../outside.jsonl")
 
     env = {"TUNERY_BASE_URL": live_server.root, "TUNERY_API_KEY": api_key}
-    over_stdio(work, "--write", "--root", str(dataset.parent), env=env)
+    over_stdio(work, "--write", "--root", str(dataset.parent), env=env, mode=mode)
     with transaction(sessions) as session:
         (job,) = session.query(Job)
         assert (job.spec["hyperparameters"]["n_epochs"], job.spec["lora"]["r"]) == (2, 4)
 
 
+@MODES
 def test_over_http_an_agent_uploads_content_and_trains_what_it_has_planned(
-    mcp_url: str, api_key: str, base_model: str
+    mcp_url: str, api_key: str, base_model: str, mode: str
 ) -> None:
     uploaded = {"filename": "train.jsonl", "content": chat_lines().decode()}
-    over_http(lambda agent: whole_way(agent, uploaded, base_model), mcp_url, api_key)
+    over_http(lambda agent: whole_way(agent, uploaded, base_model), mcp_url, api_key, mode)
 
 
 def test_a_job_has_the_seed_of_its_plan(mcp_url: str, api_key: str, base_model: str, tunery: Tunery) -> None:
@@ -193,8 +205,17 @@ def test_a_refusal_of_the_api_is_an_error_of_the_tool(mcp_url: str, api_key: str
     over_http(denied, mcp_url, "tnry_wrong")
 
 
+def test_a_service_that_does_not_answer_is_an_error_of_the_tool() -> None:
+    async def work(agent: Agent) -> None:
+        assert "Cannot connect" in await refusal(agent, "get_started")
+
+    with serving_mcp(LiveServer("127.0.0.1", free_port())) as url:
+        over_http(work, url, "tnry_any")
+
+
+@MODES
 def test_a_wait_reports_progress_and_ends_at_its_timeout(
-    mcp_url: str, api_key: str, waiting_job: Job, monkeypatch: pytest.MonkeyPatch
+    mcp_url: str, api_key: str, waiting_job: Job, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setattr(tools, "POLL_SECONDS", 0.05)
 
@@ -204,6 +225,27 @@ def test_a_wait_reports_progress_and_ends_at_its_timeout(
         times = [progress for progress, _ in agent.progress]
         assert (len(times) >= 2, times) == (True, sorted(times))
         assert agent.progress[0][1]
+
+    over_http(work, mcp_url, api_key, mode)
+
+
+def test_an_adapter_is_evaluated_by_each_grader_and_delivered(
+    mcp_url: str, api_key: str, trained_job: Job, operator: Tunery
+) -> None:
+    """No worker runs: at the timeout each is what it was at first."""
+    operator("targets", "create", "production", "--kind", "directory", "--set", "path=/srv/adapters")
+
+    async def work(agent: Agent) -> None:
+        file_id = await upload(agent)
+        for grader in tools.GRADERS:
+            arguments = {"job_id": trained_job.id, "file_id": file_id, "grader": grader, "timeout_seconds": 0}
+            evaluation = await agent.call("evaluate", **arguments)
+            assert (evaluation["status"], evaluation["scores"], evaluation["error"]) == ("queued", [], None)
+        waited = await agent.call("wait_job", job_id=trained_job.id, timeout_seconds=0)
+        assert (waited["status"], waited["evaluation"]) == ("succeeded", "queued")
+        delivery = await agent.call("deliver", job_id=trained_job.id, target="production", timeout_seconds=0)
+        assert (delivery["target"], delivery["status"], delivery["error"]) == ("production", "pending", None)
+        assert "production" in " ".join((await agent.call("get_job", job_id=trained_job.id))["notes"])
 
     over_http(work, mcp_url, api_key)
 
