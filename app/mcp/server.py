@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import app
 from app.cli.client.service_discovery import ServiceAddress
-from app.cli.errors import AccessDenied
 from app.mcp.tools import Tools
 
 PACKAGE = Path(app.__file__).parent
@@ -85,13 +84,7 @@ def http_app(server: MCPServer, is_local: bool) -> ASGIApp:
 
 def address_with_key(base_url: str) -> Callable[[str | None], ServiceAddress]:
     """How requests over HTTP are sent on: to this service, with the caller's key."""
-
-    def find(key: str | None) -> ServiceAddress:
-        if key is None:  # `http_app` has refused it
-            raise AccessDenied("No API key.")
-        return ServiceAddress(base_url, key, "the Authorization header")
-
-    return find
+    return lambda key: ServiceAddress(base_url, key, "the Authorization header")
 
 
 def bearer_key(headers: Any) -> str | None:
@@ -127,7 +120,8 @@ def _shortened(schema: Any) -> Any:
 
 def _pages() -> Iterator[FileResource]:
     """The pages of the site in the package, or else of the checkout, as Markdown, and the index for agents."""
-    directory = next((path for path in (PACKAGE / "site", PACKAGE.parent / "docs") if path.is_dir()), PACKAGE)
+    is_checkout = (PACKAGE.parent / "pyproject.toml").is_file()  # an installed package has those of others beside it
+    directory = PACKAGE.parent / "docs" if is_checkout and not (PACKAGE / "site").is_dir() else PACKAGE / "site"
     for path in sorted(directory.rglob("*.md")) + sorted(directory.glob(INDEX)):
         name = path.relative_to(directory).as_posix()
         yield FileResource(uri=f"tunery://docs/{name}", name=name, path=path, mime_type="text/markdown")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -355,18 +356,21 @@ def test_the_list_of_tools_is_short() -> None:
 def test_pages_of_the_site_are_resources_and_its_index_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site" / "guides").mkdir(parents=True)
-    for name in ("llms.txt", "guides/deliver.md", "guides/index.html"):
-        (tmp_path / "site" / name).write_text(name)
-    monkeypatch.setattr("app.mcp.server.PACKAGE", tmp_path)
-
     async def read() -> dict[str, str]:
         async with Client(make_server(address_with_key("http://127.0.0.1:1"), None, write=False)) as client:
             uris = [str(each.uri) for each in (await client.list_resources()).resources]
             return {uri: (await client.read_resource(uri)).contents[0].text for uri in uris}
 
-    names = ("guides/deliver.md", "llms.txt")
-    assert anyio.run(read) == {f"tunery://docs/{name}": name for name in names}
+    package = tmp_path / "app"
+    (package / "site" / "guides").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()  # of another package beside this one
+    (tmp_path / "docs" / "other.md").write_text("other")
+    for name in ("llms.txt", "guides/deliver.md", "guides/index.html"):
+        (package / "site" / name).write_text(name)
+    monkeypatch.setattr("app.mcp.server.PACKAGE", package)
+    assert anyio.run(read) == {f"tunery://docs/{name}": name for name in ("guides/deliver.md", "llms.txt")}
+    shutil.rmtree(package / "site")
+    assert anyio.run(read) == {}
 
 
 def test_the_command_serves_http_until_it_is_interrupted(live_server: LiveServer, api_key: str, tmp_path: Path) -> None:
