@@ -47,6 +47,7 @@ def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
         *map(web_variable_of, WebSettings.model_fields),
         "TUNERY_BASE_URL",
         "TUNERY_API_KEY",
+        "TUNERY_PROFILE",
         "TUNERY_DEBUG",
         "TUNERY_UPLOAD_IDLE_SECONDS",  # an older name
         *REMOVED,

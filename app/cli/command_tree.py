@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 PANELS = {  # of `tunery --help`, in its order
-    "Use": ("ask", "compare", "adapters", "models", "targets"),
+    "Use": ("ask", "compare", "adapters", "models", "targets", "login", "whoami", "mcp"),
     "Train": ("files", "jobs", "evals", "eval", "queue", "import", "demo"),
     "Operate": (
         "up", "status", "doctor", "workers", "projects", "keys", "retention", "allow-urgent", "webhooks", "audit",

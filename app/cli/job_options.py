@@ -4,6 +4,7 @@ request bodies that follow from them. The server resolves what is not given."""
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from app.cli.client.references import FILE, MODEL, completion
 from app.cli.errors import UsageError
 from app.cli.options import given, option_parameter, parse_pairs, with_body, with_parameters
-from app.domain.jobs.create_job import SETTINGS, create_body
+from app.domain.jobs.create_job import SETTINGS, create_body, merged
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
 Json = dict[str, Any]
@@ -52,31 +53,50 @@ Assignments = Annotated[
         help="Another setting by its name in the API, such as warmup_ratio=0.1 or lora.use_dora=true; repeatable.",
     ),
 ]
+JobFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", help="YAML or JSON file with the body of a create call, and paths as the options take them."
+    ),
+]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Remove all metadata.")]
 NoQuantization = Annotated[bool, typer.Option("--no-quantization", help="Train 16-bit LoRA instead of 4-bit QLoRA.")]
 
 
 def with_job_body(is_clone: bool = False) -> Callable[..., Any]:
-    """Add an option for each setting of CREATED, `--set` and `--no-quantization`; pass the body that follows from them
-    as `body`. A clone has what its original has: it requires none.
+    """Add an option for each setting of CREATED, `--set`, `--no-quantization` and `--file`; pass the body that follows
+    from them as `body`. A clone has what its original has: it requires none.
     """
 
-    def make(assignments: Assignments, no_quantization: NoQuantization, **values: Any) -> Json:
-        body = job_body(dict(zip(CREATED, values.values(), strict=True)), assignments or (), no_quantization, is_clone)
+    def make(assignments: Assignments, no_quantization: NoQuantization, file: JobFile, **values: Any) -> Json:
+        from app.cli.job_file import read_job_file  # slow import, which `--help` does not need
+
+        options = dict(zip(CREATED, values.values(), strict=True))
+        read = read_job_file(file) if file else {}
+        body = job_body(options, assignments or (), no_quantization, is_clone, read)
         if missing := [_flag(name) for name in REQUIRED if name not in body and not is_clone]:
             raise UsageError(f"Missing: {' and '.join(missing)}. See `tunery models list` and `tunery files list`.")
         return body
 
-    more = (option_parameter("assignments", Assignments), option_parameter("no_quantization", NoQuantization, False))
+    more = (
+        option_parameter("assignments", Assignments),
+        option_parameter("no_quantization", NoQuantization, False),
+        option_parameter("file", JobFile),
+    )
     return with_body(with_parameters(make, [*map(_option, CREATED), *more]))
 
 
 def job_body(
-    options: Mapping[str, Any], assignments: Sequence[str] = (), no_quantization: bool = False, is_clone: bool = False
+    options: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+    no_quantization: bool = False,
+    is_clone: bool = False,
+    file: Mapping[str, Any] | None = None,
 ) -> Json:
     """The create body of {setting: value}, of `--set` and of `--no-quantization`, or the changes of a clone.
 
-    Settings without a value are left out. Raises UsageError for a contradiction.
+    Settings without a value are left out; the others override those of `file`, where it has its hyperparameters.
+    Raises UsageError for a contradiction.
     """
     settings = {name: value for name, value in options.items() if value not in (None, [])}
     if "metadata" in settings:
@@ -90,7 +110,10 @@ def job_body(
         if any(name.startswith("quantization") for name in settings):
             raise UsageError("--no-quantization and --set quantization.… contradict each other; give one of them.")
         settings["quantization"] = None
-    return create_body(settings, None if is_clone else "supervised")
+    file = file or {}
+    method = file.get("method")
+    named = str(method.get("type") or "supervised") if isinstance(method, dict) else "supervised"
+    return merged(file, create_body(settings, None if is_clone or "hyperparameters" in file else named))
 
 
 def update_body(priority: Priority = None, metadata: Metadata = None, no_metadata: NoMetadata = False) -> Json:

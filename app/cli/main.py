@@ -19,6 +19,8 @@ from app.cli.commands import (
     files,
     imports,
     keys,
+    login,
+    mcp,
     models,
     projects,
     queue,
@@ -129,7 +131,16 @@ for name, group in {
     "targets": delivery_targets.commands,
 }.items():
     app.add_typer(group, name=name)
-for module in (answers, queue, status, projects, backups, evaluations):  # no name: adds their commands to `tunery`
+for module in (
+    answers,
+    queue,
+    status,
+    projects,
+    backups,
+    evaluations,
+    login,
+    mcp,
+):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 complete_tree(app)
 

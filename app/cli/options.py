@@ -1,4 +1,4 @@
-"""Decorators that add `--json`, `--base-url` and `--data-dir` to a command and pass it a client, or the database.
+"""Decorators that add the options of OPTIONS to a command and pass it a client, or the database.
 
     @with_client                                                    @with_database
     def show(client: "Client", name: str) -> Result:                def copy(database: "Database", ...) -> None:
@@ -42,8 +42,17 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", envvar="TUNERY_DATA_DIR", help="Data directory of `tunery up` on this machine."),
 ]
+ProfileName = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", envvar="TUNERY_PROFILE", help="Profile that `tunery login` has stored."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-OPTIONS = {"as_json": (AsJson, False), "base_url": (BaseUrl, None), "data_dir": (DataDir, None)}  # and their defaults
+OPTIONS = {  # and their defaults
+    "as_json": (AsJson, False),
+    "base_url": (BaseUrl, None),
+    "data_dir": (DataDir, None),
+    "profile": (ProfileName, None),
+}
 
 
 def with_client(command: Callable[Concatenate[Client, P], Result | None]) -> Callable[..., None]:
@@ -56,7 +65,8 @@ def with_client(command: Callable[Concatenate[Client, P], Result | None]) -> Cal
         from app.cli.client.http import Client  # slow import, which `--help` does not need
 
         given = {name: values[name] if name in own else values.pop(name) for name in OPTIONS}
-        with contextlib.closing(Client(find_service(given["base_url"], given["data_dir"]))) as client:
+        address = find_service(given["base_url"], given["data_dir"], given["profile"])
+        with contextlib.closing(Client(address)) as client:
             for name, resource_type in references.items():
                 if values.get("checkpoint") is not None:  # the job of a checkpoint needs no result
                     resource_type = resource_type._replace(last_status=None)

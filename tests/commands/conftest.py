@@ -55,11 +55,12 @@ def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of the machine's own Tunery, if it has one."""
-    for name in ("BASE_URL", "API_KEY", "ADMIN_KEY_FILE", "SECRET_KEYS", "DEBUG"):
+    for name in ("BASE_URL", "API_KEY", "ADMIN_KEY_FILE", "SECRET_KEYS", "DEBUG", "PROFILE"):
         monkeypatch.delenv(f"TUNERY_{name}", raising=False)
     for name in ("DATABASE_URL", "REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path / "no-data-dir"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
     monkeypatch.setattr("app.cli.commands.jobs.progress.POLL_SECONDS", 0.02)
     monkeypatch.setattr("app.cli.client.transfers.ATTEMPT_PAUSE_SECONDS", 0.0)
 

@@ -39,13 +39,13 @@ def test_every_command_of_the_first_help_is_in_one_group() -> None:
     assert sorted(grouped) == sorted(command_tree(command_line).commands)
 
 
-def test_every_command_prints_json_but_those_that_run_the_service() -> None:
+def test_every_command_prints_json_but_those_that_run_a_service() -> None:
     without = [
         name
         for name, each in leaves(command_tree(command_line))
         if not any("--json" in one.opts for one in each.params)
     ]
-    assert sorted(without) == ["demo", "up"]
+    assert sorted(without) == ["demo", "mcp", "up"]
 
 
 def test_no_help_shows_a_value_of_a_flag_or_a_type_of_python(bare_tunery: Tunery) -> None:

@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.commands.conftest import Tunery
 from tests.serving import LiveServer
 
-WITHOUT_JSON = {"up", "demo"}
+WITHOUT_JSON = {"up", "demo", "mcp"}
 JOB = "{job}"  # a job that has succeeded
 
 

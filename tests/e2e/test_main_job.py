@@ -7,6 +7,7 @@ import json
 import signal
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from app.system import artifact_directory
+from tests.agents import Agent, over_stdio
 from tests.deadline import until
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.up import ROOT, Service, serving
@@ -156,6 +158,38 @@ def test_peft_loads_the_adapter_and_it_has_learned(service: Service, adapter: Pa
         with model.disable_adapter():
             plain = model(input_ids=tokens, labels=tokens).loss
     assert tuned < 0.9 * plain
+
+
+def test_an_agent_goes_from_a_dataset_to_an_evaluation_over_mcp(service: Service, tmp_path: Path) -> None:
+    """On a tiny base model, with the plan that it has accepted; the waits report progress."""
+    service.tunery("models", "add", "agents-base", str(make_tiny_base(tmp_path / "base")))
+    make_tiny_dataset(tmp_path / "train.jsonl", 12)
+    make_tiny_dataset(tmp_path / "heldout.jsonl", 2, seed=1)
+
+    async def work(agent: Agent) -> None:
+        assert "agents-base" in [model["id"] for model in (await agent.call("list_models"))["models"]]
+        training, heldout = [
+            (await agent.call("upload_dataset", path=name))["id"] for name in ("train.jsonl", "heldout.jsonl")
+        ]
+        assert (await agent.call("validate_dataset", file_id=training, model="agents-base"))["valid"]
+        settings = {"n_epochs": 3, "batch_size": 2, "lora.r": 4}
+        plan = await agent.call("plan_job", model="agents-base", training_file=training, settings=settings)
+        (device,) = plan["devices"]
+        assert (device["fits"], device["hours"] > 0, device["peak_bytes"] > 0) == (True, True, True)
+        assert plan["total_steps"] == 18
+        job = await agent.call("create_job", plan_id=plan["plan_id"])
+        done = await agent.call("wait_job", job_id=job["id"], timeout_seconds=400)
+        assert (done["status"], done["error"]) == ("succeeded", None)
+        assert agent.progress
+        arguments = {"job_id": job["id"], "file_id": heldout, "max_rows": 2, "timeout_seconds": 400}
+        evaluation = await agent.call("evaluate", **arguments)
+        assert (evaluation["status"], evaluation["rows"], evaluation["error"]) == ("succeeded", 2, None)
+        assert [score["grader"] for score in evaluation["scores"]] == ["exact"]
+        assert (await agent.call("get_job", job_id=job["id"]))["evaluation"] == evaluation["result"]
+
+    workers = partial(connect(service).get, "/workers", cast_to=httpx2.Response)
+    until(lambda: workers().json()["data"], "a worker, whose device the plan has", 100)
+    over_stdio(work, "--write", "--root", str(tmp_path), "--data-dir", str(service.data), env={})
 
 
 @pytest.mark.extended("a second whole job, after kill -9 of everything")

@@ -17,7 +17,7 @@ from app.services.access import keys, projects
 from tests.factories import make_key, make_project
 
 ENDLESS = ("/v1/events/stream",)
-OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
+OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", "/job.schema.json")
 
 
 def routes(app: FastAPI) -> Iterator[tuple[str, str]]:

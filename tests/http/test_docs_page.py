@@ -81,5 +81,5 @@ class TestThePage:
     def test_and_the_document_can_be_closed(self, settings: Settings, storage: LocalStorage) -> None:
         closed = settings.model_copy(update={"docs_enabled": False})
         with TestClient(create_app(closed, storage=storage)) as client:
-            for path in ("/docs", "/openapi.json", "/redoc"):
+            for path in ("/docs", "/openapi.json", "/job.schema.json", "/redoc"):
                 assert client.get(path).status_code == 404

@@ -1,4 +1,4 @@
-"""/openapi.json and /docs, without a key unless a setting closes them.
+"""/openapi.json, /job.schema.json and /docs, without a key unless a setting closes them.
 
 The page is self-contained: it includes its style and script, and its content security policy allows connections to
 this server only. Its content is that of docs/reference, which tools.api_reference writes.
@@ -20,9 +20,11 @@ from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, JSONResponse
 
 from app.api.openapi import request_examples, schema_text
+from app.domain.jobs.create_job import CreateJob
 
 TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("docs.html", "docs.css", "docs.js"))
 MAX_OPEN_FIELDS = 12  # a longer table is collapsed until a click
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 HEADERS = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
 router = APIRouter(include_in_schema=False)
@@ -31,6 +33,12 @@ router = APIRouter(include_in_schema=False)
 @router.get("/openapi.json")
 def openapi_document(request: Request) -> JSONResponse:
     return JSONResponse(_document(request.app))
+
+
+@router.get("/job.schema.json")
+def job_schema() -> JSONResponse:
+    """The create body of a job, for editors of job files."""
+    return JSONResponse({"$schema": DIALECT} | CreateJob.model_json_schema())
 
 
 @router.get("/docs")

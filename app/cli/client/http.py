@@ -63,6 +63,10 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
         return self._request_json("POST", path, json=body, params=params)
 
+    def post_once(self, path: str, body: Mapping[str, Any], idempotency_key: str) -> Json:
+        """Post with a key: a repetition returns the first response, and creates nothing."""
+        return self._request_json("POST", path, json=body, headers={"Idempotency-Key": idempotency_key})
+
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Json]:
         """The chunks of a streamed chat completion. An error in the middle is raised as one before it."""
         with self._open("POST", path, json=body) as response:

@@ -55,7 +55,7 @@ def completion(resource: ResourceType) -> Callable[[typer.Context, str], list[tu
         from app.cli.client.service_discovery import find_service
 
         try:
-            address = find_service(ctx.params.get("base_url"), ctx.params.get("data_dir"))
+            address = find_service(*map(ctx.params.get, ("base_url", "data_dir", "profile")))
             with contextlib.closing(Client(address)) as client:
                 items = client.get(resource.path, limit=resource.page_size and COMPLETION_ITEMS)["data"]
         except Exception:  # a message would appear in the middle of the line that is typed

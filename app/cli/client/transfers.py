@@ -232,7 +232,7 @@ def uploaded_files(client: Client, body: dict[str, Any], keep: bool = True) -> I
     deleted afterwards, and expire by themselves if this process is killed. They are also deleted if the block fails,
     except after a lost connection, when the server may have processed the request.
     """
-    values = {name: body[name] for name in FILE_PARAMETERS if body.get(name)}
+    values = {name: body[name] for name in FILE_PARAMETERS if body.get(name) and isinstance(body[name], str)}
     paths = {name: Path(value) for name, value in values.items() if is_path(value)}
     ids = {name: resolve_file(client, value, purpose=PURPOSE) for name, value in values.items() if name not in paths}
     uploaded_ids: list[str] = []

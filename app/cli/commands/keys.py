@@ -166,7 +166,7 @@ def rotate_secrets(client: "Client", base_url: BaseUrl = None, data_dir: DataDir
     Put the new key in front of the old one, restart the service, rotate, and remove the old key. Repeat the command
     after an interruption. On the server it needs no API, only the database.
     """
-    is_local, rotated = has_database(base_url, data_dir), 0
+    is_local, rotated = has_database(base_url or client.address.profile, data_dir), 0
     while True:
         batch = _rotate_in_database(data_dir) if is_local else client.post("organization/secrets/rotate")
         rotated += batch["rotated"]

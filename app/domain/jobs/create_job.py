@@ -374,12 +374,13 @@ def apply_overrides(original: Mapping[str, Any], overrides: Mapping[str, Any]) -
             dropped += ["quantization.type", "quantization.double_quant"]  # both belong to the previous bits
         elif name == "loss_type" and (request.value(name) or "sigmoid") != settings.get(name, "sigmoid"):
             dropped += ["beta", "simpo_gamma"]  # both belong to the previous loss
-    return _merged(create_body({name: value for name, value in settings.items() if name not in dropped}), overrides)
+    return merged(create_body({name: value for name, value in settings.items() if name not in dropped}), overrides)
 
 
-def _merged(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
-    merged = dict(body)
+def merged(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
+    """The body with the values of `overrides`, object by object."""
+    result = dict(body)
     for key, value in overrides.items():
-        had = merged.get(key)
-        merged[key] = _merged(had, value) if isinstance(had, dict) and isinstance(value, Mapping) else value
-    return merged
+        had = result.get(key)
+        result[key] = merged(had, value) if isinstance(had, dict) and isinstance(value, Mapping) else value
+    return result

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,29 @@ class TestPlan:
             assert tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset).exit_code == 0
         expiries = [one["expires_at"] - one["created_at"] for one in tunery("files", "list", "--json").json]
         assert expiries == [3600, 3600]
+
+
+@pytest.mark.parametrize(("state", "exit_code"), [("failed", 1), ("cancelled", 5)])
+def test_wait_ends_with_the_job_and_exits_with_its_status_on_request(
+    tunery: Tunery, waiting_job: Job, sessions: Sessions, state: str, exit_code: int
+) -> None:
+    def end() -> None:
+        with transaction(sessions) as session:
+            if state == "cancelled":
+                jobs.cancel(session, waiting_job.project_id, waiting_job.id)
+                return
+            validate_job(session)
+            claims.finish_held_attempt(session, lease_of(start_job(session)), Reason.OUT_OF_MEMORY, "no memory")
+
+    with ThreadPoolExecutor() as threads:
+        ended = threads.submit(end)
+        done = tunery("jobs", "wait", waiting_job.id, "--exit-status")
+    ended.result()
+    assert (done.out.split(), done.exit_code) == ([waiting_job.id, state], exit_code)
+    assert tunery("jobs", "wait", waiting_job.id).exit_code == 0
+
+
+def test_wait_exits_with_0_after_success_and_with_3_without_the_job(tunery: Tunery, trained_job: Job) -> None:
+    assert tunery("jobs", "wait", trained_job.id, "--exit-status").exit_code == 0
+    assert tunery("jobs", "wait", trained_job.id, "--json").json["status"] == "succeeded"
+    assert tunery("jobs", "wait", "ftjob-000000000000000000000000").exit_code == 3

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from app.cli.client.references import JobId, job_path
-from app.cli.errors import CliError, ServiceUnreachable
+from app.cli.errors import CliError, CommandExit, ServiceUnreachable
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import duration_text, print_json_line, print_line, print_note, time_text
 from app.cli.output.progress import curve, is_finished, job_view, next_steps
-from app.cli.output.results import Columns, Result, table
+from app.cli.output.results import Columns, Result, line, table
 from app.cli.resource import part_of_job
 from app.domain.error_text.json_text import counted
 
@@ -29,6 +29,7 @@ POLL_SECONDS = 1.0  # between two requests for a job that changes with every ste
 LONG_POLL_SECONDS = 20  # how long one request waits for a change
 RETRY_TIMEOUT_SECONDS = 120.0  # a restart of the server takes seconds, of the machine a minute
 CURVE_CHARACTERS = 40
+ENDS = {"failed": CommandExit.FAILED, "cancelled": CommandExit.CANCELLED}
 MAX_EARLIER_EVENTS = 50  # shown at the start of a watch
 EVENTS_PER_PAGE = 100
 ALL_EVENTS_PER_PAGE = 1000
@@ -73,14 +74,19 @@ def follow(client: "Client", job_id: str, max_earlier: int | None = None) -> Ite
     Uses long polling; a server without it is polled every POLL_SECONDS.
     """
     last_event_id: str | None = None
+    for job in changes(client, job_id):  # read before its events: a finished job has no further events
+        events = _retry_while_unreachable(partial(new_events, client, job_id, last_event_id, max_earlier))
+        last_event_id = events[-1]["id"] if events else last_event_id
+        yield job, events
+
+
+def changes(client: "Client", job_id: str) -> Iterator[Json]:
+    """Yield the job after each change, until it has finished."""
     etag: str | None = None
     while True:
-        # Read the job before its events: a finished job has no further events.
         job, etag = _retry_while_unreachable(partial(client.get_if_changed, job_path(job_id), etag, LONG_POLL_SECONDS))
         if job is not None:
-            events = _retry_while_unreachable(partial(new_events, client, job_id, last_event_id, max_earlier))
-            last_event_id = events[-1]["id"] if events else last_event_id
-            yield job, events
+            yield job
             if is_finished(job):
                 return
         time.sleep(POLL_SECONDS)
@@ -120,6 +126,27 @@ def _retry_while_unreachable(request: Callable[[], T]) -> T:
             if time.monotonic() - unreachable_since > RETRY_TIMEOUT_SECONDS:
                 raise
         time.sleep(POLL_SECONDS)
+
+
+@commands.command("wait")
+@with_client
+def wait(
+    client: "Client",
+    job_id: JobId,
+    exit_status: Annotated[
+        bool, typer.Option("--exit-status", help="Exit with 1 if the job has failed, with 5 if it was cancelled.")
+    ] = False,
+) -> Result:
+    """Wait until a job has ended, and print its status. Exits with 0, unless --exit-status is given.
+
+    Example: tunery jobs wait @last --exit-status && tunery eval @last --file heldout.jsonl
+    """
+    job = client.get(job_path(job_id))  # without retries: a wrong id or URL is reported at once
+    for changed in () if is_finished(job) else changes(client, job_id):
+        job = changed
+    code = ENDS.get(job["status"]) if exit_status else None
+    shown = line(job, f"{job['id']}  {job['status']}")
+    return Result(job, shown.show, typer.Exit(code) if code else None)
 
 
 part_of_job(commands, "attempts").add_list(

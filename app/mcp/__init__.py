@@ -1,0 +1,1 @@
+"""`tunery mcp`: an MCP server for agents, a client of the public API."""
