@@ -39,7 +39,7 @@ test-all: ## Everything that CI runs (.ci/run): make test, the extended tests, t
 test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant
 	$(PYTEST) -m "slow and not browser" $(ARGS)
 
-test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
+test-bases: $(DEV) ## Every architecture of docs/reference/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
 	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/trainer/model/test_bases.py $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
@@ -51,7 +51,7 @@ test-faults: $(DEV) ## 40 planted faults: the tests of make test must see each (
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails, jobs of two hosts
 	$(BIN)/python -m pytest tests/storage tests/http/files/test_bucket.py tests/commands/test_storage.py tests/worker/test_bucket.py $(ARGS)
 
-test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
+test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/guides/serving.md (5 minutes)
 	$(PIP) install -q 'xllamacpp==2026.10.11549'
 	$(BIN)/python -m pytest tests/gguf/real_model.py $(ARGS)
 
@@ -145,7 +145,7 @@ openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change (RECOR
 	$(if $(RECORD),TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/tools/api_reference/test_story.py)
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/http/openapi/test_document.py
 
-reference: $(RUN) ## Write docs/reference, docs/errors.md and the types of packages/tunery-client again from the code
+reference: $(RUN) ## Write docs/reference/api, docs/reference/errors.md and the types of packages/tunery-client again from the code
 	$(BIN)/python -m tools.api_reference
 	$(BIN)/python -m tools.client_types
 

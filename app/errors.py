@@ -164,7 +164,7 @@ class NotFound(TuneryError):
         ErrorCode(
             "unknown_url",
             "Tunery does not have the path. Often `base_url` lacks `/v1`, or the path ends with a slash.",
-            "Follow the message, or compare with [the reference](reference/README.md).",
+            "Follow the message, or compare with [the reference](api/operations.md).",
             "Unknown request URL: GET /files. Did you mean /v1/files? /docs lists all URLs.",
         ),
     )

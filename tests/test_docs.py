@@ -27,13 +27,13 @@ def web_variable_of(name: str) -> str:
 
 
 def test_every_setting_is_documented_with_its_environment_variable() -> None:
-    page = read("settings.md")
+    page = read("reference/settings.md")
     variables = [*map(variable_of, Settings.model_fields), *map(web_variable_of, WebSettings.model_fields)]
     assert [name for name in variables if f"`{name}`" not in page] == []
 
 
 def test_the_settings_page_has_the_defaults_of_the_code() -> None:
-    written = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)`", read("settings.md"), re.M))
+    written = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)`", read("reference/settings.md"), re.M))
     fields = {variable_of(name): field.default for name, field in Settings.model_fields.items()}
     fields |= {web_variable_of(name): field.default for name, field in WebSettings.model_fields.items()}
     defaults = {name: str(value).removesuffix(".0").lower() for name, value in fields.items() if name in written}
@@ -50,7 +50,7 @@ def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
         "TUNERY_UPLOAD_IDLE_SECONDS",  # an older name
         *REMOVED,
     }
-    assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= read_variables
+    assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("reference/settings.md"))) <= read_variables
 
 
 def test_every_route_is_documented(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
 
     settings = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere", data_dir=tmp_path)
     paths = create_app(settings).openapi()["paths"]
-    text = read("api.md")
+    text = read("reference/api.md")
     missing = [
         f"{method.upper()} {path}"
         for path, operations in paths.items()

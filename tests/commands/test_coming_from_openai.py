@@ -1,4 +1,4 @@
-"""The commands of docs/coming-from-openai.md, in the order of the page, with a stand-in for OpenAI's API."""
+"""The commands of docs/guides/coming-from-openai.md, in the order of the page, with a stand-in for OpenAI's API."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.worker.evaluations.conftest import fake
 from worker.evaluations.evaluator import Evaluator
 from worker.node.slot import try_lock
 
-PAGE = (Path(__file__).parents[2] / "docs" / "coming-from-openai.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "coming-from-openai.md").read_text(encoding="utf-8")
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
 DIFF = re.compile(r"```diff\n(.*?)```", re.S)
 BASE = "Qwen3-4B"

@@ -11,7 +11,7 @@ from app.domain.planning.estimate import Device
 from benchmarks.published_plans import H100, Job, markdown, speeds
 from tests.sentences import Reviewed
 
-PAGE = (Path(__file__).parents[2] / "docs" / "decisions" / "plan.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-it-works" / "decisions" / "plan.md").read_text(encoding="utf-8")
 
 
 def test_the_page_has_the_tables_of_this_version() -> None:

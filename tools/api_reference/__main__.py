@@ -18,8 +18,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def main(directory: Path = DOCS) -> None:
     pages_by_name = reference()
-    (directory / "reference").mkdir(parents=True, exist_ok=True)
-    for path in (directory / "reference").glob("*.md"):
+    operations = directory / "reference" / "api"
+    operations.mkdir(parents=True, exist_ok=True)
+    for path in operations.glob("*.md"):
         path.unlink()
     for name, text in pages_by_name.items():
         (directory / name).write_text(text, encoding="utf-8")
@@ -28,7 +29,9 @@ def main(directory: Path = DOCS) -> None:
 
 def reference() -> dict[str, str]:
     """{name under docs/: text} of every generated page."""
-    return {f"reference/{name}": text for name, text in pages(document()).items()} | {"errors.md": errors_page()}
+    return {f"reference/api/{name}": text for name, text in pages(document()).items()} | {
+        "reference/errors.md": errors_page()
+    }
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""docs/errors.md: all errors, their handling by the official client, and what to do, by the template beside."""
+"""docs/reference/errors.md: all errors, their handling by the official client, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/reference: a page for each group of operations, one for the objects, and an index, by the templates beside."""
+"""docs/reference/api: a page for each group of operations, one for the objects, and an index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pages(document: Document) -> dict[str, str]:
     environment.globals |= {"document": document, "common": _common_errors(document)}
     index, group, objects = (environment.get_template(f"{name}.md.jinja") for name in ("index", "group", "objects"))
     group_pages = {f"{_slug(tag)}.md": group.render(tag=tag, operations=each) for tag, each in groups.items()}
-    return {"README.md": index.render(groups=groups), **group_pages, "objects.md": objects.render()}
+    return {"operations.md": index.render(groups=groups), **group_pages, "objects.md": objects.render()}
 
 
 def templates() -> Environment:

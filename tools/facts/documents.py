@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 NOT_FACTS = ("title", "example", "examples", "operationId")  # titles and operation ids are names of the code
-OPERATIONS = "docs/operations/"
+OPERATIONS = "docs/operate/"
 
 
 def facts() -> dict[str, list[str]]:
@@ -27,7 +27,7 @@ def facts() -> dict[str, list[str]]:
         "commands": list(command_lines(typer.main.get_command(app.cli.main.app), "tunery")),
         "settings": [line for each in (Settings, WebSettings) for line in setting_lines(each)],
         "errors": [f"{each.__name__} {each.status} {each.type} {each.code}" for each in errors]
-        + page_lines(r"###? |\| `", "docs/errors.md"),
+        + page_lines(r"###? |\| `", "docs/reference/errors.md"),
         "monitoring": page_lines(r"\| `tunery_| +- alert:", OPERATIONS + "monitoring.md", OPERATIONS + "alerts.yml"),
     }
 

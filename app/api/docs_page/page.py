@@ -1,7 +1,7 @@
 """/openapi.json and /docs, without a key unless a setting closes them.
 
 The page is self-contained: it includes its style and script, and its content security policy allows connections to
-this server only. Its content is that of docs/reference, which tools.api_reference writes.
+this server only. Its content is that of docs/reference/api, which tools.api_reference writes.
 """
 
 from __future__ import annotations
