@@ -6,10 +6,15 @@ import re
 from pathlib import Path
 
 from app.settings import REMOVED, Settings, WebSettings
+from tools.docs.api_pages import slug
+from tools.docs.reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+LINK_OR_ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 SOURCE = re.compile(r"`((?:[a-z]\w*/)*\w+\.py)`")
 
@@ -68,9 +73,18 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
     assert missing == []
 
 
-def test_every_relative_link_of_a_page_has_a_target() -> None:
-    links = [(path, link) for path in DOCS for link in LINK.findall(path.read_text(encoding="utf-8"))]
-    assert [(path, link) for path, link in links if not (path.parent / link).exists()] == []
+def test_every_relative_link_of_a_page_has_a_target_and_its_heading() -> None:
+    generated = {(ROOT / "docs" / name): text for name, text in reference().items()}
+    texts = {path: path.read_text(encoding="utf-8") for path in DOCS} | generated
+    links = [
+        (path, (path.parent / link[1]).resolve() if link[1] else path, link[2])
+        for path, text in texts.items()
+        for link in LINK_OR_ANCHOR.finditer(FENCED.sub("", text))
+    ]
+    assert [(path, target) for path, target, _ in links if not (target in generated or target.exists())] == []
+    headings = {path: {slug(each) for each in HEADING.findall(FENCED.sub("", text))} for path, text in texts.items()}
+    lost = [(path, target, anchor) for path, target, anchor in links if anchor and target.suffix == ".md"]
+    assert [each for each in lost if each[2] not in headings[each[1]]] == []
 
 
 def test_every_source_file_that_a_page_names_with_its_directory_exists() -> None:

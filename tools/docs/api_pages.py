@@ -1,4 +1,4 @@
-"""docs/reference/api: a page for each group of operations, one for the objects, and an index."""
+"""reference/api: a page for each group of operations, one for the objects, and an index, by the templates beside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from app.api.openapi import request_examples, schema_text
 from app.api.openapi.schema_text import FieldRow
 
-NOTE = "<!-- Written by `make reference` from the OpenAPI document. Change the code, not this page. -->"
 Document = Mapping[str, Any]
 Operation = tuple[str, str, Mapping[str, Any]]  # method, path, operation
 
@@ -22,8 +21,10 @@ def pages(document: Document) -> dict[str, str]:
     """{file name: text} of all pages."""
     groups, environment = _groups(document), templates()
     environment.globals |= {"document": document, "common": _common_errors(document)}
-    index, group, objects = (environment.get_template(f"{name}.md.jinja") for name in ("index", "group", "objects"))
-    group_pages = {f"{_slug(tag)}.md": group.render(tag=tag, operations=each) for tag, each in groups.items()}
+    index, group, objects = (
+        environment.get_template(f"{name}.md.jinja") for name in ("operations", "group", "objects")
+    )
+    group_pages = {f"{slug(tag)}.md": group.render(tag=tag, operations=each) for tag, each in groups.items()}
     return {"operations.md": index.render(groups=groups), **group_pages, "objects.md": objects.render()}
 
 
@@ -37,11 +38,10 @@ def templates() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "cell": _cell, "slug": _slug, "linked": _linked, "with_links": _with_links,
+        "cell": _cell, "slug": slug, "linked": _linked, "with_links": _with_links,
         "json_text": request_examples.json_text,
     }  # fmt: skip
     environment.globals |= {
-        "note": NOTE,
         "parameter_rows": _parameter_rows,
         "examples": request_examples,
         "schemas": schema_text,
@@ -83,7 +83,7 @@ def _parameter_rows(operation: Mapping[str, Any]) -> list[FieldRow]:
     ]
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """The anchor of a heading in Markdown."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
@@ -92,14 +92,14 @@ def _linked(schema: Mapping[str, Any]) -> str:
     if "$ref" not in schema:
         return _cell(schema_text.type_name(schema))
     name = schema_text.ref_name(schema)
-    return f"[{name}](objects.md#{_slug(name)})"
+    return f"[{name}](objects.md#{slug(name)})"
 
 
 def _with_links(text: str, schema: Mapping[str, Any]) -> str:
     names = set(re.findall(r"#/components/schemas/(\w+)", str(schema)))
     text = _cell(text)
     for name in names:
-        text = re.sub(rf"\b{name}\b", f"[{name}](#{_slug(name)})", text)
+        text = re.sub(rf"\b{name}\b", f"[{name}](#{slug(name)})", text)
     return text
 
 

@@ -1,4 +1,4 @@
-"""docs/reference/errors.md: all errors, their handling by the official client, and what to do."""
+"""reference/errors.md: all errors, their handling by the official client, and what to do, by the template beside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from app.bad_request_codes import ErrorCode
 from app.domain.jobs.states import JobState, Reason
 from app.errors import TuneryError
-from tools.api_reference.pages import templates
+from tools.docs.api_pages import templates
 
 EXCEPTIONS = {
     400: "BadRequestError",
