@@ -10,6 +10,8 @@ import typer
 from app.cli.main import app
 from tools.docs.api_pages import templates
 
+COMMON = ("--help", "--json", "--base-url", "--data-dir")  # named once, at the top of the page
+
 
 class Command(NamedTuple):
     name: str  # with those of its groups
@@ -33,4 +35,4 @@ def _commands(command: Any, name: str) -> Iterator[Command]:
     context = typer.Context(command, info_name=name)
     records = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
     usage = " ".join(command.collect_usage_pieces(context))
-    yield Command(name, command.help or "", usage, [each for each in records if each[0] != "--help"])
+    yield Command(name, command.help or "", usage, [each for each in records if each[0].split()[0] not in COMMON])

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,8 +34,8 @@ POLICY = (
 )
 
 
-def build() -> None:
-    """Write the whole site into app/site, which is replaced. Raises CalledProcessError if zensical refuses a page."""
+def build(target: Path = SITE) -> None:
+    """Write the whole site into `target`, which is replaced. Raises CalledProcessError if zensical refuses a page."""
     shutil.rmtree(BUILD, ignore_errors=True)
     all_pages = pages()
     for name, text in all_pages.items():
@@ -55,9 +56,9 @@ def build() -> None:
     _write(site / "api-explorer" / "index.html", explorer(document(), can_send=False))
     for path in site.rglob("*.html"):
         _write(path, with_policy(path.read_text(encoding="utf-8")))
-    shutil.rmtree(SITE, ignore_errors=True)
-    shutil.move(site, SITE)
-    print(f"{len(all_pages)} pages in {SITE}")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.move(site, target)
+    print(f"{len(all_pages)} pages in {target}")
 
 
 def pages() -> dict[str, str]:
@@ -120,11 +121,13 @@ def title_of(text: str) -> str:
 
 
 def description(text: str) -> str:
-    """The first sentence of the first paragraph, without markup."""
-    paragraph = next((each for each in text.split("\n\n")[1:] if PARAGRAPH.match(each)), "")
+    """The first sentence before the first section, without markup; of a page that begins with one, the sections."""
+    lead, _, sections = text.partition("\n## ")
+    paragraph = next((each for each in lead.split("\n\n")[1:] if PARAGRAPH.match(each)), "")
     plain = re.sub(r"[`*]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split())))
     sentence = SENTENCE.match(plain)
-    return sentence[0] if sentence else plain.rstrip(":")
+    headings = re.findall(r"^## (.+)$", f"## {sections}", re.MULTILINE)
+    return (sentence[0] if sentence else plain.rstrip(":")) or textwrap.shorten("; ".join(headings), 200)
 
 
 def with_policy(html: str) -> str:
