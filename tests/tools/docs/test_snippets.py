@@ -82,6 +82,11 @@ def test_every_snippet_has_three_languages_and_a_test() -> None:
         assert [*tabs(name)] == ["Python", "curl", "Command line"], name
 
 
+def test_the_readme_has_the_first_job_of_the_pages() -> None:
+    readme = (SNIPPETS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [title for title, program in tabs("first-job").items() if program in readme] == ["Python", "curl"]
+
+
 @pytest.mark.extended("all of `tunery up`, with six trainings of a tiny model")
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
