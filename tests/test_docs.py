@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from app.settings import REMOVED, Settings, WebSettings
@@ -15,7 +16,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 LINK_OR_ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
-PYTHON = re.compile(r"```python\n(.*?)```", re.S)
+PYTHON = re.compile(r"```python\n(.*?) *```", re.S)
 SOURCE = re.compile(r"`((?:[a-z]\w*/)*\w+\.py)`")
 
 
@@ -95,4 +96,4 @@ def test_every_source_file_that_a_page_names_with_its_directory_exists() -> None
 def test_every_python_block_of_a_page_compiles() -> None:
     for path in DOCS:
         for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
-            compile(block, f"{path.relative_to(ROOT)}, block {number}", "exec")
+            compile(textwrap.dedent(block), f"{path.relative_to(ROOT)}, block {number}", "exec")
