@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 LINK_OR_ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
-PYTHON = re.compile(r"```python\n(.*?)```", re.S)
+PYTHON = re.compile(r"```python\n(.*?) *```", re.S)
 SOURCE = re.compile(r"`((?:[a-z]\w*/)*\w+\.py)`")
 
 

@@ -19,9 +19,9 @@ import pytest
 from app.cli.local_stack.data_directory import LOCK_NAME, Layout
 from app.cli.local_stack.first_run import BUNDLED_MODEL
 from tests.tiny import make_tiny_base
-from tests.up import ONE_THREAD, Service, serving
+from tests.up import ONE_THREAD, ROOT, Service, serving
 
-SNIPPETS = Path(__file__).parents[3] / "docs" / "snippets"
+SNIPPETS = ROOT / "docs" / "snippets"
 TAB = re.compile(r'^=== "(.+)"\n\n((?:    .*\n|\n)+)', re.MULTILINE)
 FENCED = re.compile(r"```\w+\n(.*)```", re.DOTALL)
 ORDER = ("plan", "first-job", "from-a-csv", "evaluate", "chat", "deliver")  # the last three need a result
@@ -82,9 +82,9 @@ def test_every_snippet_has_three_languages_and_a_test() -> None:
         assert [*tabs(name)] == ["Python", "curl", "Command line"], name
 
 
-def test_the_readme_has_the_first_job_of_the_pages() -> None:
-    readme = (SNIPPETS.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert [title for title, program in tabs("first-job").items() if program in readme] == ["Python", "curl"]
+def test_the_readme_quotes_the_first_job() -> None:
+    readme, first_job = (ROOT / "README.md").read_text(encoding="utf-8"), tabs("first-job")
+    assert all(first_job[title] in readme for title in ("Python", "curl"))
 
 
 @pytest.mark.extended("all of `tunery up`, with six trainings of a tiny model")
