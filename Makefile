@@ -14,12 +14,15 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Python must keep the compiled files of the sources: the tests collect 500 files and start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up demo doctor house facts test test-all test-fast test-slow test-faults test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi reference constraints release test-release audit sbom clean gpu-check
+.PHONY: help setup docs up demo doctor house facts test test-all test-fast test-slow test-faults test-bases test-gguf test-gemma test-s3 test-schema test-sdk test-upgrade test-browser test-serving screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-dpo bench-fit bench-plan bench-api bench-upload bench-queue bench-linear bench-dashboard openapi constraints release test-release audit sbom clean gpu-check
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
 
-setup: $(DEV) ## Create .venv with everything for running and developing
+setup: $(DEV) docs ## Create .venv with everything for running and developing, and build the documentation
+
+docs: $(DEV) ## Build the documentation's site from docs/ and the code into app/site, which the API serves at /docs (5 seconds)
+	$(BIN)/python -m tools.docs
 
 up: $(RUN) ## Start the whole service on this machine (ARGS="--port 9000")
 	$(BIN)/tunery up $(ARGS)
@@ -39,7 +42,7 @@ test-all: ## Everything that CI runs (.ci/run): make test, the extended tests, t
 test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant
 	$(PYTEST) -m "slow and not browser" $(ARGS)
 
-test-bases: $(DEV) ## Every architecture of docs/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
+test-bases: $(DEV) ## Every architecture of docs/reference/base-models.md as a tiny model, beside transformers and PEFT (3 minutes); prints the table
 	TUNERY_ALL_BASES=1 $(BIN)/python -m pytest -q --durations=0 tests/trainer/model/test_bases.py $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
@@ -51,7 +54,7 @@ test-faults: $(DEV) ## 40 planted faults: the tests of make test must see each (
 test-s3: $(DEV) ## Storage in a bucket: the contract, a server that fails, jobs of two hosts
 	$(BIN)/python -m pytest tests/storage tests/http/files/test_bucket.py tests/commands/test_storage.py tests/worker/test_bucket.py $(ARGS)
 
-test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/serving.md (5 minutes)
+test-gguf: $(DEV) ## Every GGUF export of the bundled 135M model, and the llama.cpp commands of docs/guides/serving.md (5 minutes)
 	$(PIP) install -q 'xllamacpp==2026.10.11549'
 	$(BIN)/python -m pytest tests/gguf/real_model.py $(ARGS)
 
@@ -141,12 +144,9 @@ bench-linear: $(DEV) ## Does the time of every parser and of every operation wit
 bench-dashboard: $(DEV) ## The dashboard with 10,000 jobs and a job of 100,000 steps: seconds until a browser shows them (3 minutes)
 	$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
-openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change (RECORD=1: record its examples first, 10 minutes)
+openapi: $(DEV) ## Write the OpenAPI snapshot and the types of packages/tunery-client again after a wanted change (RECORD=1: record its examples first, 10 minutes)
 	$(if $(RECORD),TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/tools/api_reference/test_story.py)
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/http/openapi/test_document.py
-
-reference: $(RUN) ## Write docs/reference, docs/errors.md and the types of packages/tunery-client again from the code
-	$(BIN)/python -m tools.api_reference
 	$(BIN)/python -m tools.client_types
 
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
@@ -155,7 +155,7 @@ constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 release: $(DEV) ## Write VERSION=X.Y.Z into every file and the CHANGELOG, and build the wheel
 	$(BIN)/python -m tools.release $(VERSION)
 
-test-release: ## Install the wheel into an empty environment, and run the demo with it (10 minutes)
+test-release: docs ## Install the wheel into an empty environment, and run the demo with it (10 minutes)
 	rm -rf .venv-release
 	$(PYTHON) -m venv .venv-release
 	.venv-release/bin/python -m pip install -q --upgrade 'pip>=25.1'
@@ -176,7 +176,7 @@ sbom: $(RUN) .venv-audit/.ready ## Write the bill of materials of .venv, sbom.js
 	@touch $@
 
 clean: ## Remove .venv, caches and the demo's data
-	rm -rf .venv .venv-peer .venv-release .venv-audit .venv-clients .venv-serving .earlier .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf app/site .venv .venv-peer .venv-release .venv-audit .venv-clients .venv-serving .earlier .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Tunery needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say: make PYTHON=python3.12")'

@@ -123,7 +123,7 @@ BAD_REQUEST_CODES: tuple[ErrorCode, ...] = (
         "unsupported_parameter",
         "A trial answer does not support the parameter or its value, and ignores nothing silently.",
         "Leave it out, or deliver the model to an inference engine, which gets every parameter.",
-        "modalities: a trial answer does not support …; deliver the model to an engine for it (docs/answers.md)",
+        "modalities: a trial answer does not support …; deliver the model to an engine for it (docs/guides/answers.md)",
     ),
     ErrorCode(
         "unsupported_value",

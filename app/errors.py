@@ -7,7 +7,8 @@ The classes are picklable (arguments only), as they cross process boundaries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TypeVar
 
 from app.bad_request_codes import BAD_REQUEST_CODES, ErrorCode
@@ -56,6 +57,18 @@ class BadRequest(TuneryError):
     status = 400
     type = "invalid_request_error"
     codes = BAD_REQUEST_CODES
+
+
+@cache
+def codes_with_an_entry() -> frozenset[str]:
+    """The codes of all classes: those that the page of errors explains."""
+
+    def codes_of(error: type[TuneryError]) -> Iterator[str]:
+        yield from (each.code for each in vars(error).get("codes", ()))
+        for child in error.__subclasses__():
+            yield from codes_of(child)
+
+    return frozenset(codes_of(TuneryError))
 
 
 def combine_errors(problems: Sequence[Problem]) -> Problem:
@@ -172,8 +185,8 @@ class NotFound(TuneryError):
         ErrorCode(
             "unknown_url",
             "Tunery does not have the path. Often `base_url` lacks `/v1`, or the path ends with a slash.",
-            "Follow the message, or compare with [the reference](reference/README.md).",
-            "Unknown request URL: GET /files. Did you mean /v1/files? /docs lists all URLs.",
+            "Follow the message, or compare with [the reference](api/operations.md).",
+            "Unknown request URL: GET /files. Did you mean /v1/files? /docs/api-explorer lists all URLs.",
         ),
     )
 

@@ -125,7 +125,7 @@ class Settings(BaseSettings):
 
     # --- the API
     organization: str = "tunery"  # `organization_id`, and the third part of ft:base:organization:suffix:id
-    docs_enabled: bool = True  # /docs and /openapi.json without a key; turn off where even the shape is private
+    docs_enabled: bool = True  # /docs, /llms.txt, /openapi.json without a key; off where even the shape is private
     max_answer_body_bytes: int = Field(default=2 << 20, ge=1)  # of a question; images in a conversation need more
     max_file_bytes: int = MAX_FILE_BYTES
     max_upload_bytes: int = 8 << 30  # OpenAI's limit for a multipart upload

@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-plan", description=__doc__)
     parser.add_argument("--jobs", type=int, default=len(OTHERS), choices=range(1, len(OTHERS) + 1))
     parser.add_argument("--model", type=Path, help="a model directory (default: the bundled 135M model)")
-    text = "print the table of plans beside published numbers instead, without a job (docs/decisions/plan.md)"
+    text = "print the table of docs/how-it-works/decisions/plan.md instead, without a job"
     parser.add_argument("--published", action="store_true", help=text)
     return parser.parse_args()
 

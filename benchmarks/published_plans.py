@@ -1,8 +1,8 @@
 """Plans beside published numbers, `make bench-plan ARGS=--published`: memory, tokens a second, the longest document.
 
 Arithmetic only, no GPU: what the plan of this version says of jobs that others have measured or state as a minimum. The
-table is that of docs/decisions/plan.md. GB are 10^9 bytes, the adapter is on all linear layers, with rank 16 unless
-the case names another. Speeds are those of the plan for the card, memory that of the smallest plan.
+table is that of docs/how-it-works/decisions/plan.md. GB are 10^9 bytes, the adapter is on all linear layers, with
+rank 16 unless the case names another. Speeds are those of the plan for the card, memory that of the smallest plan.
 """
 
 from __future__ import annotations

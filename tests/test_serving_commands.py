@@ -1,4 +1,4 @@
-"""Commands of docs/serving.md that no other test runs."""
+"""Commands of docs/guides/serving.md that no other test runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.factories import make_succeeded_job
 from tests.serving import LiveServer
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "serving.md"
+PAGE = ROOT / "docs" / "guides" / "serving.md"
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
 
 

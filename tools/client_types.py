@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.api.openapi.schema_text import inner_object, ref_name
-from tools.api_reference.__main__ import document
+from tools.docs.reference import document
 
 Schema = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ class Language:
 
 
 PACKAGE = Path(__file__).resolve().parents[1] / "packages" / "tunery-client"
-NOTE = "Written by `make reference` from the OpenAPI document. Change the code, not this file."
+NOTE = "Written by `make openapi` from the OpenAPI document. Change the code, not this file."
 # The path of a body in `CreateJob`, and the stored object with its canonical fields: requests have aliases, too.
 BODIES = {
     "Lora": (("lora",), "LoraSpec"),

@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
         path = root / name
         path.write_text(with_version(path.read_text(encoding="utf-8"), pattern, options.version), encoding="utf-8")
     if not options.no_wheel:
+        subprocess.run([sys.executable, "-m", "tools.docs"], cwd=root, check=True)
         build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
         subprocess.run(build, cwd=root, check=True)
     print(f"Version {options.version} is in {', '.join(['CHANGELOG.md', *VERSIONED])}. Next: make test-release,")

@@ -58,7 +58,7 @@ def require_proxy(settings: Settings, host: str) -> None:
         raise SystemExit(
             f"The API does not listen on {host or 'any address'} by itself: it limits neither the size of request "
             "headers nor their time. Put a proxy in front that does (examples/tls-proxy/nginx.conf; "
-            "docs/deploy.md#slow-clients) and set TUNERY_BEHIND_PROXY=true, or listen on 127.0.0.1."
+            "docs/operate/deploy.md#slow-clients) and set TUNERY_BEHIND_PROXY=true, or listen on 127.0.0.1."
         )
 
 

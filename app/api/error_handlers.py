@@ -1,4 +1,5 @@
-"""Exception handlers: every error response is `{"error": {message, type, param, code}}`, never `{"detail": ...}`."""
+"""Exception handlers: every error response is `{"error": {message, type, param, code, doc_url}}`, never
+`{"detail": ...}`."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from app.api.home_page import home_page
 from app.api.not_found_hints import hint_for
@@ -35,6 +37,7 @@ from app.errors import (
     StorageFull,
     TuneryError,
     Unavailable,
+    codes_with_an_entry,
     combine_errors,
 )
 from app.log import get_logger
@@ -57,7 +60,8 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(OSError, _os_error)
 
 
-def error_response(error: TuneryError, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(error: TuneryError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """The response to the request of `scope`."""
     return _response(
         error.status,
         _shorten(error.message),
@@ -65,13 +69,16 @@ def error_response(error: TuneryError, headers: Mapping[str, str] | None = None)
         None if error.param is None else unquoted(error.param, MAX_PATH_CHARACTERS),
         error.code,
         _headers(error) | dict(headers or {}),
+        scope,
     )
 
 
 def _response(
-    status: int, message: str, kind: str, param: str | None, code: str | None, headers: Mapping[str, str]
+    status: int, message: str, kind: str, param: str | None, code: str | None, headers: Mapping[str, str], scope: Scope
 ) -> Response:
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    has_entry = code in codes_with_an_entry() and scope["app"].state.app_state.settings.docs_enabled
+    doc_url = f"/docs/reference/errors/#{code}" if has_entry else None
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code, "doc_url": doc_url}}
     return Response(json.dumps(body), status, dict(headers), media_type="application/json")
 
 
@@ -94,13 +101,13 @@ def _headers(error: TuneryError) -> dict[str, str]:
     return {}
 
 
-def _tunery_error(_request: Request, error: Exception) -> Response:
+def _tunery_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TuneryError)
     if error.status >= 500:
         cause = error.__cause__
         reason = getattr(cause, "orig", cause.__cause__ if isinstance(cause, StorageError) else cause) or error
         log.error("request failed", status=error.status, reason=str(reason))
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 def _validation_error(request: Request, error: Exception) -> Response:
@@ -108,7 +115,7 @@ def _validation_error(request: Request, error: Exception) -> Response:
     query = allowed_query(request.scope["route"]).by_name
     groups = groupby(error.errors(), lambda each: each["loc"][0] == "query")
     found = (as_problems([*errors], query if is_query else {}) for is_query, errors in groups)
-    return error_response(combine_errors([*chain.from_iterable(found)]))
+    return error_response(combine_errors([*chain.from_iterable(found)]), request.scope)
 
 
 def _http_exception(request: Request, error: Exception) -> Response:
@@ -118,14 +125,16 @@ def _http_exception(request: Request, error: Exception) -> Response:
         return page
     request_line = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        text = f"Unknown request URL: {request_line}. {hint_for(request)} /docs lists all URLs."
-        return error_response(NotFound(text, code="unknown_url"))
+        text = f"Unknown request URL: {request_line}. {hint_for(request)} /docs/api-explorer lists all URLs."
+        return error_response(NotFound(text, code="unknown_url"), request.scope)
     if error.status_code == 405:
         allowed = ", ".join(_methods_of(request))
         text = f"Method not allowed: {request_line}. This URL accepts {allowed}."
-        return error_response(MethodNotAllowed(text), {"Allow": allowed})
+        return error_response(MethodNotAllowed(text), request.scope, {"Allow": allowed})
     headers = dict(error.headers or {})
-    return _response(error.status_code, _shorten(str(error.detail)), "invalid_request_error", None, None, headers)
+    return _response(
+        error.status_code, _shorten(str(error.detail)), "invalid_request_error", None, None, headers, request.scope
+    )
 
 
 def _methods_of(request: Request) -> list[str]:

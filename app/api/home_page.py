@@ -14,7 +14,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 15vh aut
 <body><h1>Tunery</h1><p>This is the address of the API, for programs.</p>
 <p><a href="{web_url}">Open the dashboard</a>{docs}</p></body></html>
 """
-DOCS = ' or <a href="/docs">the reference of the API</a>'
+DOCS = ' or <a href="/docs/">the documentation</a>'
 
 
 def home_page(request: Request) -> Response | None:

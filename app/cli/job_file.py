@@ -47,7 +47,7 @@ def read_job_file(path: Path) -> dict[str, Any]:
         problem = f"line {mark.line + 1}: {error.problem}" if mark else str(error.problem)
     except (LineError, yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
         problem = str(error)
-    raise UsageError(f"--file {path}: {problem}. The file has the body of a create call; see docs/clients.md.")
+    raise UsageError(f"--file {path}: {problem}. The file has the body of a create call; see docs/guides/clients.md.")
 
 
 class _Loader(yaml.SafeLoader):

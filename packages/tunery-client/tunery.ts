@@ -1,4 +1,4 @@
-// Written by `make reference` from the OpenAPI document. Change the code, not this file.
+// Written by `make openapi` from the OpenAPI document. Change the code, not this file.
 
 export interface Lora {
   /** "all-linear" (every linear layer but lm_head; the default) or names of the base model's layers. */

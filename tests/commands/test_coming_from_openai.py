@@ -1,4 +1,4 @@
-"""The commands of docs/coming-from-openai.md, in the order of the page, with a stand-in for OpenAI's API."""
+"""The commands of docs/guides/coming-from-openai.md, in the order of the page, with a stand-in for OpenAI's API."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from tests.worker.evaluations.conftest import fake
 from worker.evaluations.evaluator import Evaluator
 from worker.node.slot import try_lock
 
-PAGE = (Path(__file__).parents[2] / "docs" / "coming-from-openai.md").read_text(encoding="utf-8")
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+PAGE = (GUIDES / "coming-from-openai.md").read_text(encoding="utf-8")
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
 DIFF = re.compile(r"```diff\n(.*?)```", re.S)
 BASE = "Qwen3-4B"
@@ -130,8 +131,9 @@ def test_the_diff_is_one_line_of_a_script_that_runs(
 
 
 def test_the_command_prints_the_table(bare_tunery: Tunery) -> None:
+    page = (GUIDES / "choose-a-base.md").read_text(encoding="utf-8")
     printed = bare_tunery("models", "memory", "--markdown").out
-    assert all(line in PAGE for line in printed.splitlines() if "---" not in line)
+    assert all(line in page for line in printed.splitlines() if "---" not in line)
     assert [row["base model"] for row in bare_tunery("models", "memory", "--json").json] == [
         base.name for base in COMMON_BASES
     ]

@@ -1,4 +1,4 @@
-"""`tunery targets` and the deliveries of jobs, against the real API: the commands of docs/serving.md in their order."""
+"""`tunery targets` and deliveries of jobs: the commands of docs/guides/serving.md, in their order, on the real API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.domain.deliveries.served_check import unchecked
 from app.settings import Settings
 from tests.commands.conftest import Tunery
 
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
 COMMAND = re.compile(r"^tunery (targets .*|jobs deliver.*)$", re.M)
 CREDENTIALS = {"access_key_id": "id", "secret_access_key": "very-secret"}
 

@@ -31,7 +31,7 @@ from worker.trainer.merge import merge
 from worker.trainer.model.base_model import load_base
 
 PROGRAM = Path(__file__).parent / "vllm_lora.py"
-# Bases beside the table of docs/base-models.md: those whose layers have other names, or are fused.
+# Bases beside the table of docs/reference/base-models.md: those whose layers have other names, or are fused.
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "GLM": ("GlmForCausalLM", {}),
     "GPT-NeoX": ("GPTNeoXForCausalLM", {}),

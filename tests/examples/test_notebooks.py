@@ -1,6 +1,6 @@
 """examples/notebooks: the cells of every notebook run in their order against a live server, without Jupyter.
 
-A worker and an idle slot that answers are those of the page docs/coming-from-openai.md.
+A worker and an idle slot that answers are those of the page docs/guides/coming-from-openai.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every GGUF export of the bundled 135M model, and the commands of docs/serving.md: `make test-gguf` (5 minutes).
+"""Every GGUF export of the bundled 135M model and the commands of docs/guides/serving.md: `make test-gguf` (5 minutes).
 
 pytest does not collect this file by itself; `make test` has the same tests with a small random model.
 """
@@ -53,7 +53,7 @@ def test_an_export_answers_as_the_merged_model(base: Path, adapter: Path, tmp_pa
 
 def test_the_python_block_of_the_serving_page_answers(base: Path, adapter: Path, tmp_path: Path) -> None:
     program("worker.trainer.gguf", base, adapter, tmp_path / "my-model", "Q8_0")
-    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
     (block,) = (each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "xllamacpp" in each)
     done: Any = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600

@@ -125,7 +125,7 @@ def run_here(check: Check, device: torch.device, model: Path, sender: Connection
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the results as Markdown tables for docs/measurements.md."""
+    """Return the results as Markdown tables for docs/how-it-works/measurements.md."""
     lines = [
         f"{results['device']}, torch {results['torch']}, {results['model']}",
         "",

@@ -193,7 +193,7 @@ class TestPlans:
     def test_the_working_memory_counts_without_the_base_and_the_context(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, working_megabytes: int, passes: bool
     ) -> None:
-        """Gemma 3 as docs/measurements.md has it: of the whole peak the wrong plan is 0.85."""
+        """Gemma 3 as docs/how-it-works/measurements.md has it: of the whole peak the wrong plan is 0.85."""
         planned = Planned.model_construct(working_bytes=working_megabytes * 10**6)
         probed = Probed.model_construct(loaded_bytes=567 * 10**6, peak_bytes=901 * 10**6)
         monkeypatch.setattr(checks, "FAMILIES", ("gemma3_text",))

@@ -73,7 +73,7 @@ def delivered(sessions: Sessions, succeeded: Job) -> Deliverer:
 
 def error_of(response: Any) -> tuple[int, str, str]:
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "doc_url"}
     return response.status_code, error["code"], error["message"]
 
 

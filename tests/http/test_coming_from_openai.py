@@ -1,4 +1,4 @@
-"""docs/coming-from-openai.md: its Python blocks run in their order with the official client against a live server.
+"""docs/guides/coming-from-openai.md: its Python blocks run in their order with the official client and a live server.
 
 The blocks of the section on what to save at OpenAI run against a Tunery server with jobs, too. For the answers of an
 old model and for evals, a small server answers in OpenAI's shapes.
@@ -44,7 +44,7 @@ from tests.factories import (
 )
 from tests.serving import LiveServer
 
-PAGE = Path(__file__).parents[2] / "docs" / "coming-from-openai.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "coming-from-openai.md"
 SAVING_HEADING = "## The dates, and what to save before each"
 BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 MODEL_NAME = "SmolLM2-135M-Instruct"

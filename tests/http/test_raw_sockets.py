@@ -1,5 +1,5 @@
 """Attacks over raw sockets on the API at loopback, and on the nginx of examples/tls-proxy before it: each is refused or
-bounded. docs/decisions/http.md says by which of them."""
+bounded. docs/how-it-works/decisions/http.md says by which of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What "auto" gives, number by number. Why: docs/decisions/parameters.md."""
+"""What "auto" gives, number by number. Why: docs/how-it-works/decisions/parameters.md."""
 
 from __future__ import annotations
 

@@ -8,16 +8,23 @@ import pytest
 
 from app.domain.planning.base_sizes import card_bytes, smallest_card_gigabytes
 from app.domain.planning.estimate import Device
+from benchmarks import card_table
 from benchmarks.published_plans import H100, Job, markdown, speeds
 from tests.sentences import Reviewed
 
-PAGE = (Path(__file__).parents[2] / "docs" / "decisions" / "plan.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-it-works" / "decisions" / "plan.md").read_text(encoding="utf-8")
 
 
 def test_the_page_has_the_tables_of_this_version() -> None:
     assert "\n".join(markdown()).strip() in PAGE
     peers = [row.plan / row.published for row in speeds() if "torchtune" not in row.source]
     assert peers == pytest.approx([1.0] * 3, abs=0.25)
+
+
+@pytest.mark.extended("144 plans, 12 s")
+def test_the_page_for_choosing_a_base_has_the_tables_of_this_version() -> None:
+    page = card_table.PAGE.read_text(encoding="utf-8")
+    assert card_table.written(page) == page, "write them again: python -m benchmarks.card_table"
 
 
 def test_a_70b_in_4_bits_fits_a_card_of_48_gb_with_rank_32(reviewed: Reviewed) -> None:

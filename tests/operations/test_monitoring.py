@@ -27,7 +27,7 @@ from worker.reconciler.service_metrics import ServiceMetrics
 from worker.webhooks.sender import WebhookSender
 
 ROOT = Path(__file__).resolve().parents[2]
-OPERATIONS = ROOT / "docs" / "operations"
+OPERATIONS = ROOT / "docs" / "operate"
 METRIC_ROW = re.compile(r"^\| `(tunery_\w+)` \|(.*?)\| .+ \|$", re.M)
 
 
@@ -127,7 +127,7 @@ def test_counters_exist_before_their_first_event(resources: Resources, name: str
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     names = [rule["alert"] for rule in alert_rules()]
     assert [rule["annotations"]["runbook"] for rule in alert_rules()] == [
-        f"docs/operations/runbooks.md#{name.lower()}" for name in names
+        f"docs/operate/runbooks.md#{name.lower()}" for name in names
     ]
     assert re.findall(r"^## (\w+)$", (OPERATIONS / "runbooks.md").read_text(), re.MULTILINE) == names
 

@@ -6,15 +6,15 @@ import tomllib
 from fnmatch import fnmatch
 from typing import Any
 
-from tools.api_reference.__main__ import document
 from tools.client_types import PACKAGE, files
+from tools.docs.reference import document
 
 ROOT = PACKAGE.parents[1]
 
 
 def test_the_types_are_those_of_the_api() -> None:
     for name, text in files(document()).items():
-        assert (PACKAGE / name).read_text(encoding="utf-8") == text, "make reference writes them again"
+        assert (PACKAGE / name).read_text(encoding="utf-8") == text, "make openapi writes them again"
 
 
 def test_the_module_has_at_most_300_written_lines() -> None:

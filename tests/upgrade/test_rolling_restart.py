@@ -1,7 +1,7 @@
 """Processes of two versions side by side, under load: a rolling restart of a service with a running job.
 
-The order is that of docs/deploy.md: the migration, the workers and the reconciler, the API. Both APIs accept from one
-socket, as behind a proxy, and the load comes from the official client with its own retries.
+The order is that of docs/operate/deploy.md: the migration, the workers and the reconciler, the API. Both APIs accept
+from one socket, as behind a proxy, and the load comes from the official client with its own retries.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import typer
 
 NOT_FACTS = ("title", "example", "examples", "operationId")  # titles and operation ids are names of the code
-OPERATIONS = "docs/operations/"
 
 
 def facts() -> dict[str, list[str]]:
@@ -19,22 +19,40 @@ def facts() -> dict[str, list[str]]:
     import app.cli.main
     import app.errors
     from app.settings import Settings, WebSettings
-    from tools.api_reference.__main__ import document
 
     errors = [each for each in vars(app.errors).values() if hasattr(each, "status")]
     return {
-        "openapi": sorted(leaves(document())),
+        "openapi": sorted(leaves(openapi_document())),
         "commands": list(command_lines(typer.main.get_command(app.cli.main.app), "tunery")),
         "settings": [line for each in (Settings, WebSettings) for line in setting_lines(each)],
         "errors": [f"{each.__name__} {each.status} {each.type} {each.code}" for each in errors]
-        + page_lines(r"###? |\| `", "docs/errors.md"),
-        "monitoring": page_lines(r"\| `tunery_| +- alert:", OPERATIONS + "monitoring.md", OPERATIONS + "alerts.yml"),
+        + sorted(re.findall(r"^(?:#+|\|) `(\w+)`", page_of_errors(), re.MULTILINE)),
+        "monitoring": page_lines(r"\| `tunery_| +- alert:", "monitoring.md", "alerts.yml"),
     }
 
 
-def page_lines(pattern: str, *paths: str) -> list[str]:
-    """The lines of pages that begin with the pattern: rows of tables, headings."""
-    lines = [line for path in paths for line in Path(path).read_text("utf-8").splitlines()]
+def openapi_document() -> dict[str, Any]:
+    from app.main import create_app
+    from app.settings import Settings
+
+    with tempfile.TemporaryDirectory() as data_dir:
+        settings = Settings(database_url="postgresql://unused/x", redis_url="redis://unused", data_dir=Path(data_dir))
+        return create_app(settings).openapi()
+
+
+def page_of_errors() -> str:
+    """The page of errors, which earlier commits have as a file."""
+    if (path := Path("docs/errors.md")).exists():
+        return path.read_text("utf-8")
+    from tools.docs.errors_page import errors_page
+
+    return errors_page()
+
+
+def page_lines(pattern: str, *names: str) -> list[str]:
+    """The lines of files below docs/ that begin with the pattern: rows of tables, rules."""
+    paths = [path for name in names for path in Path("docs").rglob(name)]
+    lines = [line for path in paths for line in path.read_text("utf-8").splitlines()]
     return [line for line in lines if re.match(pattern, line)]
 
 

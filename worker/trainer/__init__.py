@@ -33,8 +33,8 @@ if os.access(home := os.path.expanduser("~"), os.W_OK):
 os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
 # By default OpenMP's threads spin while they wait for each other. If other programs use the cores as well, a waiting
 # thread takes CPU time from the thread it waits for: on two busy cores training was 7 to 22 times slower. Threads that
-# sleep immediately wake up too slowly. So they spin for a short time (docs/decisions/training-loop.md). libgomp reads
-# both variables when torch is loaded, so they must be set before.
+# sleep immediately wake up too slowly. So they spin for a short time (docs/how-it-works/decisions/training-loop.md).
+# libgomp reads both variables when torch is loaded, so they must be set before.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -37,7 +37,7 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { event.target.textContent = "Copy"; }, 1500);
 });
 
-document.getElementById("access").addEventListener("submit", (event) => event.preventDefault());
+document.getElementById("access")?.addEventListener("submit", (event) => event.preventDefault());
 
 document.addEventListener("submit", async (event) => {
   const form = event.target;

@@ -1,24 +1,28 @@
-"""/openapi.json, /job.schema.json and /docs, without a key unless a setting closes them.
+"""/docs, /llms.txt, /openapi.json and /job.schema.json, without a key unless a setting closes them.
 
-The page is self-contained: it includes its style and script, and its content security policy allows connections to
-this server only. Its content is that of docs/reference, which tools.api_reference writes.
+/docs is the site that `make docs` writes into app/site, /docs/api-explorer/ every operation with a form to send it. The
+explorer is self-contained: it includes its style and script, and its content security policy allows connections to this
+server only. Its content is that of the site's reference, which tools.docs writes.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from jinja2 import Environment
 from markupsafe import Markup, escape
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
 
+import app as package
 from app.api.openapi import request_examples, schema_text
 from app.domain.jobs.create_job import CreateJob
 
@@ -26,6 +30,9 @@ TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("docs.htm
 MAX_OPEN_FIELDS = 12  # a longer table is collapsed until a click
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 HEADERS = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+SITE = Path(package.__file__).with_name("site")
+EXPLORER = "api-explorer/"
+LINK_OF_LIST = re.compile(r"\]\((?=\S+\.md\))")
 
 router = APIRouter(include_in_schema=False)
 
@@ -42,24 +49,74 @@ def job_schema() -> JSONResponse:
 
 
 @router.get("/docs")
-def reference(request: Request) -> HTMLResponse:
-    """Every operation with its parameters, body and response, and a form to send it."""
+def docs() -> RedirectResponse:
+    return RedirectResponse("docs/")
+
+
+@router.get(f"/docs/{EXPLORER}")
+def api_explorer(request: Request) -> HTMLResponse:
     style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
-    document = _document(request.app)
+    headers = HEADERS | {"Content-Security-Policy": _policy(style, script)}
+    return HTMLResponse(explorer(_document(request.app)), headers=headers)
+
+
+@router.get("/docs/{path:path}")
+async def site_page(path: str, request: Request) -> Response:
+    """A file of the site. Where the site was not built, every path leads to the explorer, which says so."""
+    if not SITE.is_dir():
+        return RedirectResponse("../" * path.count("/") + EXPLORER)
+    return await _file(path, request)
+
+
+@router.get("/llms.txt")
+def llms_txt(request: Request) -> PlainTextResponse:
+    """The list of the pages, by llmstxt.org, with absolute links."""
+    path = SITE / "llms.txt"
+    if not path.is_file():
+        raise HTTPException(404)
+    text = LINK_OF_LIST.sub(f"]({request.base_url}docs/", path.read_text(encoding="utf-8"))
+    return PlainTextResponse(text, headers=HEADERS)
+
+
+@router.get("/llms-full.txt")
+async def llms_full_txt(request: Request) -> Response:
+    return await _file("llms-full.txt", request)
+
+
+async def _file(path: str, request: Request) -> Response:
+    """Raises HTTPException for a path without a file, as for one that leaves the site."""
+    files = StaticFiles(directory=SITE, html=True, check_dir=False)
+    response = await files.get_response(os.path.normpath(path), request.scope)
+    response.headers.update(HEADERS | {"Content-Security-Policy": "frame-ancestors 'none'"})
+    return response
+
+
+def explorer(document: dict[str, Any], can_send: bool = True) -> str:
+    """Every operation with its parameters, body and response, and a form to send it unless this is a published copy."""
+    style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
     setup = {"sh": request_examples.SETUP_SH, "python": request_examples.SETUP_PYTHON}
-    page = _template().render(info=document["info"], groups=_groups(document), setup=setup, style=style, script=script)
-    return HTMLResponse(page, headers={"Content-Security-Policy": _policy(style, script), **HEADERS})
+    return str(
+        _template().render(
+            info=document["info"],
+            groups=_groups(document),
+            setup=setup,
+            style=style,
+            script=script,
+            can_send=can_send,
+            has_site=SITE.is_dir() or not can_send,
+        )
+    )
 
 
 def _policy(style: str, script: str) -> str:
     """A content security policy with hashes instead of 'unsafe-inline': a script in a description would not run."""
     return (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; connect-src 'self'; "
+        f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

@@ -67,9 +67,9 @@ class RequestContextMiddleware:
     ) -> None:
         respond = self.app
         if refusal := _framing_problem(scope, headers):
-            respond = error_response(refusal, {"Connection": "close"})
+            respond = error_response(refusal, scope, {"Connection": "close"})
         elif problem := _nul_character_error(scope) or await self._guard.problem(scope):
-            respond = error_response(problem)
+            respond = error_response(problem, scope)
         else:
             _translate_azure(scope, headers)
         try:
@@ -85,7 +85,8 @@ class RequestContextMiddleware:
             await error_response(
                 TuneryError(
                     "Internal server error. The server log has the details under the x-request-id of this response."
-                )
+                ),
+                scope,
             )(scope, body, response)
 
 

@@ -67,14 +67,15 @@ ERROR = {
     "type": "invalid_request_error",
     "param": "id",
     "code": "not_found",
+    "doc_url": "/docs/reference/errors/#not_found",
 }
 DESCRIPTION = """\
 Fine-tuning jobs with OpenAI's API, QLoRA on your own GPUs, and adapters to download.
 
 The official `openai` client works unchanged: set `base_url` to `/v1` of this server. Additional fields (`lora`,
 `quantization`, `progress`, `adapter`, ...) extend OpenAI's fields and change none of them. Every path under `/v1`
-requires a key: `Authorization: Bearer YOUR_KEY`. Every error is `{"error": {message, type, param, code}}`. Every GET
-operation also supports HEAD: the same headers, without the body.
+requires a key: `Authorization: Bearer YOUR_KEY`. Every error is `{"error": {message, type, param, code, doc_url}}`.
+Every GET operation also supports HEAD: the same headers, without the body.
 """
 
 

@@ -42,7 +42,9 @@ class ErrorDetail(Body):
     param: str | None
     """The part of the request, as a dotted path; with several problems that of the first."""
     code: str | None
-    """The error code for programs: see the page of errors."""
+    """The error code for programs."""
+    doc_url: str | None
+    """The path of the code's entry on the page of errors, on the same server; null if it shows no documentation."""
 
 
 class ErrorBody(Body):

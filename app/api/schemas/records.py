@@ -43,7 +43,7 @@ class AttemptBody(Body):
     ended_at: UnixTime | None
     """Seconds since 1970; null while it runs."""
     reason: str | None
-    """Why it ended (docs/errors.md); null while it runs, and for a successful check."""
+    """Why it ended (docs/reference/errors.md); null while it runs, and for a successful check."""
 
 
 class AttemptList(WholeList):

@@ -58,7 +58,7 @@ def create(
     kind: Annotated[str, typer.Option(help="directory, vllm, sglang, s3 or huggingface.")],
     body: dict[str, Any],
 ) -> Result:
-    """Create a target. docs/serving.md lists the keys of each kind."""
+    """Create a target. docs/reference/delivery-targets.md lists the keys of each kind."""
     body |= {"name": name, "destination": {"kind": kind} | body.get("destination", {})}
     target = client.post(TARGETS, body)
     note = f"Deliver a job with `tunery jobs deliver JOB --to {name}`, or create it with `--deliver-to {name}`."

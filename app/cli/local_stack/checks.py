@@ -121,7 +121,8 @@ def preflight(layout: Layout, host: str) -> Iterator[Check]:
     checks = list(bucket(layout, with_uploads=False))
     yield from checks
     if not is_loopback(host) and all(check.name != "settings" for check in checks):
-        remedy = "put a proxy in front (docs/deploy.md#slow-clients) and set TUNERY_BEHIND_PROXY=true, or omit --host"
+        proxy = "put a proxy in front (docs/operate/deploy.md#slow-clients) and set TUNERY_BEHIND_PROXY=true"
+        remedy = f"{proxy}, or omit --host"
         is_open = not layout.storage_settings().behind_proxy
         yield judge("host", f"{host}, where headers of requests have no limit", (is_open, "problem", remedy))
 

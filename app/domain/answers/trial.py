@@ -32,7 +32,7 @@ MAX_PROBLEMS = 10  # of a request, in one message
 MAX_SCHEMA_CHARACTERS = 120_000  # OpenAI's
 MAX_SCHEMA_SECONDS = 5.0  # of CPU time, to compile a schema
 MAX_SCHEMA_BYTES = 1 << 30
-INSTEAD = "deliver the model to an engine for it (docs/answers.md)"
+INSTEAD = "deliver the model to an engine for it (docs/guides/answers.md)"
 Reason = Literal["busy", "context_length_exceeded", "invalid_value", "invalid_tools", "model_not_found", "failed"]
 # What changes nothing in the answer of one model on one worker.
 IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"})

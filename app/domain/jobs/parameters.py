@@ -4,7 +4,7 @@ Those of LoRA are in lora_parameters.py, those of a single method in app.domain.
 add one. Fields are checked, and their problems reported, in this order.
 
 What "auto" means depends on the number of examples and the base model's entry. Where each rule comes from, and what was
-measured with it: docs/decisions/parameters.md.
+measured with it: docs/how-it-works/decisions/parameters.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Letters as in the papers: L layers, d hidden size, q and kv the widths of queries and keys, f the inner width, V the
 vocabulary, T tokens of the largest packed batch, N parameters of the linear layers, P of the adapter; w bytes of a
 number in the compute dtype. Derived from what autograd saves in transformers' Llama-like layers with the trainer's LoRA
-function, and compared with measurements: docs/decisions/plan.md.
+function, and compared with measurements: docs/how-it-works/decisions/plan.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 A slot of a GPU that several slots share counts as its share of that GPU. The time of a running job counts as it runs.
 What is left of its plan counts from its start, so that a project that was idle cannot take every GPU at once for jobs
-of a day each. docs/decisions/fair-queue.md has the sources.
+of a day each. docs/how-it-works/decisions/fair-queue.md has the sources.
 app.db.scheduling.fair_queue computes them in SQL.
 """
 

@@ -69,7 +69,7 @@ def checks(
     else:
         yield Check("jobs", "ok", "none is running")
     unknown = unknown_settings(environment)
-    ignored = "this release ignores them: see docs/settings.md and CHANGELOG.md for what replaces them"
+    ignored = "this release ignores them: see docs/reference/settings.md and CHANGELOG.md for what replaces them"
     yield judge(
         "settings",
         f"unknown: {', '.join(unknown)}" if unknown else "every TUNERY_ variable is known",

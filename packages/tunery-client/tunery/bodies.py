@@ -1,4 +1,4 @@
-"""Written by `make reference` from the OpenAPI document. Change the code, not this file."""
+"""Written by `make openapi` from the OpenAPI document. Change the code, not this file."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def error_of(answer: Response, request_text: str) -> dict[str, Any]:
     assert 400 <= answer.status_code < 500, f"{request_text}: {answer.status_code} {answer.text[:300]}"
     body = answer.json()
     assert body.keys() == {"error"}, request_text
-    assert body["error"].keys() == {"message", "type", "param", "code"}, request_text
+    assert body["error"].keys() == {"message", "type", "param", "code", "doc_url"}, request_text
     assert body["error"]["message"], request_text
     assert answer.headers["x-request-id"], request_text
     return dict(body["error"])

@@ -16,7 +16,7 @@ from tests.sentences import Reviewed
 def error_of(answer: object) -> dict[str, object]:
     body = answer.json()  # type: ignore[attr-defined]
     assert body.keys() == {"error"}
-    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"].keys() == {"message", "type", "param", "code", "doc_url"}
     return dict(body["error"])
 
 

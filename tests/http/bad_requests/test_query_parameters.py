@@ -23,7 +23,7 @@ def error_of(answer: Response, request_text: str = "") -> dict[str, Any]:
     assert answer.status_code == 400, f"{request_text}: {answer.status_code} {answer.text[:300]}"
     body = answer.json()
     assert body.keys() == {"error"}
-    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"].keys() == {"message", "type", "param", "code", "doc_url"}
     assert body["error"]["type"] == "invalid_request_error"
     return dict(body["error"])
 

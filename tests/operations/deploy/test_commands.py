@@ -55,7 +55,7 @@ def broker() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iterator[Host]:
-    """A host on which somebody followed docs/deploy.md up to the first start; its database is elsewhere."""
+    """A host on which somebody followed docs/operate/deploy.md up to the first start; its database is elsewhere."""
     directory = tmp_path_factory.mktemp("host")
     subprocess.run(["bash", "-euc", shell_block("secrets/pg_service")], cwd=directory, check=True)
     for name in ("data", "cache", "models"):
@@ -94,7 +94,7 @@ class TestMigrate:
 
 class TestBackup:
     def test_what_was_backed_up_comes_back(self, migrated: Host, database: dict[str, str]) -> None:
-        """With the commands of docs/backups.md, in the containers that it names."""
+        """With the commands of docs/operate/backups.md, in the containers that it names."""
         _psql(database, "INSERT INTO projects (id, name) VALUES ('proj_kept', 'kept')")
         backup, restore = (_backup_command(migrated, name) for name in ("backup", "restore"))
         done = migrated.run("cpu-worker", backup)
@@ -178,7 +178,7 @@ def _point_at(service_file: Path, database_url: str) -> None:
 
 
 def _backup_command(host: Host, name: str) -> list[str]:
-    """The command of docs/backups.md without docker's part; its volume is a directory of the host here."""
+    """The command of docs/operate/backups.md without docker's part; its volume is a directory of the host here."""
     page = FILE.with_name("backups.md").read_text(encoding="utf-8")
     words = next(line for line in page.split("\n") if line.startswith("docker") and f"tunery {name} " in line).split()
     assert words[words.index("cpu-worker") - 1] == '"$PWD/backups":/backups'

@@ -204,11 +204,11 @@ def test_containers_and_images_run_the_commands_of_tunery_up(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="no docker command here")
-def test_docker_compose_accepts_the_file_and_the_guides_second_gpu(tmp_path: Path) -> None:
+def test_docker_compose_accepts_the_file_and_the_second_gpu_of_the_page(tmp_path: Path) -> None:
     if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode != 0:
         pytest.skip("docker has no compose plugin here")
     shutil.copy(compose.FILE, tmp_path)
-    (tmp_path / "docker-compose.override.yml").write_text(guide.blocks("yaml")[0], encoding="utf-8")
+    (tmp_path / "docker-compose.override.yml").write_text(guide.blocks("yaml", guide.SEVERAL_GPUS)[0], encoding="utf-8")
     command = ["docker", "compose", "--profile", "gpu", "--profile", "nogpu", "config"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

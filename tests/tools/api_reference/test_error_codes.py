@@ -17,9 +17,12 @@ from app import errors
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.domain.jobs.states import JobState, Reason
+from app.main import create_app
 from app.services.access import keys
 from app.services.files import uploads
-from tools.api_reference.errors_page import Response, errors_page, exception_of, responses
+from app.settings import Settings
+from app.storage import LocalStorage
+from tools.docs.errors_page import Response, errors_page, exception_of, responses
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py") if "reference" not in path.parts]
@@ -125,5 +128,21 @@ def test_content_from_two_places_is_taken_from_the_later_one(
 
 
 def test_the_page_names_every_type_that_an_error_can_have() -> None:
-    sentence = errors_page().partition("`type` is ")[2].partition("Every response")[0]
+    sentence = errors_page().partition("`type` is ")[2].partition("`doc_url`")[0]
     assert set(re.findall(r"`(\w+)`", sentence)) == {one.type for one in error_classes()}
+
+
+class TestDocUrl:
+    def test_an_error_names_the_entry_of_its_code(self, client: TestClient) -> None:
+        for path, code in (("/v1/files/file-none", "not_found"), ("/nowhere", "unknown_url"), ("/%00", "unknown_url")):
+            error = client.get(path).json()["error"]
+            assert (error["code"], error["doc_url"]) == (code, f"/docs/reference/errors/#{code}")
+
+    def test_the_page_of_errors_has_an_entry_of_each_code(self) -> None:
+        entries = re.findall(r"^#{3,4} `(\w+)`$", errors_page(), re.MULTILINE)
+        assert errors.codes_with_an_entry() <= set(entries)
+
+    def test_a_server_that_shows_no_documentation_names_none(self, settings: Settings, storage: LocalStorage) -> None:
+        closed = settings.model_copy(update={"docs_enabled": False})
+        with TestClient(create_app(closed, storage=storage)) as client:
+            assert client.get("/nowhere").json()["error"]["doc_url"] is None

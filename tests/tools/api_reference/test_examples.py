@@ -23,7 +23,7 @@ from openai import HttpxBinaryResponseContent, OpenAI
 from app.api.openapi import request_examples
 from app.api.openapi.request_examples import ExampleRequest, example_request
 from tests.api_objects import EXAMPLES
-from tools.api_reference.__main__ import document
+from tools.docs.reference import document
 
 
 @lru_cache

@@ -10,7 +10,7 @@ import pytest
 
 from tests.api_objects import EXAMPLES, PATH
 from tests.tools.api_reference.story import record
-from tools.api_reference.__main__ import document
+from tools.docs.reference import document
 
 
 def same_shape(one: Any, other: Any) -> bool:

@@ -25,7 +25,7 @@ from tests.trainer.helpers import make_spec, run_trainer
 from worker.trainer import merge
 from worker.trainer.checkpoint.model_card import merged_card, model_card
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs" / "start" / "use-the-result.md"
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
 NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
@@ -122,8 +122,8 @@ class TestCommands:
             exec(compile(block, "README.md", "exec"), {})
         assert said.getvalue().endswith("\n")
 
-    def test_the_readmes_python_block_answers_a_question(self, tiny: Path, adapter: Path) -> None:
-        (block,) = [block for block in PYTHON.findall(README.read_text(encoding="utf-8")) if '"BASE"' in block]
+    def test_the_python_block_of_the_page_answers_a_question(self, tiny: Path, adapter: Path) -> None:
+        (block,) = [block for block in PYTHON.findall(PAGE.read_text(encoding="utf-8")) if '"BASE"' in block]
         block = block.replace('"BASE"', f'"{tiny}"').replace('"my-adapter"', f'"{adapter}"')
         with plain_peft.quiet(), contextlib.redirect_stdout(io.StringIO()):
             exec(compile(block, "README.md", "exec"), {})

@@ -2,7 +2,7 @@
 
 The merged model answers a few prompts greedily. Both then evaluate each prompt with its answer in one pass, so every
 position is compared after the same tokens: one early difference does not change the rest. The threshold of each
-quantization lies between what was measured with right and with wrong files (docs/measurements.md).
+quantization lies between what was measured with right and with wrong files (docs/how-it-works/measurements.md).
 """
 
 from __future__ import annotations
