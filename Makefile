@@ -152,7 +152,7 @@ openapi: $(DEV) ## Write the OpenAPI snapshot and the types of packages/tunery-c
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.operations.deploy.constraints
 
-release: $(DEV) ## Write VERSION=X.Y.Z into every file and the CHANGELOG, and build the wheel
+release: $(DEV) ## Write VERSION=X.Y.Z into every file and the CHANGELOG, and make dist/: wheels, images' recipe, docs, SBOM, checksums
 	$(BIN)/python -m tools.release $(VERSION)
 
 test-release: docs ## Install the wheel into an empty environment, and run the demo with it (10 minutes)

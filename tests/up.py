@@ -42,14 +42,16 @@ def serving(
 class Service:
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)  # added to the caller's environment
+    code: Path = ROOT
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+        inherited["PYTHONPATH"] = str(self.code)
         command = [sys.executable, "-m", "app.cli", "up", "--data-dir", str(self.data), "--port", "0"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**inherited, **self.environment}, stdout=log, stderr=log, text=True
+                command, cwd=self.code, env={**inherited, **self.environment}, stdout=log, stderr=log, text=True
             )
         until(self.is_ready, "tunery up is ready", READY_SECONDS)
 
@@ -90,8 +92,9 @@ class Service:
             return False
 
     def tunery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of `tunery` against this service."""
+        """Run a command of `tunery` against this service, or on its data directory."""
         command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        environment = {**os.environ, "PYTHONPATH": str(self.code)}
+        done = subprocess.run(command, cwd=self.code, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done

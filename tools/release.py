@@ -1,14 +1,19 @@
-"""`make release VERSION=X.Y.Z`: the version in every file, the CHANGELOG's section, and the wheel, from one command.
+"""`make release VERSION=X.Y.Z`: the version in every file, the CHANGELOG's section, and everything that is published.
 
-It changes files and builds `dist/tunery-X.Y.Z-*.whl`; it commits and publishes nothing, and prints what to do next.
+It changes files and fills `dist`: the wheels of the service, of the Python module and of the plugin for vLLM, the
+recipe of the images, the documentation, a bill of materials, and the SHA-256 of each. It commits and publishes nothing,
+and prints what to do next.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -18,17 +23,34 @@ UNRELEASED = "## [Unreleased]"
 # file -> a pattern with the version as its only group
 VERSIONED = {
     "pyproject.toml": r'^version = "([^"]+)"$',
+    "packages/tunery-client/pyproject.toml": r'^version = "([^"]+)"$',
+    "packages/tunery-vllm/pyproject.toml": r'^version = "([^"]+)"$',
     "docker-compose.yml": r"^  image: tunery-(?:api|worker):(\S+)$",
     "examples/kubernetes/tunery.yaml": r"image: \S+/tunery-(?:api|worker):(\S+)$",
     "examples/kubernetes/backup.yaml": r"image: \S+/tunery-api:(\S+)$",
     "examples/kubernetes/README.md": r"--tag \S+/tunery-api:(\S+)",
 }
+WHEELS = (".", "packages/tunery-client", "packages/tunery-vllm")
+# What the images are built from, and what compose mounts.
+IMAGES = (
+    *(
+        "Dockerfile.gpu",
+        ".dockerignore",
+        "docker-compose.yml",
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+    ),
+    *("app", "worker", "migrations", "examples"),
+)
+SITE = "app/site"  # which `make docs` writes
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("version", help="the new version, such as 0.2.0")
-    parser.add_argument("--no-wheel", action="store_true", help="change the files, and build nothing")
+    parser.add_argument("--no-build", action="store_true", help="change the files, and build nothing")
     options = parser.parse_args(arguments)
     if not VERSION.fullmatch(options.version):
         parser.error(f"{options.version!r} is not a version such as 0.2.0 or 0.2.0rc1")
@@ -41,12 +63,33 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     for name, pattern in VERSIONED.items():
         path = root / name
         path.write_text(with_version(path.read_text(encoding="utf-8"), pattern, options.version), encoding="utf-8")
-    if not options.no_wheel:
-        subprocess.run([sys.executable, "-m", "tools.docs"], cwd=root, check=True)
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
-        subprocess.run(build, cwd=root, check=True)
-    print(f"Version {options.version} is in {', '.join(['CHANGELOG.md', *VERSIONED])}. Next: make test-release,")
+    if not options.no_build:
+        for path in build(root, options.version):
+            print(path.relative_to(root))
+    print(f"Version {options.version} is in {', '.join(['CHANGELOG.md', *VERSIONED])}. Next:")
+    print("make test-release, python -m tests.images worker,")
     print(f"git commit --all --message 'Release {options.version}', git tag v{options.version}")
+
+
+def build(root: Path, version: str) -> list[Path]:
+    """Replace `dist` by the files of a release; return their paths."""
+    subprocess.run(["make", "docs", "sbom"], cwd=root, check=True)
+    dist = root / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    dist.mkdir()
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist)]
+    for source in WHEELS:
+        subprocess.run([*wheel, str(root / source)], check=True)
+    listed = subprocess.run(["git", "ls-files", "-z", *IMAGES], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    with tarfile.open(dist / f"tunery-{version}-images.tar.gz", "w:gz") as archive:
+        for path in [*listed.stdout.split("\0")[:-1], SITE]:
+            archive.add(root / path, f"tunery-{version}/{path}")
+    with tarfile.open(dist / f"tunery-{version}-docs.tar.gz", "w:gz") as archive:
+        archive.add(root / SITE, f"tunery-{version}-docs")
+    shutil.copy(root / "sbom.json", dist / f"tunery-{version}-sbom.json")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(dist.iterdir())]
+    (dist / "SHA256SUMS").write_text("".join(sums))
+    return sorted(dist.iterdir())
 
 
 def with_version(text: str, pattern: str, version: str) -> str:

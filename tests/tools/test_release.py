@@ -31,7 +31,7 @@ def test_the_version_is_written_into_every_file(tmp_path: Path) -> None:
     for name in ["CHANGELOG.md", *release.VERSIONED]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(release.ROOT / name, tmp_path / name)
-    release.main(["9.8.7", "--no-wheel"], tmp_path)
+    release.main(["9.8.7", "--no-build"], tmp_path)
     for name, pattern in release.VERSIONED.items():
         found = re.findall(pattern, (tmp_path / name).read_text(), re.MULTILINE)
         assert set(found) == {"9.8.7"}, name

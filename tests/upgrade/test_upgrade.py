@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from app.system import artifact_directory
 from tests.deadline import until
 from tests.receiver import Receiver, receiving
 from tests.stack import open_directory
-from tests.up import Service
+from tests.up import ROOT, Service
 from tests.upgrade.make_fixtures import COMMIT, PG_DUMP, Client, environment
+from tools.checkout import HOW_TO_FETCH, check_out, is_in_history
 
 pytestmark = [
     pytest.mark.e2e,
@@ -61,10 +63,10 @@ ENDED = ("succeeded", "delivered", "failed", "cancelled", "withdrawn")
 
 
 @contextmanager
-def restored(receiver: Receiver, **settings: str) -> Iterator[Service]:
+def restored(receiver: Receiver, code: Path = ROOT, **settings: str) -> Iterator[Service]:
     """The service on a copy of the fixtures' data directory, as if they had been written ten minutes ago."""
     with open_directory() as directory:
-        service = Service(directory, environment(directory) | settings)
+        service = Service(directory, environment(directory) | settings, code)
         (directory / "delivered").mkdir()
         service.data.mkdir(mode=0o711)
         (service.data / "up.lock").touch()
@@ -188,6 +190,34 @@ def test_a_paused_job_of_two_processes_is_resumed(receiver: Receiver, base: Path
         client.send("POST", f"/fine_tuning/jobs/{job_id}/resume")
         succeed(client, job_id)
         load_in_peft(download(client, job_id, tmp_path / "adapter"), base)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_in_history(COMMIT), reason=HOW_TO_FETCH)
+def test_an_upgrade_is_undone_by_the_backup_that_was_made_before_it(receiver: Receiver, tmp_path: Path) -> None:
+    """In the order of docs/operate/deploy.md: the backup with the newer code, the upgrade, and the way back."""
+    earlier = tmp_path / "code"
+    check_out(COMMIT, earlier, "app", "worker", "migrations", "pyproject.toml")
+    backups = tmp_path / "backups"
+    with restored(receiver, earlier, **SHORT_LEASES) as service:
+        newer = replace(service, code=ROOT, process=None)
+        newer.tunery("backup", str(backups))
+        service.stop()
+        newer.start()
+        try:
+            with Client(newer) as client:
+                after_the_backup = client.create(FACTS["training_file"], **FACTS["asked"])
+                succeed(client, FACTS["queued"])
+        finally:
+            newer.stop()
+        service.directory = service.directory / "back"
+        service.directory.mkdir()
+        service.tunery("restore", str(backups))
+        service.start()
+        with Client(service) as client:
+            check_finished_job(client)
+            assert client.http.get(f"/fine_tuning/jobs/{after_the_backup}").status_code == 404
+            succeed(client, FACTS["queued"])
 
 
 def check_finished_job(client: Client) -> None:

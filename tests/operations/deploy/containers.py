@@ -1,7 +1,8 @@
 """A service of docker-compose.yml as a process on this host: its own command, its own environment, its own check.
 
 Nothing is repeated here and nothing of this shell leaks in. What a container engine would do is translated, no more:
-a path under a mount becomes a path in a temporary directory, the images' Python becomes ours.
+a path under a mount becomes a path in a temporary directory, the images' Python becomes ours. With TUNERY_API_IMAGE,
+the root directory of the API's image (tests/images), its services run there with their own paths and account.
 """
 
 from __future__ import annotations
@@ -26,7 +27,21 @@ INSIDE = {  # paths in a container, and what stands for them
     "/var/lib/tunery": "data",
     "/var/cache/tunery": "cache",
     "/models": "models",
+    "/backups": "backups",
 }
+API_IMAGE = os.environ.get("TUNERY_API_IMAGE")
+# Arguments: root directory, account, then pairs of a path outside and one inside up to `--`, then the command.
+IN_IMAGE = """
+root=$1 user=$2; shift 2
+mount --bind "$root" "$root"
+while [ "$1" != -- ]; do
+  if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$(dirname "$root$2")"; touch "$root$2"; fi
+  mount --rbind "$1" "$root$2"; shift 2
+done
+shift
+mount -o remount,bind,ro "$root"
+exec chroot --userspec="$user" --groups= "$root" "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class Host:
         self, name: str, command: list[str] | None = None, seconds: float = START_SECONDS, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """`docker compose run --rm NAME [COMMAND]`, with `more` in its environment."""
-        words = self.translate(command or self.service(name)["command"])
+        words = self.translate(name, command or self.service(name)["command"])
         return subprocess.run(
             words, env=self.environment(name) | more, cwd="/", capture_output=True, text=True, timeout=seconds
         )
@@ -54,14 +69,15 @@ class Host:
         log = self.directory / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                self.translate(self.service(name)["command"]),
+                self.translate(name, self.service(name)["command"]),
                 env=self.environment(name), cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
         try:
             yield Container(self, name, process, log)
         finally:
-            process.kill()
+            if process.poll() is None:  # the init of an image passes SIGTERM on, and cannot pass SIGKILL
+                (process.terminate if self.has_image(name) else process.kill)()
             process.wait()
 
     def health(self, name: str) -> subprocess.CompletedProcess[str]:
@@ -79,20 +95,44 @@ class Host:
     def environment(self, name: str) -> dict[str, str]:
         service = self.service(name)
         image = dockerfile.load().environment(compose.target(service))
-        given = {key: self.outside(str(value)) for key, value in (image | service["environment"]).items()}
+        given = {key: self.outside(name, str(value)) for key, value in (image | service["environment"]).items()}
         if "UVICORN_PORT" in given:
             given |= {"UVICORN_HOST": "127.0.0.1", "UVICORN_PORT": self.variables["API_PORT"]}
+        if self.has_image(name):
+            return given | {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TINI_SUBREAPER": "1"}
         return given | {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
 
-    def translate(self, command: list[str]) -> list[str]:
+    def translate(self, name: str, command: list[str]) -> list[str]:
+        if self.has_image(name):
+            begin = [*dockerfile.load().last("api", "ENTRYPOINT").words, *command]
+            return [*self.in_image(name), *(self.outside(name, word) for word in begin)]
         words = {"python": [sys.executable], "tunery": [sys.executable, "-c", "from app.cli.main import main; main()"]}
-        return [*words.get(command[0], command[:1]), *(self.outside(word) for word in command[1:])]
+        return [*words.get(command[0], command[:1]), *(self.outside(name, word) for word in command[1:])]
 
-    def outside(self, text: str) -> str:
-        for inside, directory in INSIDE.items():
-            if text.startswith(inside):
-                return str(self.directory / directory) + text.removeprefix(inside)
-        return text
+    def has_image(self, name: str) -> bool:
+        return API_IMAGE is not None and compose.target(self.service(name)) == "api"
+
+    def in_image(self, name: str) -> list[str]:
+        """The command before a service's own: its mounts, a root directory that is read-only, its account.
+
+        `/tmp` is this host's: it has the sockets of the servers, and base models have one path in every process.
+        """
+        service = self.service(name)
+        secrets = [f"/run/secrets/{secret}" for secret in service.get("secrets", [])]
+        volumes = [path for path in ("/var/lib/tunery", "/backups") if (self.directory / INSIDE[path]).exists()]
+        shared = [(path, path) for path in ("/dev", "/proc", "/tmp", "/etc/resolv.conf")]
+        mounts = [*shared, *((str(self.directory / self.below(path)), path) for path in (*secrets, *volumes))]
+        words = [word for mount in mounts for word in mount]
+        return ["unshare", "--mount", "sh", "-euc", IN_IMAGE, "sh", str(API_IMAGE), service["user"], *words, "--"]
+
+    def outside(self, name: str, text: str) -> str:
+        if self.has_image(name) and not text.startswith("/models"):
+            return text
+        return str(self.directory / self.below(text)) if self.below(text) else text
+
+    def below(self, text: str) -> str | None:
+        """Where a path in a container stands below the directory; None if it is not one of a mount."""
+        return next((name + text.removeprefix(path) for path, name in INSIDE.items() if text.startswith(path)), None)
 
 
 @dataclass

