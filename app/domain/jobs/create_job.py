@@ -316,7 +316,7 @@ def vary(job: Mapping[str, Any], variant: Mapping[str, Any]) -> tuple[Json, list
         settings["quantization"] = None  # a 16-bit base
     settings["method"] = request.method
     body, problems = _overridden(settings, variant)
-    return _merged({name: value for name, value in job.items() if name not in PLACES}, body), problems
+    return merged({name: value for name, value in job.items() if name not in PLACES}, body), problems
 
 
 def _overridden(original: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[Json, list[BadRequest]]:
