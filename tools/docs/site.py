@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from app.api.docs_page.page import SITE, digest, explorer
 from tools.checkout import ROOT
 from tools.docs.reference import document, reference
 
-DOCS, HERE, BUILD = ROOT / "docs", Path(__file__).parent, ROOT / "build" / "docs"
+DOCS, HERE = ROOT / "docs", Path(__file__).parent
 CONFIG = HERE / "zensical.toml"
 SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
@@ -36,29 +37,37 @@ POLICY = (
 
 def build(target: Path = SITE) -> None:
     """Write the whole site into `target`, which is replaced. Raises CalledProcessError if zensical refuses a page."""
-    shutil.rmtree(BUILD, ignore_errors=True)
     all_pages = pages()
-    for name, text in all_pages.items():
-        _write(BUILD / "pages" / name, f"---\ndescription: {_quoted(description(text))}\n---\n\n{text}")
-    for path in DOCS.rglob("*.*"):
-        if path.suffix != ".md":
-            _copy(path, BUILD / "pages" / path.relative_to(DOCS))
-    _copy(HERE / "site.css", BUILD / "pages/assets/site.css")
-    _copy(ROOT / "app/web/static/logo.svg", BUILD / "pages/assets/logo.svg")
-    _copy(CONFIG, BUILD / CONFIG.name)
-    zensical = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(BUILD / CONFIG.name)]
-    subprocess.run(zensical, check=True)
-    site = BUILD / "site"
+    with tempfile.TemporaryDirectory() as directory:
+        project = Path(directory)
+        for name, text in all_pages.items():
+            _write(project / "pages" / name, f"---\ndescription: {_quoted(description(text))}\n---\n\n{text}")
+        for path in DOCS.rglob("*.*"):
+            if path.suffix != ".md":
+                _copy(path, project / "pages" / path.relative_to(DOCS))
+        _copy(HERE / "site.css", project / "pages/assets/site.css")
+        _copy(ROOT / "app/web/static/logo.svg", project / "pages/assets/logo.svg")
+        _copy(CONFIG, project / CONFIG.name)
+        zensical = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(project / CONFIG.name)]
+        subprocess.run(zensical, check=True)
+        _complete(project / "site", all_pages)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(project / "site", target)
+    print(f"{len(all_pages)} pages in {target}")
+
+
+def _complete(site: Path, all_pages: dict[str, str]) -> None:
+    """Add what zensical does not make: Markdown, llms.txt, the explorer, policies."""
     for name in ("404.html", "sitemap.xml"):  # both need the address of the site
         (site / name).unlink()
     for name, text in (all_pages | llms_texts(all_pages)).items():
         _write(site / name, text)
     _write(site / "api-explorer" / "index.html", explorer(document(), can_send=False))
     for path in site.rglob("*.html"):
-        _write(path, with_policy(path.read_text(encoding="utf-8")))
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.move(site, target)
-    print(f"{len(all_pages)} pages in {target}")
+        is_front = path.parent == site
+        markdown = "index.md" if is_front else f"../{path.parent.name}.md"
+        has_markdown = is_front or path.parent.with_suffix(".md").exists()
+        _write(path, with_head(path.read_text(encoding="utf-8"), markdown if has_markdown else None))
 
 
 def pages() -> dict[str, str]:
@@ -130,11 +139,15 @@ def description(text: str) -> str:
     return (sentence[0] if sentence else plain.rstrip(":")) or textwrap.shorten("; ".join(headings), 200)
 
 
-def with_policy(html: str) -> str:
-    """The page with a content security policy that names its inline scripts by their digests."""
+def with_head(html: str, markdown: str | None) -> str:
+    """The page with a content security policy that names its inline scripts by their digests, and a link to its
+    Markdown."""
     digests = dict.fromkeys(map(digest, INLINE_SCRIPT.findall(html)))
     policy = POLICY.format(" ".join(f"'{each}'" for each in digests))
-    return html.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
+    head = f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    if markdown:
+        head += f'<link rel="alternate" type="text/markdown" href="{markdown}">'
+    return html.replace("<head>", head, 1)
 
 
 def _quoted(text: str) -> str:

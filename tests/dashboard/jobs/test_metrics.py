@@ -20,6 +20,7 @@ from app.web.pages.jobs.metrics import (
     robust_top,
     x_values,
 )
+from tests.sentences import Reviewed
 
 ROWS = [
     {"step": 1, "train_loss": 2.0, "num_tokens": 100, "tokens_per_second": 50.0, "grad_norm": 1.0},
@@ -73,14 +74,13 @@ def job_of(*losses: float, **other: list[float]) -> ChartedJob:
 STEEP = [0.5 + 7.5 * math.exp(-step / 3) for step in range(86)]
 
 
-def test_the_first_steps_do_not_end_the_axis_of_the_losses() -> None:
+def test_the_first_steps_do_not_end_the_axis_of_the_losses(reviewed: Reviewed) -> None:
     top = robust_top([job_of(*STEEP)])
     assert top is not None
     assert 0.5 < top < 1.0
     axis = options([job_of(*STEEP)], top=top)["yAxis"]
     assert axis[0]["max"] == top
-    above = sum(loss > top for loss in STEEP)
-    assert clipped_text([job_of(*STEEP)], top).startswith(f"{above} of 86 loss values above {top:g}, up to 8.000")
+    reviewed(clipped_text([job_of(*STEEP)], top))
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_without_outliers_all_losses_are_shown(jobs: list[ChartedJob]) -> None:
 
 
 @given(st.lists(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), min_size=1, max_size=4))
-def test_at_most_a_quarter_of_each_curve_is_above_the_axis(curves: list[list[float]]) -> None:
+def test_at_most_a_tenth_of_each_curve_is_above_the_axis(curves: list[list[float]]) -> None:
     top = robust_top([job_of(*curve) for curve in curves])
     if top is not None:
-        assert all(sum(loss > top for loss in curve) <= len(curve) / 4 for curve in curves)
+        assert all(sum(loss > top for loss in curve) <= math.ceil((len(curve) - 1) / 10) for curve in curves)
         assert any(loss > top for curve in curves for loss in curve)
 
 

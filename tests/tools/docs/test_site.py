@@ -97,6 +97,7 @@ def test_every_page_has_a_title_a_description_and_a_policy_for_its_scripts(built
         assert title_of(text), name
         assert len(description(text)) > 20, name
         assert head["description"] != of_site, name
+        assert f"{HOST}/{name}" in built.pages[url].loaded
         assert "'unsafe-inline'" not in head["Content-Security-Policy"].partition("style-src")[0]
 
 

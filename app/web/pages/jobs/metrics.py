@@ -214,11 +214,12 @@ def _losses(job: ChartedJob) -> list[list[float]]:
 
 
 def _fence(curve: list[float]) -> float:
-    """The highest value of a curve that is no outlier."""
+    """The highest value of a curve that is no outlier; at most the highest tenth are outliers."""
     if len(curve) == 1:
         return curve[0]
     first, _, third = statistics.quantiles(curve, n=4, method="inclusive")
-    fence = third + OUTLIER_RANGES * (third - first)
+    tenth = statistics.quantiles(curve, n=10, method="inclusive")[-1]
+    fence = max(tenth, third + OUTLIER_RANGES * (third - first))
     return max((third, *(value for value in curve if value <= fence)))  # rounding may leave none of equal values
 
 
