@@ -7,7 +7,7 @@ The classes are picklable (arguments only), as they cross process boundaries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar
 
@@ -62,13 +62,10 @@ class BadRequest(TuneryError):
 @cache
 def codes_with_an_entry() -> frozenset[str]:
     """The codes of all classes: those that the page of errors explains."""
-
-    def codes_of(error: type[TuneryError]) -> Iterator[str]:
-        yield from (each.code for each in vars(error).get("codes", ()))
-        for child in error.__subclasses__():
-            yield from codes_of(child)
-
-    return frozenset(codes_of(TuneryError))
+    classes = [TuneryError]
+    for each in classes:
+        classes += each.__subclasses__()
+    return frozenset(entry.code for each in classes for entry in vars(each).get("codes", ()))
 
 
 def combine_errors(problems: Sequence[Problem]) -> Problem:

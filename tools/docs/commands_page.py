@@ -13,7 +13,7 @@ from tools.docs.api_pages import templates
 COMMON = ("--help", "--json", "--base-url", "--data-dir")  # named once, at the top of the page
 
 
-class Command(NamedTuple):
+class DocumentedCommand(NamedTuple):
     name: str  # with those of its groups
     help: str
     usage: str
@@ -26,7 +26,7 @@ def commands_page() -> str:
     return templates().get_template("commands.md.jinja").render(groups=groups)
 
 
-def _commands(command: Any, name: str) -> Iterator[Command]:
+def _commands(command: Any, name: str) -> Iterator[DocumentedCommand]:
     """The command, or those of the group."""
     if children := getattr(command, "commands", None):
         for child_name, child in children.items():
@@ -35,4 +35,6 @@ def _commands(command: Any, name: str) -> Iterator[Command]:
     context = typer.Context(command, info_name=name)
     records = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
     usage = " ".join(command.collect_usage_pieces(context))
-    yield Command(name, command.help or "", usage, [each for each in records if each[0].split()[0] not in COMMON])
+    yield DocumentedCommand(
+        name, command.help or "", usage, [each for each in records if each[0].split()[0] not in COMMON]
+    )

@@ -68,7 +68,7 @@ class TestAnUnknownParameter:
         error = error_of(client.get(f"{prefix}/fine_tuning/jobs?statu=failed"))
         assert error["message"] == (
             'unknown query parameter "statu" (did you mean "status"?); known here: after, created_after, '
-            "created_before, file, limit, metadata[key], order, order_by, search, status"
+            "created_before, file, group, limit, metadata[key], order, order_by, search, status"
         )
 
     def test_an_unknown_parameter_is_named_with_all_other_problems(self, client: TestClient) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from httpx2 import Response
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
@@ -182,3 +184,30 @@ class TestLimitsOfGroups:
         with transaction(sessions) as session:
             session.execute(update(ApiKey).values(scopes=["jobs:read"]))
         assert error_of(create({}), 403)["code"] == "insufficient_permissions"
+
+
+REFUSED = ((400, True), (403, True), (404, True))
+KEYS = st.sampled_from(
+    ["model", "training_file", "method", "type", "supervised", "dpo", "hyperparameters", "lora", "rank", "n_epochs",
+     "quantization", "bits", "seed", "suffix", "metadata", "evaluation", "trainingType", "deliver_to", "x"]
+)  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+class TestAnyGroup:
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(changed=JSON, variants=JSON | st.lists(JSON, max_size=3))
+    def test_any_json_is_created_whole_or_refused(
+        self, client: TestClient, job: dict[str, Any], changed: Any, variants: Any
+    ) -> None:
+        whole = job | changed if isinstance(changed, dict) else changed
+        answer = client.post(GROUPS, json={"job": whole, "variants": variants})
+        if answer.status_code == 200:
+            jobs = answer.json()["jobs"]
+            assert len(listed(client, group=jobs[0]["group"])) == len(jobs) == len(variants)
+        else:
+            assert (answer.status_code, bool(error_of(answer, answer.status_code)["code"])) in REFUSED
