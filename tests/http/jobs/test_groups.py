@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs import MAX_VARIANTS, JobGroup
+from app.api.schemas.jobs import JobGroup
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, AuditEntry, Project
+from app.domain.jobs.create_job import MAX_VARIANTS
 from tests.api_objects import error_of
 from tests.http.conftest import Upload
 from tests.sentences import Reviewed
