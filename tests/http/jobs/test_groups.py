@@ -59,7 +59,7 @@ def listed(client: TestClient, **params: Any) -> list[str]:
 
 
 class TestCreateGroup:
-    def test_makes_the_jobs_that_creates_with_the_merged_bodies_make(
+    def test_the_jobs_are_those_that_creates_with_the_merged_bodies_make(
         self, client: TestClient, create: Create, job: dict[str, Any]
     ) -> None:
         variants = [
@@ -83,7 +83,7 @@ class TestCreateGroup:
         again = client.post(JOBS, json=jobs[1]["request"]).json()
         assert (again["lora"], again["method"], again["seed"]) == (jobs[1]["lora"], jobs[1]["method"], seed)
 
-    def test_is_listed_by_its_id_and_clones_are_none_of_it(self, client: TestClient, create: Create) -> None:
+    def test_a_list_has_the_jobs_of_a_group_and_not_their_clones(self, client: TestClient, create: Create) -> None:
         jobs = created(create({}, {"lora": {"r": 8}}))
         other = created(create({}))
         assert client.post(f"{JOBS}/{jobs[0]['id']}/clone").json()["group"] is None
@@ -92,7 +92,7 @@ class TestCreateGroup:
         assert listed(client, group="ftgroup-unknown") == []
         assert client.get(f"{JOBS}/{jobs[1]['id']}").json()["group"] == jobs[0]["group"]
 
-    def test_uses_the_held_out_rows_of_the_training_file(
+    def test_variants_use_the_held_out_rows_of_the_training_file(
         self, client: TestClient, job: dict[str, Any], upload: Upload, create: Create
     ) -> None:
         rows = "".join(f"question {number},answer {number}\n" for number in range(40))
@@ -109,7 +109,7 @@ class TestCreateGroup:
         assert error_of(create({}, key="k"))["code"] == "idempotency_key_reused"
         assert len(listed(client)) == 2
 
-    def test_is_one_line_of_the_audit_log(self, create: Create, sessions: Sessions) -> None:
+    def test_the_audit_log_has_one_line_with_every_job(self, create: Create, sessions: Sessions) -> None:
         jobs = created(create({}, {"lora": {"r": 8}}))
         with transaction(sessions) as session:
             query = select(AuditEntry).where(AuditEntry.action == "fine_tuning.jobs.groups.create")
@@ -118,7 +118,7 @@ class TestCreateGroup:
 
 
 class TestRefusedGroup:
-    def test_names_the_problems_of_the_job_and_of_every_variant(
+    def test_a_refusal_names_the_problems_of_the_job_and_of_every_variant(
         self, client: TestClient, create: Create, job: dict[str, Any], reviewed: Reviewed
     ) -> None:
         answer = create({}, {"sufix": "x"}, {"lora": {"rank": 0}, "hyperparameters": {"n_epochs": 99}}, {"model": "no"})
@@ -151,14 +151,14 @@ class TestRefusedGroup:
         ],
         ids=["none", "nine", "no list", "no object", "null", "empty job", "typo", "null file", "no method", "equal"],
     )
-    def test_creates_nothing(
+    def test_a_wrong_group_creates_nothing(
         self, client: TestClient, job: dict[str, Any], body: dict[str, Any], param: str, code: str
     ) -> None:
         error = error_of(client.post(GROUPS, json={"job": job, "variants": [{}]} | body))
         assert (error["param"], error["code"]) == (param, code)
         assert listed(client) == []
 
-    def test_for_a_missing_model_or_a_right_alone_has_their_status(self, client: TestClient, create: Create) -> None:
+    def test_a_missing_model_or_right_alone_has_its_own_status(self, client: TestClient, create: Create) -> None:
         assert error_of(create({}, {"model": "no"}), 404)["param"] == "variants[1].model"
         assert error_of(create({"urgent": True}), 403)["param"] == "variants[0].urgent"
         assert listed(client) == []
@@ -181,7 +181,7 @@ class TestLimitsOfGroups:
         assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
         assert int(refused.headers["retry-after-ms"]) > 2_000  # half a second for each of the six
 
-    def test_needs_the_scope_of_a_create(self, client: TestClient, create: Create, sessions: Sessions) -> None:
+    def test_a_key_needs_the_scope_of_a_create(self, client: TestClient, create: Create, sessions: Sessions) -> None:
         with transaction(sessions) as session:
             session.execute(update(ApiKey).values(scopes=["jobs:read"]))
         assert error_of(create({}), 403)["code"] == "insufficient_permissions"
