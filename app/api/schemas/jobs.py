@@ -20,13 +20,12 @@ from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.domain.evaluations.headline import Headline, headline
 from app.domain.evaluations.summary import EvaluationSummary
 from app.domain.files import FileOrigin
-from app.domain.jobs.create_job import CreateJob, JobName, Metadata, Priority
+from app.domain.jobs.create_job import MAX_VARIANTS, CreateJob, JobName, Metadata, Priority
 from app.domain.jobs.integrations import Integration, WandbSettings
 from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.domain.methods import METHODS, Method
 
-MAX_VARIANTS = 8  # of a group
 AS_SENT = WrapValidator(lambda value, _: value)  # documents the value, and parses nothing
 
 

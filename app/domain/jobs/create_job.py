@@ -34,6 +34,7 @@ from app.errors import BadRequest, UnknownParameter, combine_errors
 Json: TypeAlias = dict[str, Any]
 
 MAX_METADATA_PAIRS = 16
+MAX_VARIANTS = 8  # of a group
 OBJECTS = ("lora", "quantization")
 SPEC_SETTINGS = ("method", "chat_template_kwargs", "sample_prompts", "evaluation", "seed")  # of the body and the spec
 PLACES = {"method", "hyperparameters", *OBJECTS}  # of parameters

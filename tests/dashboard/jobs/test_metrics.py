@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+<<<<<<< HEAD
 import math
+=======
+from pathlib import Path
+>>>>>>> groups
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import app.web
 from app.domain.methods import METHODS, Method
+from app.web.pages.jobs.compare import MAX_JOBS
 from app.web.pages.jobs.metrics import (
+    COLOURS,
     MAX_SYMBOLS,
     ChartedJob,
     best_validation,
@@ -27,6 +34,7 @@ ROWS = [
     {"step": 2, "train_loss": None, "num_tokens": 300, "tokens_per_second": 100.0, "full_valid_loss": 1.8},
     {"step": 3, "train_loss": 1.0, "num_tokens": 400, "tokens_per_second": 100.0, "full_valid_loss": 1.9},
 ]
+THEME = (Path(app.web.__file__).parent / "static" / "theme.css").read_text(encoding="utf-8")
 Json = dict[str, Any]
 
 
@@ -115,3 +123,10 @@ def test_many_validations_are_a_line_without_symbols() -> None:
 
     assert shows_symbols(MAX_SYMBOLS)
     assert not shows_symbols(MAX_SYMBOLS + 1)
+
+
+def test_each_of_the_most_compared_jobs_has_a_line_in_a_colour_of_its_own() -> None:
+    jobs = [ChartedJob(str(number), [{"step": 1, "train_loss": 1.0}]) for number in range(MAX_JOBS)]
+    lines = {one["name"]: one["lineStyle"][":color"] for one in options(jobs)["series"]}
+    assert len(lines) == len(set(lines.values())) == MAX_JOBS
+    assert all(THEME.count(f"{name}:") >= 2 for name in COLOURS)  # light and dark

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs import MAX_VARIANTS, JobGroup
+from app.api.schemas.jobs import JobGroup
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, AuditEntry, Project
+from app.domain.jobs.create_job import MAX_VARIANTS
 from tests.api_objects import error_of
 from tests.http.conftest import Upload
 from tests.sentences import Reviewed
@@ -58,7 +59,7 @@ def listed(client: TestClient, **params: Any) -> list[str]:
 
 
 class TestCreateGroup:
-    def test_makes_the_jobs_that_creates_with_the_merged_bodies_make(
+    def test_the_jobs_are_those_that_creates_with_the_merged_bodies_make(
         self, client: TestClient, create: Create, job: dict[str, Any]
     ) -> None:
         variants = [
@@ -82,7 +83,11 @@ class TestCreateGroup:
         again = client.post(JOBS, json=jobs[1]["request"]).json()
         assert (again["lora"], again["method"], again["seed"]) == (jobs[1]["lora"], jobs[1]["method"], seed)
 
+<<<<<<< HEAD
     def test_its_id_filters_the_list_and_clones_have_none(self, client: TestClient, create: Create) -> None:
+=======
+    def test_a_list_has_the_jobs_of_a_group_and_not_their_clones(self, client: TestClient, create: Create) -> None:
+>>>>>>> groups
         jobs = created(create({}, {"lora": {"r": 8}}))
         other = created(create({}))
         assert client.post(f"{JOBS}/{jobs[0]['id']}/clone").json()["group"] is None
@@ -91,7 +96,7 @@ class TestCreateGroup:
         assert listed(client, group="ftgroup-unknown") == []
         assert client.get(f"{JOBS}/{jobs[1]['id']}").json()["group"] == jobs[0]["group"]
 
-    def test_uses_the_held_out_rows_of_the_training_file(
+    def test_variants_use_the_held_out_rows_of_the_training_file(
         self, client: TestClient, job: dict[str, Any], upload: Upload, create: Create
     ) -> None:
         rows = "".join(f"question {number},answer {number}\n" for number in range(40))
@@ -108,7 +113,11 @@ class TestCreateGroup:
         assert error_of(create({}, key="k"))["code"] == "idempotency_key_reused"
         assert len(listed(client)) == 2
 
+<<<<<<< HEAD
     def test_one_line_of_the_audit_log_has_it(self, create: Create, sessions: Sessions) -> None:
+=======
+    def test_the_audit_log_has_one_line_with_every_job(self, create: Create, sessions: Sessions) -> None:
+>>>>>>> groups
         jobs = created(create({}, {"lora": {"r": 8}}))
         with transaction(sessions) as session:
             query = select(AuditEntry).where(AuditEntry.action == "fine_tuning.jobs.groups.create")
@@ -117,7 +126,7 @@ class TestCreateGroup:
 
 
 class TestRefusedGroup:
-    def test_names_the_problems_of_the_job_and_of_every_variant(
+    def test_a_refusal_names_the_problems_of_the_job_and_of_every_variant(
         self, client: TestClient, create: Create, job: dict[str, Any], reviewed: Reviewed
     ) -> None:
         answer = create({}, {"sufix": "x"}, {"lora": {"rank": 0}, "hyperparameters": {"n_epochs": 99}}, {"model": "no"})
@@ -150,14 +159,18 @@ class TestRefusedGroup:
         ],
         ids=["none", "nine", "no list", "no object", "null", "empty job", "typo", "null file", "no method", "equal"],
     )
-    def test_creates_nothing(
+    def test_a_wrong_group_creates_nothing(
         self, client: TestClient, job: dict[str, Any], body: dict[str, Any], param: str, code: str
     ) -> None:
         error = error_of(client.post(GROUPS, json={"job": job, "variants": [{}]} | body))
         assert (error["param"], error["code"]) == (param, code)
         assert listed(client) == []
 
+<<<<<<< HEAD
     def test_a_missing_model_or_a_right_alone_has_its_status(self, client: TestClient, create: Create) -> None:
+=======
+    def test_a_missing_model_or_right_alone_has_its_own_status(self, client: TestClient, create: Create) -> None:
+>>>>>>> groups
         assert error_of(create({}, {"model": "no"}), 404)["param"] == "variants[1].model"
         assert error_of(create({"urgent": True}), 403)["param"] == "variants[0].urgent"
         assert listed(client) == []
@@ -180,7 +193,7 @@ class TestLimitsOfGroups:
         assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
         assert int(refused.headers["retry-after-ms"]) > 2_000  # half a second for each of the six
 
-    def test_needs_the_scope_of_a_create(self, client: TestClient, create: Create, sessions: Sessions) -> None:
+    def test_a_key_needs_the_scope_of_a_create(self, client: TestClient, create: Create, sessions: Sessions) -> None:
         with transaction(sessions) as session:
             session.execute(update(ApiKey).values(scopes=["jobs:read"]))
         assert error_of(create({}), 403)["code"] == "insufficient_permissions"

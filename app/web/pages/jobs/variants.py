@@ -11,7 +11,7 @@ from urllib.parse import quote
 from nicegui import ui
 
 from app.domain.error_text.json_text import counted
-from app.domain.jobs.create_job import SETTINGS, vary
+from app.domain.jobs.create_job import MAX_VARIANTS, SETTINGS, vary
 from app.web.api_client import ApiError, Json
 from app.web.components.elements import box, busy, button, card, error_note, link, note, refilled, tag
 from app.web.components.forms import Field, select_field, text_field
@@ -20,7 +20,6 @@ from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError
 from app.web.pages.jobs.new_job import PLAN_SECONDS, REFUSED, VERDICT_TONES, show_device, with_evaluation
 
-MAX_VARIANTS = 8  # of the API
 FIRST_VARIANTS = 2
 MAX_NAME_CHARACTERS = 62  # and a dash with a number
 INTRODUCTION = (
