@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
 import math
-=======
 from pathlib import Path
->>>>>>> groups
 from typing import Any
 
 import pytest

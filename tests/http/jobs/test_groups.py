@@ -83,11 +83,7 @@ class TestCreateGroup:
         again = client.post(JOBS, json=jobs[1]["request"]).json()
         assert (again["lora"], again["method"], again["seed"]) == (jobs[1]["lora"], jobs[1]["method"], seed)
 
-<<<<<<< HEAD
-    def test_its_id_filters_the_list_and_clones_have_none(self, client: TestClient, create: Create) -> None:
-=======
     def test_a_list_has_the_jobs_of_a_group_and_not_their_clones(self, client: TestClient, create: Create) -> None:
->>>>>>> groups
         jobs = created(create({}, {"lora": {"r": 8}}))
         other = created(create({}))
         assert client.post(f"{JOBS}/{jobs[0]['id']}/clone").json()["group"] is None
@@ -113,11 +109,7 @@ class TestCreateGroup:
         assert error_of(create({}, key="k"))["code"] == "idempotency_key_reused"
         assert len(listed(client)) == 2
 
-<<<<<<< HEAD
-    def test_one_line_of_the_audit_log_has_it(self, create: Create, sessions: Sessions) -> None:
-=======
     def test_the_audit_log_has_one_line_with_every_job(self, create: Create, sessions: Sessions) -> None:
->>>>>>> groups
         jobs = created(create({}, {"lora": {"r": 8}}))
         with transaction(sessions) as session:
             query = select(AuditEntry).where(AuditEntry.action == "fine_tuning.jobs.groups.create")
@@ -166,11 +158,7 @@ class TestRefusedGroup:
         assert (error["param"], error["code"]) == (param, code)
         assert listed(client) == []
 
-<<<<<<< HEAD
-    def test_a_missing_model_or_a_right_alone_has_its_status(self, client: TestClient, create: Create) -> None:
-=======
     def test_a_missing_model_or_right_alone_has_its_own_status(self, client: TestClient, create: Create) -> None:
->>>>>>> groups
         assert error_of(create({}, {"model": "no"}), 404)["param"] == "variants[1].model"
         assert error_of(create({"urgent": True}), 403)["param"] == "variants[0].urgent"
         assert listed(client) == []
