@@ -10,16 +10,16 @@ from playwright.sync_api import Page, expect
 
 from app.api.docs_page.page import SITE
 from tests.dashboard.browser.conftest import Open
-from tests.serving import LiveServer
+from tests.dashboard.browser.world import World
 from tools.docs.site import build
 
 
 @pytest.fixture
-def docs_url(live_server: LiveServer) -> str:
+def docs_url(world: World) -> str:
     """Of the site as `make setup` has built it: what the pages say has tests of its own."""
     if not SITE.is_dir():
         build()
-    return f"{live_server.root}/docs/"
+    return f"{world.api_url}/docs/"
 
 
 def test_search_finds_a_page_and_leads_to_it(open_page: Open, docs_url: str) -> None:
