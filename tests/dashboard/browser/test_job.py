@@ -203,6 +203,8 @@ def test_scores_between_0_and_1_are_shown_as_a_distribution(open_page: Open, wor
     expect(parts).to_have_count(10)
     expect(parts.first).to_contain_text(re.compile("0.9 to 1.*200.*73"))
     expect(parts.last).to_contain_text(re.compile("0 to 0.1.*0.*118"))
+    field = page.get_by_role("region", name="Right fields").locator("tbody tr")
+    expect(field).to_have_text(re.compile("item.*200.*41 %.*100 %"))
     expect(page.get_by_text("0 shown")).to_be_visible()
 
 

@@ -47,6 +47,9 @@ def test_the_plan_is_above_the_button_on_a_phone_and_beside_the_fields_on_a_scre
     assert top < bottom
     page.set_viewport_size(WIDE)
     expect(verdict).to_be_in_viewport()
+    page.get_by_text("Details of the plan").click()
+    expect(page.get_by_text("Longest example")).to_be_visible()
+    expect(create).to_be_in_viewport()  # below the fields, however long the other column is
 
 
 def test_a_double_click_creates_one_job(open_page: Open, world: World) -> None:

@@ -60,6 +60,7 @@ def test_variants_are_planned_created_compared_and_the_best_is_promoted(open_pag
     expect(row_of(page, 1).get_by_text(re.compile("^Fits"))).to_be_visible()
     row_of(page, 1).get_by_label("LoRA rank").fill("300")
     expect(row_of(page, 1).get_by_role("alert")).to_contain_text("lora.r")
+    expect(row_of(page, 2).get_by_text("Nothing differs")).to_be_visible()
     row_of(page, 1).get_by_label("LoRA rank").fill("4")
     row_of(page, 2).get_by_label("Epochs").fill("many")
     expect(row_of(page, 2).get_by_text("'many' is not a whole number.")).to_be_visible()
@@ -74,6 +75,7 @@ def test_variants_are_planned_created_compared_and_the_best_is_promoted(open_pag
     for number in (1, 2):
         expect(row_of(page, number).get_by_text(re.compile("^Fits"))).to_be_visible()
         expect(row_of(page, number).get_by_text(re.compile("of 80.0 GB memory"))).to_be_visible()
+        expect(row_of(page, number).get_by_text("Nothing differs")).to_have_count(0)
     page.set_viewport_size(NARROW)
     require_accessible(page)
     page.get_by_role("button", name="Create 2 jobs").click()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from app.api.schemas.jobs import EvaluationOfJob
 from app.domain.jobs.states import JobState
 from app.web.pages.jobs import wording
 from app.web.pages.jobs.job import offered_actions
@@ -50,6 +51,12 @@ def test_every_state_of_a_job_has_a_label_and_a_sentence(reviewed: Reviewed) -> 
     assert {job["status"] for job in STATES.values()} == wording.LABELS.keys() == wording.TONES.keys() == set(JobState)
     for name, job in STATES.items():
         reviewed(f"{name}: {wording.label(job)}: {wording.sentence(job)}")
+
+
+def test_every_state_of_an_evaluation_without_a_headline_has_a_text(reviewed: Reviewed) -> None:
+    assert wording.EVALUATIONS.keys() == set(get_args(EvaluationOfJob.model_fields["status"].annotation))
+    for title, text in wording.EVALUATIONS.values():
+        reviewed(f"{title}: {text}")
 
 
 def test_a_pausing_job_can_be_cancelled_and_not_paused_again() -> None:

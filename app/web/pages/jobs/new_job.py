@@ -47,6 +47,9 @@ PLAN_SECONDS = 310.0  # the API stops counting tokens after 300 s, with what to 
 VERDICT_TONES = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
 REFUSED, NO_PLAN = "This job would be refused", "There is no plan"
 HINTS = {
+    "model": "A base model, or an ft: model to train further.",
+    "validation_file": "The loss is measured on its rows, which are not trained. After the training, base model and "
+    "adapter also answer the held-out rows of the training file.",
     "sample_prompts": f"{SETTINGS['sample_prompts'].help} One per line.",
     "chat_template_kwargs": f"{SETTINGS['chat_template_kwargs'].help} As JSON, such as "
     f"{job_form.EXAMPLES['chat_template_kwargs']}.",

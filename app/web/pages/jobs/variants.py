@@ -148,6 +148,8 @@ class VariantRow:
             if refusal is not None:
                 error_note(refusal, None if refusal.is_unreachable else REFUSED)
                 return
+            if not variant:
+                note("Nothing differs", "Change a field, or this variant trains the same as the job.", "warn")
             note(plan["message"], "", VERDICT_TONES.get(plan["verdict"], ""))
             for device in plan["devices"]:
                 show_device(device)

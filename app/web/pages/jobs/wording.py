@@ -52,6 +52,18 @@ UNITS = {  # of settings
     "eval_steps": "steps",
     "max_steps": "steps",
 }
+PROGRESS = "The tab Evaluation has its progress."
+EVALUATIONS = {  # by the status of an evaluation without a headline
+    "requested": (
+        "The evaluation follows the training",
+        "Then base model and adapter answer the held-out rows.",
+    ),
+    "queued": ("The evaluation is queued", PROGRESS),
+    "running": ("The evaluation is running", PROGRESS),
+    "succeeded": ("The evaluation has no scores", "It had no grader. The tab Evaluation has the answers."),
+    "failed": ("The evaluation failed", "The tab Evaluation has the cause."),
+    "cancelled": ("The evaluation was cancelled", "The tab Evaluation has the button for a new one."),
+}
 UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 
@@ -222,7 +234,7 @@ def _running_sentence(job: Json) -> str:
         return "A worker has the job and prepares the training."
     remaining = remaining_seconds(job)
     rest = f" About {duration(remaining)} remain." if remaining is not None else ""
-    return f"Training: step {steps(job)}.{rest}"
+    return f"Training: step {count(job['trained_steps'])} of {count(job['total_steps'])}.{rest}"
 
 
 def setting_text(value: Any) -> str:

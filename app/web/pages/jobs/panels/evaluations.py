@@ -63,7 +63,7 @@ class EvaluationsPanel(ResultsPanel):
 
     def nothing(self) -> tuple[str, str]:
         if self.job["evaluation"] is not None:
-            return "Evaluation requested", "It is made when the training has succeeded."
+            return wording.EVALUATIONS["requested"]
         text = "An evaluation compares the answers of base model and adapter to held-out rows."
         return "No evaluations", text + (
             "" if self.job["adapter"] else " It needs a finished adapter or a kept checkpoint."

@@ -8,6 +8,7 @@ from app.web.api_client import Json
 from app.web.components.elements import box, card, code_block, folded, link, note, refilled, tabs, tag
 from app.web.frame import View
 from app.web.pages.answers import TryIt
+from app.web.pages.jobs import wording
 from app.web.pages.jobs.metrics import MetricsPanel
 from app.web.pages.jobs.panels.panel import Panel
 from app.web.pages.jobs.panels.result import RowsTable, show_scores
@@ -91,7 +92,7 @@ class OverviewPanel(Panel):
     async def _show(self, evaluation: Json | None, path: str) -> None:
         job = self.job
         if evaluation is None and job["evaluation"] is not None:
-            note(f"The evaluation is {job['evaluation']['status']}", "The tab Evaluation has its progress.")
+            note(*wording.EVALUATIONS[job["evaluation"]["status"]])
         with box("t-split" if evaluation and job["adapter"] else "t-stack"):
             if evaluation is not None:
                 with box("t-stack"):

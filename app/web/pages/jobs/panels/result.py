@@ -1,4 +1,4 @@
-"""The result of an evaluation: the confusion matrix or the distribution of scores, and the rows with their answers."""
+"""The result of an evaluation: fields, confusion matrix or distribution of scores, and the rows with their answers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ VERDICTS = {
 
 
 def show_scores(evaluation: Json) -> None:
-    """For each grader the confusion matrix or the distribution of its scores, if it has one."""
+    """For each grader the fields of its objects, and the confusion matrix or the distribution of its scores."""
     for grader in evaluation["summary"]["graders"]:
+        if grader["fields"]:
+            with card(f"Right fields: {grader['name']}"):
+                DataTable("Right fields", FIELD_COLUMNS, grader["fields"], key="field")
         if grader["confusion"] is not None:
             with card(f"Expected and answered: {grader['name']}"):
                 tabs("Answers of which model", MODELS, partial(_show_confusion, grader["confusion"]))
@@ -151,6 +154,10 @@ def _verdict(verdict: str) -> Cell:
     return {"text": text, "tone": tone}
 
 
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def _scores(scores: Json) -> str:
     """From the base model to the adapter."""
 
@@ -165,6 +172,12 @@ CONFUSED_COLUMNS = (
     lead_column("Expected", "expected", _short),
     text_column("Answered", "answered", _short),
     number_column("Rows", "rows", count),
+)
+FIELD_COLUMNS = (
+    lead_column("Field", "field", _short),
+    number_column("Rows", "rows", count),
+    number_column("Base model", "base", _share),
+    number_column("Adapter", "adapter", _share),
 )
 ROW_COLUMNS = (
     lead_column("Row", "", _line),
