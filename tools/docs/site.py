@@ -2,6 +2,7 @@
 
 The sources stay readable where Markdown is GitHub's: `--8<-- "NAME.md"` alone on a line is replaced by
 docs/snippets/NAME.md, links to files beside docs/ become text, and the first sentence of a page is its description.
+The skills for agents are pages, too; their Markdown is the files of skills/ as they are.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from app.api.docs_page.page import SITE, digest, explorer
 from tools.checkout import ROOT
 from tools.docs.reference import document, reference
 
-DOCS, HERE = ROOT / "docs", Path(__file__).parent
+DOCS, SKILLS, HERE = ROOT / "docs", ROOT / "skills", Path(__file__).parent
 CONFIG = HERE / "zensical.toml"
 SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
+FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 SENTENCE = re.compile(r".+?[.!?](?= |$)")
 PARAGRAPH = re.compile(r"(?!```|\d+\. )[\w`*\[$\"]")
@@ -41,7 +43,8 @@ def build(target: Path = SITE) -> None:
     with tempfile.TemporaryDirectory() as directory:
         project = Path(directory)
         for name, text in all_pages.items():
-            _write(project / "pages" / name, f"---\ndescription: {_quoted(description(text))}\n---\n\n{text}")
+            front_matter = f"---\ndescription: {_quoted(description(text))}\n---\n"
+            _write(project / "pages" / name, f"{front_matter}\n{FRONT_MATTER.sub('', text)}")
         for path in DOCS.rglob("*.*"):
             if path.suffix != ".md":
                 _copy(path, project / "pages" / path.relative_to(DOCS))
@@ -71,10 +74,11 @@ def _complete(site: Path, all_pages: dict[str, str]) -> None:
 
 
 def pages() -> dict[str, str]:
-    """{path below docs/: text} of every page, with its snippets, and without links out of docs/."""
+    """{path on the site: text} of every page, with its snippets, and without links out of the site."""
     paths = [path for path in sorted(DOCS.rglob("*.md")) if "snippets" not in path.parts]
     written = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in paths}
-    return {name: _self_contained(name, text) for name, text in (written | reference()).items()}
+    skills = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in SKILLS.rglob("*.md")}
+    return {name: _self_contained(name, text) for name, text in (written | reference()).items()} | skills
 
 
 def _self_contained(name: str, text: str) -> str:
@@ -83,6 +87,8 @@ def _self_contained(name: str, text: str) -> str:
         if path.is_relative_to(DOCS):
             return link[0]
         shown = path.relative_to(ROOT).as_posix()
+        if path.is_relative_to(SKILLS):
+            return f"[{link[2]}]({'../' * name.count('/')}{shown})"
         return link[2] if shown in link[2] else f"{link[2]} (`{shown}`)"
 
     with_snippets = SNIPPET.sub(lambda found: (DOCS / "snippets" / found[1]).read_text(encoding="utf-8"), text)

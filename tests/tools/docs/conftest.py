@@ -22,7 +22,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources() -> Iterator[Path]:
-    for folder in ("docs", "tools/docs", "app"):
+    for folder in ("docs", "skills", "tools/docs", "app"):
         for path in (ROOT / folder).rglob("*.*"):
             if SITE not in path.parents and "__pycache__" not in path.parts:
                 yield path

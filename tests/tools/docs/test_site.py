@@ -14,7 +14,7 @@ from markdown import Markdown
 from markdown_it import MarkdownIt
 
 from tests.test_docs import ROOT
-from tools.docs.site import DOCS, config, description, navigation, pages, title_of
+from tools.docs.site import DOCS, FRONT_MATTER, SKILLS, config, description, navigation, pages, title_of
 
 pytestmark = pytest.mark.extended("the documentation's site is built once")
 HOST = "http://site"
@@ -106,9 +106,9 @@ def test_a_page_has_the_same_blocks_as_where_markdown_is_githubs() -> None:
     github = MarkdownIt("commonmark", {"html": True}).enable("table")
     extensions = ["tables", "pymdownx.superfences", "pymdownx.highlight"]
     of_site = Markdown(extensions=extensions, extension_configs={"pymdownx.highlight": {"use_pygments": False}})
-    for path in DOCS.rglob("*.md"):
+    for path in (*DOCS.rglob("*.md"), *SKILLS.rglob("*.md")):
         if "snippets" not in path.parts:
-            text = path.read_text(encoding="utf-8")
+            text = FRONT_MATTER.sub("", path.read_text(encoding="utf-8"))
             one, other = (_blocks(html) for html in (github.render(text), of_site.reset().convert(text)))
             assert one == other, path.relative_to(ROOT)
 
