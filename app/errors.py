@@ -8,7 +8,6 @@ The classes are picklable (arguments only), as they cross process boundaries.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TypeVar
 
 from app.bad_request_codes import BAD_REQUEST_CODES, ErrorCode
@@ -57,15 +56,6 @@ class BadRequest(TuneryError):
     status = 400
     type = "invalid_request_error"
     codes = BAD_REQUEST_CODES
-
-
-@cache
-def codes_with_an_entry() -> frozenset[str]:
-    """The codes of all classes: those that the page of errors explains."""
-    classes = [TuneryError]
-    for each in classes:
-        classes += each.__subclasses__()
-    return frozenset(entry.code for each in classes for entry in vars(each).get("codes", ()))
 
 
 def combine_errors(problems: Sequence[Problem]) -> Problem:

@@ -11,6 +11,7 @@ CALLS = {"compile", "match", "fullmatch", "search", "split", "sub", "subn", "fin
 DYNAMIC_PATTERNS = {
     "app/api/middleware/request_log.py": "the prefix of our own keys",
     "app/services/access/idempotency.py": "the prefix of our own keys",
+    "app/cli/job_file.py": "the scalars of YAML 1.2, each a literal, without a repetition in a repetition",
     "app/domain/answers/engine_answers.py": "the escaped name of a served model",
     "app/domain/datasets/render.py": "escaped tokens of the base model",
     "worker/trainer/model/checkpoint_tensors.py": "patterns of the model class in transformers",

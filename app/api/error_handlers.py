@@ -7,6 +7,7 @@ import errno
 import json
 import math
 from collections.abc import Mapping
+from functools import cache
 from itertools import chain, groupby
 
 import psycopg
@@ -37,7 +38,6 @@ from app.errors import (
     StorageFull,
     TuneryError,
     Unavailable,
-    codes_with_an_entry,
     combine_errors,
 )
 from app.log import get_logger
@@ -71,6 +71,15 @@ def error_response(error: TuneryError, scope: Scope, headers: Mapping[str, str] 
         _headers(error) | dict(headers or {}),
         scope,
     )
+
+
+@cache
+def codes_with_an_entry() -> frozenset[str]:
+    """The codes of all classes: those that the page of errors explains."""
+    classes = [TuneryError]
+    for each in classes:
+        classes += each.__subclasses__()
+    return frozenset(entry.code for each in classes for entry in vars(each).get("codes", ()))
 
 
 def _response(

@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app import errors
+from app.api.error_handlers import codes_with_an_entry
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.domain.jobs.states import JobState, Reason
@@ -140,7 +141,7 @@ class TestDocUrl:
 
     def test_the_page_of_errors_has_an_entry_of_each_code(self) -> None:
         entries = re.findall(r"^#{3,4} `(\w+)`$", errors_page(), re.MULTILINE)
-        assert errors.codes_with_an_entry() <= set(entries)
+        assert codes_with_an_entry() <= set(entries)
 
     def test_a_server_that_shows_no_documentation_names_none(self, settings: Settings, storage: LocalStorage) -> None:
         closed = settings.model_copy(update={"docs_enabled": False})
