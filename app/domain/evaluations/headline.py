@@ -16,7 +16,7 @@ class ModelResult(SummaryPart):
     """The scores of one model."""
 
     right: int | None
-    """Rows with the score 1; null for graders with scores between 0 and 1."""
+    """Rows with the score 1; null if a score is between 0 and 1."""
     rows: int
     """Rows with a score."""
     mean: float | None
@@ -47,9 +47,9 @@ def headline(summary: Mapping[str, Any] | None) -> Headline | None:
         return None
     promotion = summary.get("promotion")
     grader = next((one for one in graders if promotion and one["name"] == promotion["grader"]), graders[0])
-    is_binary = grader["type"] in BINARY_TYPES
-    adapter, base = (_result(grader[model], is_binary) for model in ("adapter", "base"))
     difference = None if grader["difference"] is None else Difference.model_validate(grader["difference"])
+    is_binary = grader["type"] in BINARY_TYPES or _is_right_or_wrong(grader, difference)
+    adapter, base = (_result(grader[model], is_binary) for model in ("adapter", "base"))
     texts = _right_texts(adapter, base) if is_binary else _mean_texts(grader["name"], adapter, base)
     parts = [texts[0], _difference_text(difference, is_binary) if difference else ""]
     return Headline(
@@ -60,6 +60,13 @@ def headline(summary: Mapping[str, Any] | None) -> Headline | None:
         text=" ".join(filter(None, parts)),
         brief=texts[1],
     )
+
+
+def _is_right_or_wrong(grader: Mapping[str, Any], difference: Difference | None) -> bool:
+    """Whether a grader with scores between 0 and 1, such as of the fields of objects, gave only 0 and 1."""
+    if difference is None or difference.method != "paired_wilson":
+        return False
+    return bool(grader["adapter"]["rows"] == grader["base"]["rows"] == difference.rows)
 
 
 def _result(score: Mapping[str, Any], is_binary: bool) -> ModelResult:

@@ -195,6 +195,7 @@ def _fill(
     scores = {"low": 0.0, "high": 1.0, "base": [118, 9] + [0] * 7 + [73], "adapter": [0] * 9 + [200]}
     similar = {"name": "similar", "type": "json_fields", "confusion": None, "distribution": scores}
     similar |= {"fields": [{"field": "item", "rows": 200, "base": 0.41, "adapter": 1.0}]}
+    similar |= {"difference": grader["difference"] | {"method": "paired_bootstrap"}}
     summary = EVALUATION["summary"] | {"graders": [grader | similar], "promotion": None}
     _add_evaluation(session, storage, made["hostile"], held_out, summary, b"")
     made["succeeded"].request = REQUEST | {"training_file": tickets.id}

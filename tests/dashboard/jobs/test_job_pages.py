@@ -22,6 +22,7 @@ from app.web.pages.jobs.new_job import with_evaluation
 from app.web.pages.jobs.panels import deliveries, exports, panel, records
 from app.web.pages.jobs.panels.configuration import asked_values
 from app.web.pages.jobs.panels.evaluations import GRADERS, progress_text
+from app.web.pages.jobs.panels.result import ROW_COLUMNS
 from tests.api_objects import FINISHED_JOB, NEW_JOB
 from tests.dashboard.stub_api import stub_client
 
@@ -93,6 +94,13 @@ def test_the_result_in_a_table_is_that_of_the_headline() -> None:
     assert wording.result({"evaluation": {"headline": None, "status": "running"}}) == {"text": "running"}
     found = wording.result({"evaluation": {"headline": {"brief": "25 right, base none", "text": "A sentence."}}})
     assert found == {"text": "25 right", "sub": "base none", "title": "A sentence."}
+
+
+def test_a_row_of_an_evaluation_shows_its_texts_in_one_line() -> None:
+    texts = {column.label: column.show for column in ROW_COLUMNS}
+    assert texts["Question"]("Two lamps,\n\nplease.\tAnna") == "Two lamps, please. Anna"
+    assert texts["Base model"]({"text": "Dora,\r\nhello\x07", "error": None}) == "Dora, hello\\u0007"
+    assert texts["Expected"](None) == "–"
 
 
 def test_a_job_without_a_step_has_no_curve_to_request() -> None:

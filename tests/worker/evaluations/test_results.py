@@ -67,6 +67,13 @@ class TestHeadline:
         assert found.adapter.mean == pytest.approx((1 + 6 / 7) / 2)
         reviewed(found.brief)
 
+    def test_scores_of_only_0_and_1_are_counted_whatever_the_grader_may_give(self, reviewed: Reviewed) -> None:
+        expected = ['{"item": "pen"}'] * 3
+        fields = settings_of({"type": "json_fields", "name": "fields"})
+        found = headline_of(fields, expected, ["no object"] * 3, [*expected[1:], '{"item": "cup"}'])
+        assert (found.adapter.right, found.base.right, found.adapter.rows) == (2, 0, 3)
+        reviewed(found.text)
+
     def test_the_grader_that_decides_on_the_promotion_is_the_main_one(self) -> None:
         settings = settings_of(SIMILAR, EXACT, promote_if={"grader": "exact"})
         assert headline_of(settings, ["a", "a"], ["b", "b"], ["a", "a"]).grader == "exact"

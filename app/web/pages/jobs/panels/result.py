@@ -142,7 +142,8 @@ def _answer(answer: Json) -> str:
 
 
 def _short(text: object) -> str:
-    return clean("" if text is None else str(text), MAX_SHORT_CHARACTERS) or "–"
+    """In one line: a line end would be shown as an escape."""
+    return clean("" if text is None else " ".join(str(text).split()), MAX_SHORT_CHARACTERS) or "–"
 
 
 def _line(row: Json) -> Cell:
