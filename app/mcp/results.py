@@ -101,7 +101,7 @@ class ShownPlan(BaseModel):
     message: str
     model: str
     examples: int
-    trained_tokens: int
+    total_tokens: int  # of all epochs; those of a report are of one
     total_steps: int
     devices: list[ShownDevice]
     warnings: list[str]
@@ -120,11 +120,12 @@ class ShownPlan(BaseModel):
             )
             for one in plan["devices"][:MAX_ITEMS]
         ]
-        same = ("message", "model", "examples", "trained_tokens", "total_steps")
+        same = ("message", "model", "examples", "total_steps")
         resolved = ("method", "hyperparameters", "lora", "quantization", "seed")
         return cls(
             plan_id=plan_id,
             expires_at=expires_at,
+            total_tokens=plan["trained_tokens"],
             devices=devices,
             warnings=_messages(plan["warnings"]),
             settings={name: plan[name] for name in resolved},

@@ -49,12 +49,13 @@ EXACT = {"type": "string_check", "name": "exact", "input": OUTPUT, "reference": 
 GRADERS = {"exact": EXACT} | {kind: grader for kind, (grader, _) in DEFAULT_EVALUATIONS.items()}
 STEPS = [
     "list_models: choose a base model.",
-    "upload_dataset: JSONL with one example per line, or a table; held_out_percent keeps rows for validation.",
+    "upload_dataset: JSONL with one example per line, or a table; held_out_percent keeps rows of both for validation "
+    "and evaluation (held_out_file_id).",
     "validate_dataset: correct the file until it is valid; read the warnings and what is trained.",
     "plan_job: show the person the tokens, the memory, the hours and the warnings, and ask for consent.",
     "create_job: with the plan_id of the accepted plan.",
-    "wait_job: repeat it until the status is succeeded, failed or cancelled.",
-    "evaluate: base model and adapter on rows that were not trained; report the difference with its interval.",
+    "wait_job: repeat it until the status is succeeded, failed or cancelled. Held-out rows are evaluated by then.",
+    "evaluate: base model and adapter on other rows that were not trained; report the difference with its interval.",
     "deliver: after consent, as it changes what an engine serves.",
 ]
 
@@ -63,7 +64,10 @@ Purpose = Literal["fine-tune", "evals"]
 Columns = Annotated[str | None, Field(max_length=4096, description="Of a table: input and output, such as text,label")]
 HeldOutPercent = Annotated[int | None, Field(description="Rows to hold out for validation and evaluation")]
 Timeout = Annotated[int, Field(ge=0, le=3600)]
-Grader = Literal["exact", "label_accuracy", "json_fields", "text_similarity"]
+Grader = Annotated[
+    Literal["exact", "label_accuracy", "json_fields", "text_similarity"],
+    Field(description="The expected answer is: one exact text, one of a few labels, a JSON object, free text"),
+]
 Settings = Annotated[
     Json | None,
     Field(description='By names of the API, such as {"n_epochs": 2, "lora.r": 16}; omit what nobody asked for'),
@@ -332,7 +336,8 @@ def _is_over(job: Json) -> bool:
 
 
 def _job_text(job: Json) -> str:
-    return ", ".join(filter(None, (job["phase"] or job["status"], numbers_text(job, Losses()))))
+    evaluation = job["evaluation"] and f"evaluation {job['evaluation']['status']}"
+    return ", ".join(filter(None, (job["phase"] or job["status"], numbers_text(job, Losses()), evaluation)))
 
 
 def _digest(api_key: str | None) -> bytes:

@@ -100,7 +100,7 @@ async def whole_way(agent: Agent, uploaded: dict[str, str], base_model: str) -> 
     assert "[[it is 0" in report["first_row"]
     settings = {"n_epochs": 2, "lora.r": 4}
     planned = await agent.call("plan_job", model=base_model, training_file=file["id"], suffix="way", settings=settings)
-    assert planned["trained_tokens"] == 2 * report["tokens"]
+    assert planned["total_tokens"] == 2 * report["tokens"]
     job = await agent.call("create_job", plan_id=planned["plan_id"])
     assert (await agent.call("create_job", plan_id=planned["plan_id"]))["id"] == job["id"]
     assert [each["id"] for each in (await agent.call("list_jobs"))["jobs"]] == [job["id"]]
@@ -242,8 +242,10 @@ def test_an_adapter_is_evaluated_by_each_grader_and_delivered(
             arguments = {"job_id": trained_job.id, "file_id": file_id, "grader": grader, "timeout_seconds": 0}
             evaluation = await agent.call("evaluate", **arguments)
             assert (evaluation["status"], evaluation["scores"], evaluation["error"]) == ("queued", [], None)
-        waited = await agent.call("wait_job", job_id=trained_job.id, timeout_seconds=0)
+        agent.progress.clear()
+        waited = await agent.call("wait_job", job_id=trained_job.id, timeout_seconds=1)
         assert (waited["status"], waited["evaluation"]) == ("succeeded", "queued")
+        assert "evaluation queued" in agent.progress[0][1]
         delivery = await agent.call("deliver", job_id=trained_job.id, target="production", timeout_seconds=0)
         assert (delivery["target"], delivery["status"], delivery["error"]) == ("production", "pending", None)
         assert "production" in " ".join((await agent.call("get_job", job_id=trained_job.id))["notes"])

@@ -206,6 +206,9 @@ class TestRefusals:
             assert error.param == path
             assert path in error.message
 
+    def test_reinforcement_is_refused_with_what_takes_the_place_of_its_graders(self) -> None:
+        assert "evaluations" in refusal(method={"type": "reinforcement"}).message
+
     @pytest.mark.parametrize(
         "parameter",
         [

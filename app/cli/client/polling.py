@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from app.cli.errors import CliError
-from app.cli.output.console import print_note
+from app.cli.output.console import PRINT_INTERVAL_SECONDS, print_note
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client, Json
 
 POLL_SECONDS = 1.0
+DIGITS = re.compile(r"\d+")
 
 
 def poll(
@@ -22,12 +24,17 @@ def poll(
     is_unfinished: Callable[[Json], bool],
     note: Callable[[Json], str] = lambda _: "",
 ) -> Json:
-    """Request the object at `path` until it has ended; print what `note` returns whenever that has changed."""
-    shown = ""
+    """Request the object at `path` until it has ended; print what `note` returns whenever that has changed.
+
+    If only numbers have changed, such as the time that is left, it is printed every PRINT_INTERVAL_SECONDS.
+    """
+    shown, printed_at = "", 0.0
     while is_unfinished(row):
-        if (text := note(row)) not in ("", shown):
+        now, text = time.monotonic(), note(row)
+        is_due = now - printed_at >= PRINT_INTERVAL_SECONDS or DIGITS.sub("", text) != DIGITS.sub("", shown)
+        if text not in ("", shown) and is_due:
             print_note(text)
-            shown = text
+            shown, printed_at = text, now
         time.sleep(POLL_SECONDS)
         row = client.get(path)
     return row

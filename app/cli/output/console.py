@@ -23,6 +23,7 @@ from rich.text import Text
 from app.domain.operations.checks import Check
 
 GAP = "  "
+PRINT_INTERVAL_SECONDS = 10.0  # where each update is a new line, which a log or an agent keeps
 MIN_WIDTH = 12  # a cell shortened further is not readable
 MIN_WRAPPED_WIDTH = 24
 WRAPPED_COLUMNS = ("message", "reason")  # sentences

@@ -23,14 +23,13 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from app.cli.output.console import duration_text, print_json_line, print_line, stderr_console
+from app.cli.output.console import PRINT_INTERVAL_SECONDS, duration_text, print_json_line, print_line, stderr_console
 
 Json = dict[str, Any]
 TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 STYLES = {"warn": "yellow", "error": "red"}
 BAR_CHARACTERS, CURVE_CHARACTERS, SPINNER_AND_GAPS_CHARACTERS = 10, 12, 4
 BLOCKS = "▁▂▃▄▅▆▇█"
-PRINT_INTERVAL_SECONDS = 10.0  # in a pipe, where each update is a new line
 
 
 def bytes_progress() -> Progress:

@@ -82,6 +82,8 @@ def _hyperparameter_objects(
     method, method_type = body.get("method") or {}, request.method
     if method_type is None:
         text = f"method.type {as_json(method['type'])} is not offered here; allowed are {listed(tuple(METHODS))}"
+        if method["type"] == "reinforcement":
+            text += ". Graders score the evaluations of a job"
         request.refuse_at("method.type", text, "unsupported_value")
         return
     for key in sorted(method.keys() - {"type", method_type}):
