@@ -74,7 +74,7 @@ def test_variants_are_planned_created_compared_and_the_best_is_promoted(open_pag
     row_of(page, 3).get_by_role("button", name="Remove").click()
     for number in (1, 2):
         expect(row_of(page, number).get_by_text(re.compile("^Fits"))).to_be_visible()
-        expect(row_of(page, number).get_by_text(re.compile("of 80.0 GB memory"))).to_be_visible()
+        expect(row_of(page, number).get_by_text(re.compile("GB of 80.00 GB, "))).to_be_visible()
         expect(row_of(page, number).get_by_text("Nothing differs")).to_have_count(0)
     page.set_viewport_size(NARROW)
     require_accessible(page)
