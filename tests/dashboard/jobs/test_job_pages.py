@@ -98,7 +98,7 @@ def test_the_result_in_a_table_is_that_of_the_headline() -> None:
 
 def test_a_row_of_an_evaluation_shows_its_texts_in_one_line() -> None:
     texts = {column.label: column.show for column in ROW_COLUMNS}
-    assert texts["Question"]("Two lamps,\n\nplease.\tAnna") == "Two lamps, please. Anna"
+    assert texts["Question"]("Two,\n\nplease.\tAnna") == "Two, please. Anna"
     assert texts["Base model"]({"text": "Dora,\r\nhello\x07", "error": None}) == "Dora, hello\\u0007"
     assert texts["Expected"](None) == "–"
 
