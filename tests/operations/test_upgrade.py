@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from app.db.scheduling import workers
 from app.db.tables import Project, ServiceState
 from app.domain.operations.checks import Check
 from app.services.operations import upgrade
+from app.services.operations.backup import BackupError, back_up
+from app.services.operations.backup_repository import BackupRepository
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, start_job, validate_job
 from tests.stack import temporary_database
@@ -88,3 +91,11 @@ def test_backups_jobs_and_workers_of_the_present_are_read(
 def test_settings_that_nothing_reads_any_more_are_found() -> None:
     names = ["TUNERY_GONE", "TUNERY_LEASE_TTL_SECONDS", "TUNERY_WEB_PORT", "TUNERY_UPLOAD_IDLE_SECONDS", "PATH"]
     assert upgrade.unknown_settings([*names, "TUNERY_BASE_URL", "TUNERY_DATA_DIR"]) == ["TUNERY_GONE"]
+
+
+def test_an_earlier_schema_is_backed_up_by_its_own_release(earliest: Engine, tmp_path: Path) -> None:
+    url = earliest.url.render_as_string(hide_password=False)
+    repository = BackupRepository(tmp_path / "backups")
+    with pytest.raises(BackupError, match=migrate.OLDEST_REVISION):
+        back_up(url, LocalStorage(tmp_path / "storage"), repository, [], lambda _: None)
+    assert not repository.names()

@@ -195,13 +195,13 @@ def test_a_paused_job_of_two_processes_is_resumed(receiver: Receiver, base: Path
 @pytest.mark.slow
 @pytest.mark.skipif(not is_in_history(COMMIT), reason=HOW_TO_FETCH)
 def test_an_upgrade_is_undone_by_the_backup_that_was_made_before_it(receiver: Receiver, tmp_path: Path) -> None:
-    """In the order of docs/operate/deploy.md: the backup with the newer code, the upgrade, and the way back."""
+    """In the order of docs/operate/deploy.md: the backup with the earlier code, the upgrade, and the way back."""
     earlier = tmp_path / "code"
     check_out(COMMIT, earlier, "app", "worker", "migrations", "pyproject.toml")
     backups = tmp_path / "backups"
     with restored(receiver, earlier, **SHORT_LEASES) as service:
         newer = replace(service, code=ROOT, process=None)
-        newer.tunery("backup", str(backups))
+        service.tunery("backup", str(backups))
         service.stop()
         newer.start()
         try:
