@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from app.db.migrate import head, revision_of
+from app.db.migrate import head, is_current, is_newer, revision_of
 from app.db.operations import dump
 from app.db.operations.stored_objects import NamedObject, named_objects
 from app.domain.error_text.json_text import counted
@@ -113,7 +113,7 @@ def _dump(database_url: str, staged: Path, repository: BackupRepository) -> tupl
         revision = revision_of(connection)
         if revision is None:
             raise BackupError("The database has no tables of Tunery yet, so there is nothing to back up.")
-        if revision < head():
+        if not is_current(connection) and not is_newer(connection):
             raise BackupError(
                 f"The schema is {revision}, that of an earlier release; this one reads {head()}. Make the backup with "
                 "the release that runs, before the migrations."
