@@ -22,7 +22,7 @@ from tests.dashboard.browser.world import ANSWERS, World, append_steps
 
 def test_a_running_job_says_what_happens_and_its_step_moves(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['running']}")
-    expect(page.get_by_text(re.compile(r"^Training: step 1\d\d of 300 steps\. About"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Training: step 1\d\d of 300\. About"))).to_be_visible()
     chart = page.get_by_role("img", name=re.compile("Curves of support-bot-v4"))
     expect(chart.locator("canvas").first).to_be_visible()
     with transaction(world.sessions) as session:

@@ -30,7 +30,7 @@ PRINTED = {
     "plan": "fits",
     "first-job": "succeeded",
     "from-a-csv": "held-out rows",
-    "evaluate": "fields",
+    "evaluate": "held-out rows",
     "chat": "\n",
     "deliver": "delivered",
 }
