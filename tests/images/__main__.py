@@ -54,7 +54,10 @@ class Builder:
         run("chroot", str(root), "python3", "-m", "venv", "/usr/local")
         container = self("from", "scratch")
         self("add", "--quiet", container, str(root), "/")
-        self("commit", "--quiet", "--rm", container, STAND_IN)
+        self("commit", "--quiet", container, STAND_IN)
+        self("run", "--isolation", "chroot", container, "--", "python3", "--version")
+        self("rm", container)
+        run("unshare", "--mount", "true")  # as the tests need it
         run("rm", "--recursive", str(root))
 
     def build(self, target: str) -> None:
@@ -102,7 +105,11 @@ def main() -> int:
         Path(directory).chmod(0o711)
         root = build("mount", build("from", "--pull=never", "localhost/api"))
         environment = {**os.environ, "TUNERY_API_IMAGE": root}
-        return subprocess.run([sys.executable, "-m", "pytest", "-n", "0", TESTS], cwd=ROOT, env=environment).returncode
+        pytest = [sys.executable, "-m", "pytest", "-n", "0", TESTS]
+        if subprocess.run(pytest, cwd=ROOT, env=environment).returncode == 0:
+            return 0
+        print("The tests that failed run once more, as other work can exceed their limits of time.", file=sys.stderr)
+        return subprocess.run([*pytest, "--last-failed"], cwd=ROOT, env=environment).returncode
 
 
 def run(*command: str) -> None:
