@@ -188,7 +188,7 @@ def test_an_agent_goes_from_a_dataset_to_an_evaluation_over_mcp(service: Service
         assert (await agent.call("get_job", job_id=job["id"]))["evaluation"] == evaluation["result"]
 
     workers = partial(connect(service).get, "/workers", cast_to=httpx2.Response)
-    until(lambda: workers().json()["data"], "a worker, whose device the plan has", 100)
+    until(lambda: "agents-base" in workers().text, "a worker has the new base model, so the plan has its device", 100)
     over_stdio(work, "--write", "--root", str(tmp_path), "--data-dir", str(service.data), env={})
 
 
