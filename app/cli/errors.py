@@ -12,7 +12,7 @@ class CommandExit(IntEnum):
     USAGE = 2  # the command or its values must change
     NOT_FOUND = 3  # no such job, file, model, key or project
     ACCESS_DENIED = 4  # the API key is missing, invalid, or lacks a permission
-    CANCELLED = 5  # of `jobs wait --exit-status`
+    CANCELLED = 5  # of `jobs watch` and `jobs wait --exit-status`
     INTERRUPTED = 130  # Ctrl-C
 
 

@@ -222,7 +222,8 @@ class TestPause:
         assert tunery("jobs", "get", waiting_job.id, "--json").json["status"] == "paused"
         assert tunery("jobs", "resume", waiting_job.id, "--json").json["status"] == "queued"
         assert tunery("jobs", "cancel", waiting_job.id).out == f"{waiting_job.id}  cancelled\n"
-        assert tunery("jobs", "watch", waiting_job.id).exit_code == 1
+        watched = tunery("jobs", "watch", waiting_job.id)
+        assert (watched.exit_code, "Error" in watched.err) == (5, False)
 
 
 class TestWatch:

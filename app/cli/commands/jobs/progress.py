@@ -57,14 +57,20 @@ def watch_or_detach(client: "Client", job_id: str, as_json: bool = False) -> Non
 
 
 def watch(client: "Client", job_id: str, as_json: bool = False) -> Json:
-    """Show a job until it has finished, and return it. Raises CliError if it has not succeeded."""
+    """Show a job until it has finished, and return it. Raises CliError if it has failed, Exit if it was cancelled."""
     job = client.get(job_path(job_id))  # without retries: a wrong id or URL is reported at once
     with job_view(as_json) as view:
         for job, events in follow(client, job_id):
             for event in events:
                 view.event(event)
             view.job(job)
-    raise_unless_succeeded(job)
+    if job["status"] == "cancelled":
+        print_note(f"{job['id']} was cancelled.")
+        raise typer.Exit(CommandExit.CANCELLED)
+    if job["status"] == "failed":
+        error = job.get("error") or {}
+        reason = f" ({error['code']}): {error.get('message')}" if error.get("code") else "."
+        raise CliError(f"{job['id']} failed{reason}")
     return job
 
 
@@ -102,15 +108,6 @@ def new_events(client: "Client", job_id: str, last_event_id: str | None, max_ear
     if len(newest) > max_earlier:
         print_note(f"Earlier events are not shown; `tunery jobs events {job_id}` shows all.")
     return newest[:max_earlier][::-1]
-
-
-def raise_unless_succeeded(job: Json) -> None:
-    """Raises CliError with the status and the error of a job that has not succeeded."""
-    if job["status"] == "succeeded":
-        return
-    error = job.get("error") or {}
-    reason = f" ({error['code']}): {error.get('message')}" if error.get("code") else "."
-    raise CliError(f"{job['id']} {job['status']}{reason}")
 
 
 def _retry_while_unreachable(request: Callable[[], T]) -> T:
