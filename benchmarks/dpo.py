@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=choose_threads())
     parser.add_argument("--method", choices=METHODS, action="append", help="default: all")
     parser.add_argument("--only", choices=["tunery", "trl"])
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the adapter and of the order, for both ({SEED})")
     parser.add_argument("--rate", type=float, help="times the learning rate of auto, for both (default: 1)", default=1)
     options = parser.parse_args()
     peers.build_trl()
@@ -96,7 +97,7 @@ def main() -> None:
 def compare(directory: Path, method: str, base: Path, files: list[Path], options: argparse.Namespace) -> None:
     pairs, held_out = files
     training_file = write_labelled(pairs, directory / "train.jsonl", SEED) if method == "kto" else pairs
-    job = resolve_job(base, method, len(training_file.read_text().splitlines()), options.rate)
+    job = resolve_job(base, method, len(training_file.read_text().splitlines()), options)
     sides = {"tunery": run_tunery, "trl": run_trl}
     judge = partial(held_out_measures, base, job, held_out, options.device)
     for name, train in sides.items():
@@ -105,10 +106,10 @@ def compare(directory: Path, method: str, base: Path, files: list[Path], options
             print(f"{method}: {result}; {judge(result.adapter)}", flush=True)
 
 
-def resolve_job(base: Path, method: str, examples: int, rate: float) -> JobSpec:
+def resolve_job(base: Path, method: str, examples: int, options: argparse.Namespace) -> JobSpec:
     """What the request of a user resolves to: "auto", but for one epoch, as the peer has."""
-    hyperparameters = {"n_epochs": 1, "learning_rate_multiplier": rate}
-    body = {"method": {"type": method, method: {"hyperparameters": hyperparameters}}, "seed": SEED}
+    hyperparameters = {"n_epochs": 1, "learning_rate_multiplier": options.rate}
+    body = {"method": {"type": method, method: {"hyperparameters": hyperparameters}}, "seed": options.seed}
     return resolve(body, base.name, model_files.read_catalog_entry(base), examples)
 
 
@@ -160,6 +161,7 @@ def run_trl(directory: Path, job: JobSpec, base: Path, training_file: Path, opti
         "max_grad_norm": chosen.max_grad_norm,
         "weight_decay": chosen.weight_decay,
         "max_length": chosen.context_length,
+        "seed": job.seed,
     }
     peer = Peer("TRL, equal", "peer_trl_dpo.py", options=equal)
     result = Result(peer.name, chosen.learning_rate, chosen.beta or 0.0, chosen.batch_size)
