@@ -37,8 +37,7 @@ def main(directory: Path, options: dict) -> None:
         args=make_config(
             output_dir=str(directory / "trl-out"),
             num_train_epochs=1,
-            **common_options(work),
-            **options,
+            **(common_options(work) | options),
         ),
         train_dataset=Dataset.from_list([conversation(row) for row in read(Path(work["training_file"]))]),
         processing_class=AutoTokenizer.from_pretrained(work["base"]),
