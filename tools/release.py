@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -31,7 +32,7 @@ VERSIONED = {
     "examples/kubernetes/README.md": r"--tag \S+/tunery-api:(\S+)",
 }
 WHEELS = (".", "packages/tunery-client", "packages/tunery-vllm")
-# What the images are built from, and what compose mounts.
+# What the images and the wheels are built from, and what compose mounts.
 IMAGES = (
     *(
         "Dockerfile.gpu",
@@ -41,8 +42,9 @@ IMAGES = (
         "constraints.txt",
         "README.md",
         "LICENSE",
+        "CHANGELOG.md",
     ),
-    *("app", "worker", "migrations", "examples"),
+    *("app", "worker", "migrations", "packages", "examples"),
 )
 SITE = "app/site"  # which `make docs` writes
 
@@ -77,19 +79,30 @@ def build(root: Path, version: str) -> list[Path]:
     dist = root / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     dist.mkdir()
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist)]
-    for source in WHEELS:
-        subprocess.run([*wheel, str(root / source)], check=True)
     listed = subprocess.run(["git", "ls-files", "-z", *IMAGES], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    with tarfile.open(dist / f"tunery-{version}-images.tar.gz", "w:gz") as archive:
+    recipe, name = dist / f"tunery-{version}-images.tar.gz", f"tunery-{version}"
+    with tarfile.open(recipe, "w:gz") as archive:
         for path in [*listed.stdout.split("\0")[:-1], SITE]:
-            archive.add(root / path, f"tunery-{version}/{path}")
-    with tarfile.open(dist / f"tunery-{version}-docs.tar.gz", "w:gz") as archive:
-        archive.add(root / SITE, f"tunery-{version}-docs")
-    shutil.copy(root / "sbom.json", dist / f"tunery-{version}-sbom.json")
+            archive.add(root / path, f"{name}/{path}", filter=without_owner)
+    with tarfile.open(dist / f"{name}-docs.tar.gz", "w:gz") as archive:
+        archive.add(root / SITE, f"{name}-docs", filter=without_owner)
+    # Built from the archive: a checkout may have untracked modules, and those of earlier builds in build/lib.
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.unpack_archive(recipe, directory, filter="data")
+        wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist)]
+        for source in WHEELS:
+            subprocess.run([*wheel, str(Path(directory, name, source))], check=True)
+    shutil.copy(root / "constraints.txt", dist / f"{name}-constraints.txt")
+    shutil.copy(root / "sbom.json", dist / f"{name}-sbom.json")
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(dist.iterdir())]
     (dist / "SHA256SUMS").write_text("".join(sums))
     return sorted(dist.iterdir())
+
+
+def without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
 
 
 def with_version(text: str, pattern: str, version: str) -> str:
