@@ -55,6 +55,22 @@ def test_the_recipe_has_what_the_images_copy_and_compose_mounts() -> None:
     assert not {path for path in needed if path.split("/")[0] not in release.IMAGES}
 
 
+def test_the_bill_has_what_the_service_requires_and_neither_tools_nor_paths() -> None:
+    names = release.shipped_packages()
+    assert {"fastapi", "mako", "torch", "openai", "mcp"} < names  # mako: of alembic
+    assert not names & {"pytest", "ruff", "mypy", "moto"}
+    address = [{"url": "file:///home/somebody/tunery/packages/tunery-client"}]
+    parts = [{"bom-ref": f"{name}==1", "name": name, "externalReferences": address} for name in ("FastAPI", "pytest")]
+    edges = [{"ref": "root", "dependsOn": ["FastAPI==1", "pytest==1"]}, {"ref": "pytest==1"}, {"ref": "FastAPI==1"}]
+    root = {"component": {"bom-ref": "root"}}
+    bill = release.without_tools({"components": parts, "dependencies": edges, "metadata": root}, names)
+    assert bill["components"] == [{"bom-ref": "FastAPI==1", "name": "FastAPI", "externalReferences": []}]
+    assert bill["dependencies"] == [
+        {"ref": "root", "dependsOn": ["FastAPI==1"]},
+        {"ref": "FastAPI==1", "dependsOn": []},
+    ]
+
+
 def test_a_word_that_is_no_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         release.main(["next"], tmp_path)
