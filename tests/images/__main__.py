@@ -128,14 +128,19 @@ def require_machine() -> None:
     """Install what is missing. Raises NotPossible, CalledProcessError or OSError where images cannot be built."""
     if os.geteuid() != 0:
         raise NotPossible("it needs root")
-    run("unshare", "--mount", "sh", "-euc", "mount --bind /mnt /mnt")  # as buildah and the tests do
+    if subprocess.run(["unshare", "--mount", "mount", "--bind", "/mnt", "/mnt"]).returncode:  # buildah and the tests do
+        raise NotPossible("it needs the right to mount, which this container lacks")
     if not (shutil.which("buildah") and shutil.which("debootstrap")):
         run("apt-get", "update", "-qq")
         run("apt-get", "install", "-qq", "--yes", "--no-install-recommends", *PACKAGES)
     found = subprocess.run(["buildah", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
     if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < OLDEST_BUILDAH:
         raise NotPossible(f"it needs buildah {'.'.join(map(str, OLDEST_BUILDAH))} or newer, not {found.strip()}")
-    urllib.request.urlopen(f"{mirror()}/dists/{DEBIAN}/InRelease", timeout=60).close()
+    address = f"{mirror()}/dists/{DEBIAN}/InRelease"
+    try:
+        urllib.request.urlopen(address, timeout=60).close()
+    except OSError as error:
+        raise NotPossible(f"{address} cannot be read: {error}") from error
 
 
 def run(*command: str) -> None:
