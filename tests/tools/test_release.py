@@ -47,6 +47,30 @@ def test_every_file_has_the_version_of_the_package() -> None:
     assert len(versions) == 1, versions
 
 
+def test_the_recipe_has_what_the_images_copy_and_compose_mounts() -> None:
+    copies = re.findall(r"^COPY (.+) \S+$", (release.ROOT / "Dockerfile.gpu").read_text(), re.MULTILINE)
+    mounts = re.findall(r'\["\./(\S+?):', (release.ROOT / "docker-compose.yml").read_text())
+    needed = {*" ".join(copies).split(), *mounts}
+    assert {"pyproject.toml", "migrations", "examples/tls-proxy/nginx.conf"} < needed
+    assert not {path for path in needed if path.split("/")[0] not in release.IMAGES}
+
+
+def test_the_bill_has_what_the_service_requires_and_neither_tools_nor_paths() -> None:
+    names = release.shipped_packages()
+    assert {"fastapi", "mako", "torch", "openai", "mcp"} < names  # mako: of alembic
+    assert not names & {"pytest", "ruff", "mypy", "moto"}
+    address = [{"url": "file:///home/somebody/tunery/packages/tunery-client"}]
+    parts = [{"bom-ref": f"{name}==1", "name": name, "externalReferences": address} for name in ("FastAPI", "pytest")]
+    edges = [{"ref": "root", "dependsOn": ["FastAPI==1", "pytest==1"]}, {"ref": "pytest==1"}, {"ref": "FastAPI==1"}]
+    root = {"component": {"bom-ref": "root"}}
+    bill = release.without_tools({"components": parts, "dependencies": edges, "metadata": root}, names)
+    assert bill["components"] == [{"bom-ref": "FastAPI==1", "name": "FastAPI", "externalReferences": []}]
+    assert bill["dependencies"] == [
+        {"ref": "root", "dependsOn": ["FastAPI==1"]},
+        {"ref": "FastAPI==1", "dependsOn": []},
+    ]
+
+
 def test_a_word_that_is_no_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         release.main(["next"], tmp_path)
