@@ -128,7 +128,8 @@ BAD_REQUEST_CODES: tuple[ErrorCode, ...] = (
     ErrorCode(
         "unsupported_value",
         "A value of OpenAI or PEFT that this server does not support: `reinforcement`, PiSSA, ...",
-        "Omit it, or use a value from the message.",
+        "Omit it, or use a value from the message. [What takes the place of "
+        "`reinforcement`](../guides/coming-from-openai.md#what-is-not-offered-and-what-to-do-instead).",
         'method.type "reinforcement" is not offered here; allowed are …',
     ),
     ErrorCode(

@@ -166,13 +166,16 @@ class NotFound(TuneryError):
             "model_not_found",
             "No base model and no `ft:` model of the project has this name.",
             "GET /v1/models lists them. A name of OpenAI's exists if the operator sets an alias (`tunery models "
-            "alias`).",
+            "alias`). A fine-tune of OpenAI has to be trained again: [import its "
+            "job](../guides/coming-from-openai.md#import-files-and-jobs).",
             'The model "gpt-4o" does not exist. Available models: ….',
         ),
         ErrorCode(
             "unknown_url",
-            "Tunery does not have the path. Often `base_url` lacks `/v1`, or the path ends with a slash.",
-            "Follow the message, or compare with [the reference](api/operations.md).",
+            "Tunery does not have the path. Often `base_url` lacks `/v1`, the path ends with a slash, or it is one of "
+            "OpenAI's that is not offered, such as `/v1/evals` or `/v1/responses`.",
+            "Follow the message, or compare with [the reference](api/operations.md). [What takes the place of OpenAI's "
+            "paths](../guides/coming-from-openai.md#what-is-not-offered-and-what-to-do-instead).",
             "Unknown request URL: GET /files. Did you mean /v1/files? /docs/api-explorer lists all URLs.",
         ),
     )

@@ -88,6 +88,14 @@ class TestReport:
         reviewed(plain(done.out))
         reviewed(done.err.splitlines()[-1])
 
+    def test_a_fine_tune_of_a_fine_tune_starts_from_its_counterpart_here_or_says_how(
+        self, bring: Tunery, account: StandInOpenAI
+    ) -> None:
+        account.add_job("ftjob-furt", model="ft:gpt-4o-mini-2024-07-18:acme:support:aaaa")
+        hint = "--model-map ft:gpt-4o-mini-2024-07-18:acme:support:aaaa=ft:"
+        assert hint in bring("--model", "tiny").out
+        assert hint not in bring("--model-map", "ft:gpt-4o-mini-2024-07-18:acme:support:aaaa=ft:tiny:a:b:c").out
+
     def test_a_job_whose_files_are_missing_or_invalid_is_impossible_and_the_others_are_created(
         self, bring: Tunery, tunery: Tunery, account: StandInOpenAI, tmp_path: Path, reviewed: Reviewed
     ) -> None:

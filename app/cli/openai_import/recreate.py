@@ -84,8 +84,11 @@ def _model(made: Recreation, old: str, model: str | None) -> None:
     if model == old:
         made.add(KEPT, "model", f"{old}, an alias on this server")
         return
-    further = "; an earlier fine-tune was trained further, but OpenAI returns no weights: the base is the start"
-    made.add(REPLACED, "model", f"{old} -> {model}" + (further if old.startswith("ft:") else ""))
+    text = f"{old} -> {model}"
+    if old.startswith("ft:") and not model.startswith("ft:"):
+        text += "; an earlier fine-tune was trained further, but OpenAI returns no weights: the base is the start, or "
+        text += f"its adapter here, with --model-map {old}=ft:..."
+    made.add(REPLACED, "model", text)
 
 
 def _method(made: Recreation, job: Mapping[str, Any]) -> None:

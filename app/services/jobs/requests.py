@@ -22,6 +22,7 @@ from app.domain.evaluations.graders import EvaluationSettings, ScoreModel, defau
 from app.domain.files import JobFileOrigins
 from app.domain.jobs.create_job import CreateJob, parse_clone, parse_create, settings_of_spec
 from app.domain.jobs.definitions import ParentAdapter
+from app.domain.jobs.request_parameters import collect
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, NotPermitted, combine_errors
@@ -90,9 +91,10 @@ def build_job(
         files_by_param = {
             name: _require_file(file, named[name], name) for name, file in zip(FILES, found, strict=True) if named[name]
         }
-    except NotFound:
+    except NotFound as missing:
+        problems += collect(request.model_dump(exclude_unset=True)).problems  # they need no base model
         if problems:
-            raise combine_errors(problems) from None
+            raise combine_errors([*problems, missing]) from None
         raise
     if original is None and (defaults := _held_out_defaults(session, project_id, body, base, files_by_param)):
         return build_job(session, project_id, is_admin, {**body, **defaults}, endpoints)

@@ -153,6 +153,12 @@ class TestBadInput:
         for word in ("suffix", "sufix", "n_epochs", "lora.r", "wandb"):
             assert word in error["message"]
 
+    def test_an_unknown_model_hides_no_problem_that_needs_no_model(self, create: Any) -> None:
+        error = error_of(create(model="o4-mini-2025-04-16", method={"type": "reinforcement"}, lora={"rnak": 1}))
+        assert (error["code"], error["param"]) == ("unsupported_value", "method.type")
+        for word in ("reinforcement", "rnak", "o4-mini-2025-04-16"):
+            assert word in error["message"]
+
     def test_a_hyperparameter_beside_the_model_is_refused(self, create: Any) -> None:
         for parameter in ("n_epochs", "lora_r", "load_in_4bit"):
             error = error_of(create(**{parameter: 1}))
