@@ -221,6 +221,7 @@ def _print_estimate(estimate: "Json") -> None:
     fields(estimate, about).show()
     columns: Columns = {
         "device": "name",
+        "evaluation": ("evaluation", _evaluation_plan_text),
         "fits": ("fits", lambda fits: "yes" if fits else "no"),
         "peak": ("memory", lambda memory: size_text(memory["peak"])),
         "memory": ("memory_bytes", size_text),
@@ -234,6 +235,15 @@ def _pairs_text(values: dict[str, Any]) -> str:
     names = [name for name in MAIN_SETTINGS if name in values]
     names += sorted(values.keys() - set(names))
     return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] not in (None, [], {}))
+def _evaluation_plan_text(plan: "Json") -> str:
+    """after the training: 12 rows, 24 answers, at most 0:40"""
+    if plan["rows"] is None:
+        return "after the training; a worker counts its rows"
+    seconds = plan["estimated_seconds"]
+    time = "" if seconds is None else f", at most {duration_text(seconds)}"
+    return f"after the training: {counted(plan['rows'], 'row')}, {counted(2 * plan['rows'], 'answer')}{time}"
+
+
 
 
 def item_text(value: Any) -> str:
