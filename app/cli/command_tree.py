@@ -18,7 +18,14 @@ PANELS = {  # of `tunery --help`, in its order
         "secrets", "storage", "backup", "restore", "fsck",
     ),
 }  # fmt: skip
-SYNONYMS = (("list", "ls"), ("get", "show"), ("set", "update"), ("delete", "remove", "revoke", "rm"))
+SYNONYMS = (
+    ("list", "ls"),
+    ("get", "show", "status"),
+    ("cancel", "stop"),
+    ("set", "update"),
+    ("delete", "remove", "revoke", "rm"),
+)
+MAX_FOUND = 3  # a word of more commands, such as `create`, says little
 VALUES = {str: "TEXT", int: "N", float: "NUMBER"}
 
 
@@ -47,10 +54,27 @@ class TreeGroup(_WithReadableValues, TyperGroup):
                 command = self.commands[name] = self.commands.pop(name)
                 command.rich_help_panel = panel  # type: ignore[attr-defined]
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer, whose error also names the commands of the tree that have the word that was given."""
+        try:
+            return super().resolve_command(ctx, args)
+        except typer.TyperException as error:
+            found = [f"`{path}`" for path in _paths(ctx.find_root().command) if args[0] in path.split()[1:]]
+            if 0 < len(found) <= MAX_FOUND:
+                error.message += f" There is {' and '.join(found)}."
+            raise
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  (typer's signature)
         """The command of this name, else the one whose name means the same, such as `list` for `ls`."""
         names = [cmd_name, *(name for names in SYNONYMS if cmd_name in names for name in names)]
         return next((self.commands[name] for name in names if name in self.commands), None)
+
+
+def _paths(command: Any, parents: str = "") -> list[str]:
+    """The command and all below it, as they are typed."""
+    path = f"{parents}{command.name}"
+    below = getattr(command, "commands", {}).values()
+    return [path, *(each for one in below for each in _paths(one, f"{path} "))]
 
 
 def complete_tree(app: typer.Typer) -> None:

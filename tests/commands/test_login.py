@@ -121,6 +121,22 @@ def test_secrets_of_a_profile_are_rotated_at_its_service_and_not_in_the_database
     assert done.exit_code == 0, done.err
 
 
+def test_the_rotated_key_of_a_profile_replaces_the_stored_one(
+    operator: Tunery, live_server: LiveServer, api_key: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TUNERY_DATA_DIR", "TUNERY_BASE_URL", "TUNERY_API_KEY"):
+        monkeypatch.delenv(name)
+    for name, profile in {"default": profiles.ServiceProfile(live_server.root, api_key), "prod": PROD}.items():
+        profiles.store_profile(name, profile)
+    other = operator("keys", "create", "--project", "default", "--json").json["id"]
+    assert operator("keys", "rotate", other).exit_code == 0
+    assert profiles.read_profiles()["default"].api_key == api_key
+    rotated = operator("keys", "rotate", operator("whoami", "--json").json["key"], "--overlap", "0s", "--json").json
+    stored = profiles.ServiceProfile(live_server.root, rotated["value"])
+    assert profiles.read_profiles() == {"default": stored, "prod": PROD}
+    assert operator("whoami").exit_code == 0
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -71,6 +71,22 @@ class TestCreate:
         for part in ("name:", "TUNERY_DELIVERY_ALLOW_HTTP", "TUNERY_DELIVERY_ALLOWED_NETWORKS", "/etc", "token"):
             assert part in message
 
+    @pytest.mark.parametrize(
+        ("destination", "param", "named"),
+        [
+            ({"kind": "directory"}, "destination.path", "destination.path"),
+            ({"kind": "vllm"}, "destination.urls", "destination.urls"),
+            ({"kind": "directory", "path": "/a", "pth": "/a"}, "destination.pth", '"path"'),
+            ({"kind": "dir"}, "destination", "kind must be one of"),
+            ({}, "destination", "kind"),
+        ],
+    )
+    def test_the_name_of_a_field_of_the_destination_is_that_of_the_body(
+        self, client: TestClient, destination: dict[str, str], param: str, named: str
+    ) -> None:
+        answer = client.post(PATH, json={"name": "x", "destination": destination})
+        assert (param_of(answer), named in answer.json()["error"]["message"]) == (param, True)
+
     @pytest.mark.parametrize("path", ["/", "/etc", "relative", "{allowed}/../elsewhere"])
     def test_a_directory_outside_of_the_allowed_ones_is_refused(
         self, client: TestClient, tmp_path: Path, path: str

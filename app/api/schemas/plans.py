@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasPath, Field
 
 from app.api.schemas.common import Body, LoraBody, WarningBody
+from app.domain.evaluations.graders import EvaluationPlan
 from app.domain.jobs.spec import Hyperparameters, QuantizationSpec
 from app.domain.planning.execution_plan import Recompute
 
@@ -134,6 +135,8 @@ class PlanBody(Body):
     """What does not fail the job but may be unintended: `without_effect`, `same_file`, `experts_frozen`,
     `no_validation_file`, `unread_enable_thinking` and the like of the other `chat_template_kwargs`.
     """
+    evaluation: EvaluationPlan | None
+    """The evaluation after the training; null: none. Its rows are null unless they are those of the validation file."""
     devices: list[DeviceBody]
     """One entry for each kind of device of a live worker."""
 

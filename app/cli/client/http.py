@@ -23,8 +23,8 @@ BLOCK_BYTES = 1 << 16
 EVENT_STREAM = "text/event-stream"
 END_OF_STREAM = "[DONE]"
 MISSING_KEY_MESSAGE = (
-    "No API key: set TUNERY_API_KEY, or give the --data-dir of a running `tunery up` on this machine. If no admin key "
-    "is left, `tunery keys create --database` makes one on the server."
+    "No API key: use `tunery login`, set TUNERY_API_KEY, or give the --data-dir of a running `tunery up` on this "
+    "machine. If no admin key is left, `tunery keys create --database` makes one on the server."
 )
 Json = dict[str, Any]
 
@@ -191,7 +191,7 @@ class Client:
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise ServiceUnreachable(
                 f"Cannot connect to Tunery at {base_url} ({error}). Start it with `tunery up`, "
-                "or set its URL with --base-url or TUNERY_BASE_URL."
+                "or set its URL by `tunery login`, --base-url or TUNERY_BASE_URL."
             ) from None
         except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__

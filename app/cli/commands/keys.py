@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.client.profiles import read_profiles, store_profile
 from app.cli.client.references import PROJECT, find_project
 from app.cli.client.service_discovery import find_encryption_keys, find_layout, has_database, read_key
 from app.cli.errors import NotFoundError, UsageError
@@ -105,12 +106,17 @@ def rotate_key(
     """Replace the secret of a key and print the new one, which is shown only once. Id, project and scopes stay."""
     path, file = f"{_key_path(client, key_id)}/rotate", find_layout(data_dir).admin_key
     own_secret = client.address.api_key
-    is_in_file = own_secret == read_key(file) and client.get("project")["api_key"]["id"] == key_id
+    is_own = client.get("project")["api_key"]["id"] == key_id
+    profiles = {name: each for name, each in read_profiles().items() if is_own and each.api_key == own_secret}
     key = client.post(path, {"overlap_seconds": _seconds("--overlap", overlap)})
     note = (
         f"Save it: it is not shown again. The old secret is valid until {time_text(key['previous_value_expires_at'])}."
     )
-    if is_in_file:  # `tunery up` and its commands read it
+    for name, stored in profiles.items():
+        note += (
+            f"\nThe profile {name} in {store_profile(name, stored._replace(api_key=key['value']))} has the new secret."
+        )
+    if is_own and own_secret == read_key(file):  # `tunery up` and its commands read it
         from app.cli.local_stack.data_directory import write_secret
 
         write_secret(file, f"{key['value']}\n")

@@ -210,7 +210,7 @@ def _first_given(*values: float | None) -> float | None:
 
 
 def next_steps(job: dict[str, Any]) -> str:
-    """Commands to download, compare and serve the adapter of a succeeded job."""
+    """Commands to judge, try, download and serve the adapter of a succeeded job."""
     from app.domain.artifacts.engines import (
         Engine,
         incompatibilities,
@@ -227,9 +227,10 @@ def next_steps(job: dict[str, Any]) -> str:
         options = f"--enable-lora --max-lora-rank {vllm_max_lora_rank(lora)} --lora-modules tuned={job_id}"
         serve = [f"vllm serve $BASE {options}"]
     lines = [
-        f"BASE=$(tunery models where {base})   # on the server; elsewhere, set the directory of {base}",
+        f"tunery evals wait {job_id}" if job.get("evaluation") else f"tunery eval {job_id} --file HELDOUT.jsonl",
+        f"tunery ask {job_id} PROMPT",
         f"tunery adapters download {job_id}",
-        f"tunery adapters compare {job_id} --base $BASE --prompts HELDOUT.jsonl",
+        f"BASE=$(tunery models where {base})   # on the server; elsewhere, set the directory of {base}",
         *serve,
     ]
     return "Next:\n" + "\n".join(f"  {line}" for line in lines)

@@ -45,8 +45,8 @@ RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "literal_error": lambda context: f"must be {_in_json(context['expected'])}",
     "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
     **dict.fromkeys(OUT_OF_RANGE, lambda context: _range(context)),
-    "union_tag_invalid": lambda context: f"type must be one of {_in_json(context['expected_tags'])}",
-    "union_tag_not_found": "must have a type",
+    "union_tag_invalid": lambda context: f"{_tag(context)} must be one of {_in_json(context['expected_tags'])}",
+    "union_tag_not_found": lambda context: f"must have a {_tag(context)}",
     "value_error": lambda context: str(context["error"]),
 }
 LENGTHS = ("string_too_long", "too_long", "string_too_short", "too_short")
@@ -118,7 +118,11 @@ def _as_problem(error: Mapping[str, Any], fields: Fields, earlier: int) -> BadRe
     location, subject = list(error["loc"]), ""
     if location[-1:] == ["[key]"]:  # the part before it is the key itself; the object that holds it is reported
         location, subject = location[:-2], "the key "
-    path = ".".join(unquoted(str(part)) for part in location if part not in (*NON_FIELD_PARTS, *GRADER_TYPES))
+    if location and location[0] in NON_FIELD_PARTS:
+        del location[0]
+    if location[:1] == ["destination"]:  # pydantic names the member of the union by its kind
+        del location[1:2]
+    path = ".".join(unquoted(str(part)) for part in location if part not in GRADER_TYPES)
     kind = str(error["type"])
     if kind == "extra_forbidden":
         known = next(iter(_objects_at(fields, error["loc"][:-1])), {})
@@ -140,12 +144,18 @@ def _objects_at(fields: Fields, location: Sequence[int | str]) -> list[Fields]:
     """The fields of the objects that `location` of a body with `fields` may have."""
     options = [fields]
     for part in location:
-        if part in GRADER_TYPES:  # pydantic names the member of the union by its tag
-            options = [each for each in options if "type" in each and part in get_args(each["type"].annotation)]
+        tagged = [each for each in options if part not in each and part in _tags(each)]
+        if tagged:  # pydantic names the member of the union by its tag
+            options = tagged
         elif isinstance(part, str):
             models = (model for each in options if part in each for model in _models_in(each[part].annotation))
             options = [model.model_fields for model in models]
     return options
+
+
+def _tags(fields: Fields) -> tuple[Any, ...]:
+    tag = fields.get("kind") or fields.get("type")
+    return get_args(tag.annotation) if tag else ()
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -174,6 +184,11 @@ def _range(context: Mapping[str, Any]) -> str:
     if context.get("ge") is None:
         return f"must be at most {plain_number(context['le'])}"
     return f"must be from {plain_number(context['ge'])} to {plain_number(context['le'])}"
+
+
+def _tag(context: Mapping[str, Any]) -> str:
+    """The key that selects the member of a union."""
+    return str(context["discriminator"]).strip("'")
 
 
 def _in_json(expected: str) -> str:

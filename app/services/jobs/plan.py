@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.db.jobs import evaluations
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, File
 from app.domain.base_models.catalog import CatalogEntry, RefusedModel
@@ -24,6 +25,8 @@ from app.domain.datasets.report import (
     too_few_examples_message,
 )
 from app.domain.datasets.warnings import NO_VALIDATION_FILE, UNREAD, build_warnings, request_warning
+from app.domain.evaluations import graders
+from app.domain.evaluations.graders import EvaluationPlan
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import DataParameters, JobSpec
 from app.domain.planning.estimate import DeviceGroup, Placement, estimate_on
@@ -111,6 +114,7 @@ class PlanInputs:
     places: Sequence[DeviceGroup]
     lack: str | None  # why no worker may take the job
     warnings: Sequence[dict[str, Any]]
+    seconds_per_answer: float | None  # of the last evaluation of the base model
 
     @property
     def training_file(self) -> File:
@@ -126,6 +130,7 @@ class PlannedDevice(NamedTuple):
 class JobPlan:
     inputs: PlanInputs
     report: DatasetReport
+    validation: DatasetReport | None
     work: Workload
     devices: Sequence[PlannedDevice]  # in the order of inputs.places
 
@@ -141,6 +146,20 @@ class JobPlan:
     @property
     def placements(self) -> list[Placement]:
         return [device.placement for device in self.devices]
+
+    @property
+    def evaluation(self) -> EvaluationPlan | None:
+        """The evaluation after the training; its rows are known if they are those of the validation file."""
+        request = self.inputs.spec.evaluation
+        if request is None:
+            return None
+        rows, prompt_tokens, report = None, None, self.validation
+        if report is not None and self.inputs.files["validation_file"].id == request.file:
+            rows = min(report.examples, request.max_rows)
+            prompt_tokens = (report.tokens - report.labelled_tokens) * rows // report.examples
+        fitting = [self.work.tokens / each.seconds for each in self.placements if each.fits]
+        speed = {"tokens_per_second": max(fitting, default=None)}
+        return graders.make_plan(request, rows, prompt_tokens, self.inputs.seconds_per_answer, speed)
 
     @property
     def trained_examples(self) -> int:
@@ -185,6 +204,7 @@ def read_inputs(
         places=workers.candidate_devices(session, spec, base.manifest_sha256, job.requirements),
         lack=missing_requirements(capacities, job.requirements),
         warnings=[*job.warnings, *missing],
+        seconds_per_answer=evaluations.seconds_per_answer(session, base.name),
     )
 
 
@@ -203,14 +223,14 @@ def make_plan(
     report = _count(storage, counter, inputs, "training_file", check)
     if report.examples < least_examples:
         raise InvalidDataset(too_few_examples_message("training", report.examples, least_examples), "training_file")
-    validation_tokens = 0
-    if "validation_file" in inputs.files:
-        validation_tokens = _count(storage, counter, inputs, "validation_file", check).tokens
+    has_validation = "validation_file" in inputs.files
+    validation = _count(storage, counter, inputs, "validation_file", check) if has_validation else None
+    validation_tokens = validation.tokens if validation else 0
     work = Workload.of(inputs.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _with_layer_widths(inputs.entry, inputs.directory)
     spec = _with_matched_layers(inputs.spec, entry)
     devices = [PlannedDevice(each.workers, estimate_on(entry, spec, work, each)) for each in inputs.places]
-    return JobPlan(inputs, report, work, devices)
+    return JobPlan(inputs, report, validation, work, devices)
 
 
 def _count(

@@ -164,6 +164,24 @@ class TestEvals:
         assert (row["verdict"], row["scores"], row["answers"]) == ("right", ROW["scores"], ROW["answers"])
         assert tunery("evals", "rows", evaluated.id, "--filter", "got_worse", "--json").json == []
 
+    def test_one_that_was_made_elsewhere_is_awaited(
+        self, tunery: Tunery, trained_job: Job, heldout: Path, work: Callable[..., None]
+    ) -> None:
+        for error, exit_code in ((None, 0), ("Line 1: the prompt is empty.", 1)):
+            made = tunery("eval", trained_job.id, "--file", heldout, "--detach").out.strip()
+            work(error)
+            awaited = tunery("evals", "wait", trained_job.id)
+            assert (awaited.exit_code, made in awaited.err) == (exit_code, True)
+
+    def test_one_that_a_job_requests_begins_after_it(
+        self, tunery: Tunery, base_model: str, dataset: Path, heldout: Path
+    ) -> None:
+        evaluation = json.dumps({"file": tunery("files", "upload", heldout).out.strip(), "graders": []})
+        asked = ("--model", base_model, "--training-file", dataset, "--set", f"evaluation={evaluation}")
+        job = tunery("jobs", "create", *asked).out.strip()
+        shown = tunery("evals", "get", job)
+        assert (shown.exit_code, "validating_files" in shown.err, "--file" in shown.err) == (3, True, False)
+
     def test_a_running_one_has_its_progress_and_is_cancelled(
         self, tunery: Tunery, trained_job: Job, heldout: Path, sessions: Sessions
     ) -> None:
@@ -174,8 +192,12 @@ class TestEvals:
             assert held is not None
             held.progress = {"answers": 1, "total_answers": 2}
             held.estimated_finish = datetime.now(UTC) + timedelta(hours=1)
-        shown = tunery("evals", "get", trained_job.id).out
-        assert "1 of 2" in shown
-        assert re.search(r"(1:00:00|59:\d\d) left", shown)
-        assert tunery("evals", "cancel", trained_job.id).out.endswith("cancelled\n")
+        shown, rows = tunery("evals", "get", trained_job.id).out, tunery("evals", "rows", trained_job.id)
+        assert (rows.exit_code, rows.out) == (0, "")
+        for text in (shown, rows.err):
+            assert ("running" in text, "1 of 2" in text) == (True, True)
+            assert re.search(r"(1:00:00|59:\d\d) left", text)
+        evaluation_id = tunery("evals", "get", trained_job.id, "--json").json["id"]
+        assert tunery("evals", "cancel", evaluation_id).out.endswith("cancelled\n")
+        assert "cancelled" in tunery("evals", "rows", evaluation_id).err
         assert tunery("evals", "get", trained_job.id, "--json").json["estimated_finish"] is None

@@ -102,6 +102,24 @@ class TestPlan:
             texts = [event["message"] for event in reversed(events) if event["level"] == "warn"]
             assert texts == [each["message"] for each in created["warnings"]]
 
+    def test_a_plan_has_the_cost_of_the_evaluation_after_the_training(
+        self, client: TestClient, training_file: str, upload: Upload
+    ) -> None:
+        heldout = upload(chat_lines(11)).json()["id"]
+        asked = {"model": "tiny", "training_file": training_file}
+
+        def planned(**evaluation: Any) -> Any:
+            body = asked | {"validation_file": heldout, "evaluation": {"graders": []} | evaluation}
+            return client.post(PLAN, json=body).json()["evaluation"]
+
+        assert client.post(PLAN, json=asked).json()["evaluation"] is None
+        whole, part = planned(file=heldout, max_new_tokens=64), planned(file=heldout, max_rows=5, max_new_tokens=64)
+        assert (whole["rows"], whole["max_answer_tokens"], whole["basis"]) == (11, 2 * 11 * 64, "training_speed")
+        assert (part["rows"], part["max_answer_tokens"]) == (5, 2 * 5 * 64)
+        assert whole["estimated_seconds"] > part["estimated_seconds"] > 0
+        assert whole["prompt_tokens"] > part["prompt_tokens"] > 0
+        assert set(planned(file=training_file).values()) == {None}  # its rows are counted by a worker
+
     @pytest.mark.parametrize("adapted", [False, True])
     def test_experts_that_stay_frozen_are_named(
         self, client: TestClient, training_file: str, sessions: Sessions, adapted: bool

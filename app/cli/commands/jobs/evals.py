@@ -1,10 +1,11 @@
-"""`tunery evals`: list, show and cancel the evaluations of a job, and read their rows."""
+"""`tunery evals`: list, show, await and cancel the evaluations of a job, and read their rows."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.client.polling import wait
 from app.cli.client.references import JobId, job_path
 from app.cli.commands.jobs.evaluations import progress_text, show_summary
 from app.cli.errors import NotFoundError
@@ -55,6 +56,15 @@ def cancel(client: "Client", job_id: JobId, evaluation_id: EvaluationId = None) 
     return line(evaluation, f"{evaluation['id']}  {evaluation['status']}")
 
 
+@commands.command("wait")
+@with_client
+def wait_for(client: "Client", job_id: JobId, evaluation_id: EvaluationId = None) -> Result:
+    """Wait for an evaluation, and show its result. Exits with 1 if it has failed or was cancelled."""
+    path = _path(client, job_id, evaluation_id)
+    evaluation = wait(client, path, client.get(path), progress_text)
+    return Result(evaluation, lambda: show_summary(evaluation))
+
+
 @commands.command("rows")
 @with_client
 def rows(
@@ -68,16 +78,22 @@ def rows(
 
     Example: tunery evals rows @last --filter got_worse
     """
-    path = f"{_path(client, job_id, evaluation_id)}/rows"
-    found, has_more = client.first_items(path, limit, filter=filter)
+    path = _path(client, job_id, evaluation_id)
+    found, has_more = client.first_items(f"{path}/rows", limit, filter=filter)
+    empty = "No rows have this verdict." if filter else "No rows."
+    if not found and (evaluation := client.get(path))["status"] != "succeeded":
+        state = ", ".join(text for text in (evaluation["status"], progress_text(evaluation)) if text)
+        empty = f"{evaluation['id']} is {state}. It has rows when it has succeeded."
     note = f"Shows the first {counted(limit, 'row')}; use --limit to show more." if has_more else ""
-    return table(found, ROW_COLUMNS, "No rows.", note)
+    return table(found, ROW_COLUMNS, empty, note)
 
 
 def _path(client: "Client", job_id: str, evaluation_id: str | None) -> str:
     """The API path of the evaluation, or of the newest one. Raises NotFoundError."""
     if evaluation_id is None:
         newest = client.get(job_path(job_id, "evaluations"), limit=1)["data"]
+        if not newest and (job := client.get(job_path(job_id))).get("evaluation"):
+            raise NotFoundError(f"The evaluation of {job_id} begins when the job has succeeded; it is {job['status']}.")
         if not newest:
             raise NotFoundError(f"{job_id} has no evaluation; make one with `tunery eval {job_id} --file FILE`.")
         evaluation_id = newest[0]["id"]
