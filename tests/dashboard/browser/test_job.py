@@ -225,6 +225,17 @@ def test_a_finished_job_says_what_can_be_done_with_it(open_page: Open, world: Wo
     expect(page.get_by_role("button", name="New evaluation")).to_be_visible()
 
 
+def test_a_link_to_a_part_of_the_page_shows_its_heading_below_the_header(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 300})
+        page.get_by_role("link", name="Try it", exact=True).click()
+        header, heading = page.get_by_role("banner").bounding_box(), page.locator("#what-now h2").bounding_box()
+        assert header
+        assert heading
+        assert header["height"] <= heading["y"] < 250
+
+
 def test_the_modules_of_the_chart_are_requested_with_the_page(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=metrics")
     found = page.evaluate(
