@@ -372,6 +372,15 @@ def test_an_unknown_job_is_named(open_page: Open) -> None:
     expect(page.get_by_role("alert")).to_contain_text("ftjob-000000000000000000000000")
 
 
+def test_a_comparison_names_the_files_that_differ(open_page: Open, world: World) -> None:
+    jobs = [world.add_job(f"of-a-file-{number}") for number in (1, 2)]  # files of one name
+    with transaction(world.sessions) as session:
+        files = [session.get_one(Job, one).training_file_id for one in jobs]
+    page = open_page(f"/jobs/compare?jobs={','.join(jobs)}")
+    row = page.get_by_role("region", name="Settings that differ").get_by_role("row").filter(has_text="training_file")
+    expect(row).to_contain_text(re.compile(".*".join(rf"train\.jsonl \({one[:14]}\)" for one in files)))
+
+
 def test_a_comparison_follows_a_running_job(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/compare?jobs={world.jobs['running']},{world.jobs['earlier']}")
     row = page.get_by_role("region", name="Results").get_by_role("row").filter(has_text="support-bot-v4")
