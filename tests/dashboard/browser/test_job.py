@@ -225,6 +225,17 @@ def test_a_finished_job_says_what_can_be_done_with_it(open_page: Open, world: Wo
     expect(page.get_by_role("button", name="New evaluation")).to_be_visible()
 
 
+def test_a_link_to_a_part_of_the_page_shows_its_heading_below_the_header(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/{world.jobs['succeeded']}")
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 300})
+        page.get_by_role("link", name="Try it", exact=True).click()
+        header, heading = page.get_by_role("banner").bounding_box(), page.locator("#what-now h2").bounding_box()
+        assert header
+        assert heading
+        assert header["height"] <= heading["y"] < 250
+
+
 def test_the_modules_of_the_chart_are_requested_with_the_page(open_page: Open, world: World) -> None:
     page = open_page(f"/jobs/{world.jobs['succeeded']}?tab=metrics")
     found = page.evaluate(
@@ -359,6 +370,15 @@ def test_an_interrupted_job_has_the_reason_in_view(open_page: Open, world: World
 def test_an_unknown_job_is_named(open_page: Open) -> None:
     page = open_page("/jobs/ftjob-000000000000000000000000")
     expect(page.get_by_role("alert")).to_contain_text("ftjob-000000000000000000000000")
+
+
+def test_a_comparison_names_the_files_that_differ(open_page: Open, world: World) -> None:
+    jobs = [world.add_job(f"of-a-file-{number}") for number in (1, 2)]  # files of one name
+    with transaction(world.sessions) as session:
+        files = [session.get_one(Job, one).training_file_id for one in jobs]
+    page = open_page(f"/jobs/compare?jobs={','.join(jobs)}")
+    row = page.get_by_role("region", name="Settings that differ").get_by_role("row").filter(has_text="training_file")
+    expect(row).to_contain_text(re.compile(".*".join(rf"train\.jsonl \({one[:14]}\)" for one in files)))
 
 
 def test_a_comparison_follows_a_running_job(open_page: Open, world: World) -> None:

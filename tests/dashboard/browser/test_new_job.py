@@ -87,6 +87,15 @@ def test_a_clone_names_its_deleted_file(open_page: Open, world: World) -> None:
     expect(page.get_by_label("Training file").locator("option:checked")).to_have_text("Choose a file")
 
 
+def test_the_evaluation_of_the_original_is_shown_in_words(open_page: Open, world: World) -> None:
+    file = world.files["held_out"]
+    evaluation = {"file": file, "graders": [{"type": "label_accuracy", "name": "topic"}], "max_new_tokens": 64}
+    job_id = world.add_job("evaluated", request={"evaluation": evaluation})
+    text = f"held-out rows: held-out.jsonl ({file[:14]}); graders: topic (label accuracy); max new tokens: 64"
+    for path in (f"/jobs/new?clone={job_id}", f"/jobs/{job_id}?tab=settings"):
+        expect(open_page(path).get_by_text(text)).to_be_visible()
+
+
 def test_an_id_that_is_none_is_named(open_page: Open) -> None:
     page = open_page("/jobs/new?clone=../../models")
     expect(page.get_by_role("alert")).to_contain_text("models")

@@ -70,7 +70,7 @@ def test_variants_are_planned_created_compared_and_the_best_is_promoted(open_pag
     page.get_by_role("button", name="Add a variant").click()  # as the last one
     expect(row_of(page, 3).get_by_label("Epochs")).to_have_value("5")
     page.get_by_role("button", name="Create 3 jobs").click()
-    expect(page.get_by_role("alert").filter(has_text="variants[2] trains the same as variants[1]")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="Variant 3 trains the same as Variant 2")).to_be_visible()
     row_of(page, 3).get_by_role("button", name="Remove").click()
     for number in (1, 2):
         expect(row_of(page, number).get_by_text(re.compile("^Fits"))).to_be_visible()

@@ -28,6 +28,7 @@ from app.web.pages.jobs.panels.evaluations import difference_cell
 MAX_POINTS = 1_000
 MIN_JOBS, MAX_JOBS = 2, len(COLOURS)  # those of the largest group, and the job that it varies
 REFRESH_SECONDS = 3.0
+FILE_KINDS = ("training_file", "validation_file")
 PROMOTION = (
     "It is delivered to a target. A target that serves one name serves this adapter under it from then on, in place of "
     "the one before: clients of the name change nothing."
@@ -60,7 +61,7 @@ class ComparePage(View):
         self._empty = note("No metrics yet", "None of these jobs has trained a step.")
         self._curves = CurvesCard("Curves of the compared jobs", "compared-jobs.png", "Curves", "0.6")
         await self._refresh()
-        _show_differences(self._jobs)
+        await self._show_differences()
         refresh_live(self, self._refresh, interval_seconds=REFRESH_SECONDS)
 
     async def _refresh(self) -> None:
@@ -92,6 +93,23 @@ class ComparePage(View):
             link("Open", f"/jobs/{best['id']}", "t-button")
             if self.may("jobs:write"):
                 button("Promote", partial(self._ask_to_promote, best), "t-primary")
+
+    async def _show_differences(self) -> None:
+        jobs, settings = self._jobs, [job_settings(job) for job in self._jobs]
+        files = await wording.file_names(self.api, {job[kind] for job in jobs for kind in FILE_KINDS if job[kind]})
+        names = list(dict.fromkeys(name for one in settings for name in one))
+        texts = {name: [one.get(name, "–") for one in settings] for name in names}
+        rows = [{"name": name, "values": [files.get(one, one) for one in values]} for name, values in texts.items()]
+        differing = [row for row in rows if len(set(row["values"])) > 1]
+        with card("Settings that differ"):
+            if not differing:
+                tag("p", "All settings are the same.", "t-muted")
+                return
+            columns = [
+                lead_column("Setting", "", lambda row: {"text": row["name"], "sub": wording.UNITS.get(row["name"])}),
+                *(text_column(name, "values", itemgetter(number)) for number, name in enumerate(distinct_names(jobs))),
+            ]
+            DataTable("Settings that differ", columns, differing, key="name")
 
     async def _ask_to_promote(self, job: Json) -> None:
         with refilled(self._dialogs):
@@ -171,20 +189,6 @@ RESULT_COLUMNS = (
     number_column("Training time", "", lambda job: duration(training_seconds(job))),
     number_column("Peak memory", "charted", _peak_memory),
 )
-
-
-def _show_differences(jobs: list[Json]) -> None:
-    settings = [job_settings(job) for job in jobs]
-    names = list(dict.fromkeys(name for one in settings for name in one))
-    rows = [{"name": name, "values": [one.get(name, "–") for one in settings]} for name in names]
-    differing = [row for row in rows if len(set(row["values"])) > 1]
-    with card("Settings that differ"):
-        if not differing:
-            tag("p", "All settings are the same.", "t-muted")
-            return
-        columns = [lead_column("Setting", "", lambda row: {"text": row["name"], "sub": wording.UNITS.get(row["name"])})]
-        columns += [text_column(name, "values", itemgetter(number)) for number, name in enumerate(distinct_names(jobs))]
-        DataTable("Settings that differ", columns, differing, key="name")
 
 
 def job_settings(job: Json) -> dict[str, str]:

@@ -39,7 +39,6 @@ from app.web.pages.jobs import job_form, wording
 from app.web.pages.jobs.job_form import FieldError, Prefilled
 
 MAX_FILES = 200
-NOT_FOUND = 404
 FILES_HINT = f"The {MAX_FILES} newest; an older dataset has a button for a new job on its page."
 HELD_OUT_ROWS = "The held-out rows of the training file, if it has any"
 MORE_HINT = f"Other hyperparameters as JSON, such as {job_form.EXAMPLES['more']}."
@@ -90,7 +89,7 @@ class NewJobPage(View):
         with box("t-create"):  # in this order on a phone: the plan is read before the button is pressed
             with card("Job"):
                 self._build_fields(models, wording.file_options(self._files.values(), chosen))
-                self._build_kept()
+                await self._build_kept()
             with card("Plan"):
                 self._verdict = box("t-stack", aria_live="polite")  # without the numbers below
                 with box("") as self._details:
@@ -112,7 +111,7 @@ class NewJobPage(View):
         try:
             self._files[file_id] = await self.api.get(f"files/{quote(file_id, safe='')}")
         except ApiError as error:
-            if error.status != NOT_FOUND:
+            if error.status != wording.NOT_FOUND:
                 raise
             note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 
@@ -148,7 +147,7 @@ class NewJobPage(View):
                 "More hyperparameters", self._initial.get("more", ""), MORE_HINT, self._update
             )
 
-    def _build_kept(self) -> None:
+    async def _build_kept(self) -> None:
         """The settings of the original that have no field, so that none is lost without a word."""
         if not self._kept:
             return
@@ -160,7 +159,10 @@ class NewJobPage(View):
             return self._update()
 
         is_kept = checkbox("Keep the other settings of the original; else the defaults apply", "true", keep)
-        facts({name: wording.setting_text(value) for name, value in rest.items()})
+        texts = {name: wording.setting_text(value) for name, value in rest.items()}
+        if evaluation := rest.get("evaluation"):
+            texts["evaluation"] = await wording.evaluation_text(self.api, evaluation)
+        facts(texts)
 
     def _add(self, *names: str, **hints: str) -> None:
         """Add the fields of settings, with the title and the help of their definitions."""

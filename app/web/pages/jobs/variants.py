@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from functools import partial
 from urllib.parse import quote
@@ -24,7 +25,8 @@ FIRST_VARIANTS = 2
 MAX_NAME_CHARACTERS = 62  # and a dash with a number
 INTRODUCTION = (
     "Each variant is a job with the settings of {name} but for what it states here. An empty field is chosen anew, and "
-    "so are alpha, if it is twice the rank, with another rank, and layers and context length with another base model. "
+    "so are alpha, if it is twice the rank, with another rank, and layers and context length with another base model; "
+    "the learning rate stays: empty it to have it chosen for the other base model. "
     "All are created at once, and compared as they train."
 )
 NO_EVALUATION = (
@@ -92,10 +94,17 @@ class VariantsPage(View):
         try:
             group = await self.api.post("fine_tuning/jobs/groups", body, idempotency_key=key)
         except ApiError as error:
+            # the rows are counted from 1 on the page
+            error.message = re.sub(r"variants\[(\d+)\](\.?)", _numbered, error.message)
             with refilled(self._result):
                 error_note(error, "No job was created")
             return
         ui.navigate.to(f"/jobs/compare?group={group['id']}&jobs={self._original['id']}")
+
+
+def _numbered(path: re.Match[str]) -> str:
+    """A variant of a refusal by the number of its row: `variants[2].lora.r` as Variant 3, lora.r."""
+    return f"Variant {int(path[1]) + 1}{', ' if path[2] else ''}"
 
 
 class VariantRow:

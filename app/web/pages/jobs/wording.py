@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Collection, Iterable
@@ -9,10 +10,11 @@ from typing import Any
 
 from app.domain.error_text.json_text import counted
 from app.domain.jobs.states import training_seconds
-from app.web.api_client import Json
+from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.elements import link
 from app.web.formatting import clean, count, duration, size, until
 
+NOT_FOUND = 404
 TONES = {
     "validating_files": "run",
     "queued": "wait",
@@ -115,6 +117,31 @@ def file_options(files: Iterable[Json], kept: Collection[str | None] = ()) -> di
         file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])}{copies_text(file)})"
         for file in distinct_files(files, kept)
     }
+
+
+async def file_names(api: ApiClient, file_ids: Iterable[str]) -> dict[str, str]:
+    """The names of files by id, each with the short id: two files may have one name."""
+
+    async def file_name(file_id: str) -> str:
+        try:
+            file = await api.get(f"files/{file_id}")
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+            return f"{file_id} (deleted)"
+        return f"{clean(file['filename'], 60)} ({short_id(file_id)})"
+
+    ids = list(file_ids)
+    return dict(zip(ids, await asyncio.gather(*map(file_name, ids)), strict=True))
+
+
+async def evaluation_text(api: ApiClient, request: Json) -> str:
+    """The evaluation of a request: its rows, its graders, and what else it states."""
+    (file,) = (await file_names(api, [request["file"]])).values()
+    graders = ", ".join(f"{one['name']} ({one['type'].replace('_', ' ')})" for one in request.get("graders") or ())
+    rest = {name: value for name, value in request.items() if name not in ("file", "graders") and value is not None}
+    stated = [f"{name.replace('_', ' ')}: {setting_text(value)}" for name, value in rest.items()]
+    return "; ".join([f"held-out rows: {file}", f"graders: {graders or 'none'}", *stated])
 
 
 def link_files(job: Json) -> None:

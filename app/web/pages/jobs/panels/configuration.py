@@ -9,10 +9,11 @@ from app.domain.jobs.request_parameters import collect
 from app.domain.methods import OWNERS
 from app.web.api_client import Json
 from app.web.components.data_table import lead_column, text_column, titled_table
-from app.web.components.elements import card, code_block, facts, note
+from app.web.components.elements import box, card, code_block, facts, note, refilled, tag
 from app.web.formatting import clean_lines
+from app.web.pages.jobs.new_job import with_evaluation
 from app.web.pages.jobs.panels.panel import Panel
-from app.web.pages.jobs.wording import UNITS, setting_text
+from app.web.pages.jobs.wording import UNITS, evaluation_text, setting_text
 
 MAX_REQUEST_CHARACTERS = 20_000
 GROUPS = {
@@ -43,6 +44,7 @@ class ConfigurationPanel(Panel):
                 if title == _group(name, settings["method"])
             ]
             titled_table(title, COLUMNS, rows, key="name").classes("t-even")  # the same columns in each group
+        self._evaluation = box("t-stack")
         if job["metadata"]:
             with card("Metadata"):
                 facts(job["metadata"])
@@ -52,6 +54,14 @@ class ConfigurationPanel(Panel):
         with card("Request as it was sent (of a clone: its changes)"):
             text = json.dumps(job["request"], indent=2, ensure_ascii=False)
             code_block(clean_lines(text, MAX_REQUEST_CHARACTERS))
+
+    async def load(self) -> None:
+        evaluation = (await with_evaluation(self.api, self.job))["request"].get("evaluation")
+        text = await evaluation_text(self.api, evaluation) if evaluation else None
+        with refilled(self._evaluation):
+            if text:
+                with card("Evaluation after the training"):
+                    tag("p", text)
 
 
 def asked_values(job: Json) -> Json:
