@@ -1,8 +1,8 @@
 """`make release VERSION=X.Y.Z`: the version in every file, the CHANGELOG's section, and everything that is published.
 
 It changes files and fills `dist`: the wheels of the service, of the Python module and of the plugin for vLLM, the
-recipe of the images, the documentation, constraints, a bill of materials, and the SHA-256 of each. It commits and publishes nothing,
-and prints what to do next.
+recipe of the images, the documentation, constraints, a bill of materials, and the SHA-256 of each. It commits and
+publishes nothing, and prints what to do next.
 """
 
 from __future__ import annotations
