@@ -18,7 +18,14 @@ PANELS = {  # of `tunery --help`, in its order
         "secrets", "storage", "backup", "restore", "fsck",
     ),
 }  # fmt: skip
-SYNONYMS = (("list", "ls"), ("get", "show"), ("set", "update"), ("delete", "remove", "revoke", "rm"))
+SYNONYMS = (
+    ("list", "ls"),
+    ("get", "show", "status"),
+    ("cancel", "stop"),
+    ("set", "update"),
+    ("delete", "remove", "revoke", "rm"),
+)
+MAX_FOUND = 3  # a word of more commands, such as `create`, says little
 VALUES = {str: "TEXT", int: "N", float: "NUMBER"}
 
 
@@ -46,6 +53,17 @@ class TreeGroup(_WithReadableValues, TyperGroup):
             for name in names:  # a command that no panel names stays before these
                 command = self.commands[name] = self.commands.pop(name)
                 command.rich_help_panel = panel  # type: ignore[attr-defined]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer, whose error also names the commands of this name in other groups."""
+        try:
+            return super().resolve_command(ctx, args)
+        except typer.TyperException as error:
+            groups = ctx.find_root().command.commands.items()
+            found = [f"`tunery {name} {args[0]}`" for name, each in groups if args[0] in getattr(each, "commands", ())]
+            if 0 < len(found) <= MAX_FOUND:
+                error.message += f" There is {' and '.join(found)}."
+            raise
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002  (typer's signature)
         """The command of this name, else the one whose name means the same, such as `list` for `ls`."""

@@ -44,6 +44,7 @@ Model = Annotated[str, typer.Option(help=SETTINGS["model"].description, autocomp
 Priority = Annotated[
     int | None, typer.Option(min=LOWEST_PRIORITY, max=HIGHEST_PRIORITY, help=SETTINGS["priority"].description)
 ]
+Suffix = Annotated[str | None, typer.Option(help=SETTINGS["suffix"].description)]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=SETTINGS["metadata"].description)]
 Assignments = Annotated[
     list[str] | None,
@@ -116,15 +117,17 @@ def job_body(
     return merged(file, create_body(settings, None if is_clone or "hyperparameters" in file else named))
 
 
-def update_body(priority: Priority = None, metadata: Metadata = None, no_metadata: NoMetadata = False) -> Json:
+def update_body(
+    priority: Priority = None, suffix: Suffix = None, metadata: Metadata = None, no_metadata: NoMetadata = False
+) -> Json:
     """The changes to an existing job. Raises UsageError if there are none."""
     if metadata and no_metadata:
         raise UsageError("--metadata and --no-metadata contradict each other; give one of them.")
-    body = given(priority=priority)
+    body = given(priority=priority, suffix=suffix)
     if metadata or no_metadata:
         body["metadata"] = parse_pairs("--metadata", metadata) or None
     if not body:
-        raise UsageError("Nothing to change: give --priority, --metadata or --no-metadata.")
+        raise UsageError("Nothing to change: give --priority, --suffix, --metadata or --no-metadata.")
     return body
 
 

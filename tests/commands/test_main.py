@@ -56,12 +56,20 @@ def test_no_help_shows_a_value_of_a_flag_or_a_type_of_python(bare_tunery: Tunery
 
 
 def test_the_names_that_people_guess_stand_for_commands(bare_tunery: Tunery) -> None:
-    for words in ("jobs ls", "jobs show", "jobs update", "files rm", "keys rm", "keys delete", "models rm",
+    for words in ("jobs ls", "jobs show", "jobs status", "jobs stop", "jobs update", "jobs rm", "files rm",
+                  "keys rm", "keys delete", "models rm",
                   "projects get", "projects update", "targets get", "webhooks remove"):  # fmt: skip
         assert bare_tunery(*words.split(), "--help").exit_code == 0, words
-    assert bare_tunery("jobs", "rm").exit_code == 2
+    assert bare_tunery("evals", "rm").exit_code == 2
     assert bare_tunery().exit_code == 0
     assert bare_tunery("-V").out == bare_tunery("--version").out
+
+
+def test_a_command_of_another_group_is_named(bare_tunery: Tunery) -> None:
+    for words, command in (("upload", "tunery files upload"), ("jobs validate", "tunery files validate")):
+        done = bare_tunery(*words.split())
+        assert (done.exit_code, f"`{command}`" in " ".join(done.err.replace("│", "").split())) == (2, True)
+    assert "`" not in bare_tunery("create").err  # too many
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,8 @@ class TestSet:
         assert (job["priority"], job["metadata"]) == (-1, {"team": "a", "n": "1"})
         job = tunery("jobs", "set", waiting_job.id, "--no-metadata", "--json").json
         assert (job["priority"], job["metadata"]) == (-1, None)
+        assert tunery("jobs", "set", waiting_job.id, "--suffix", "other").exit_code == 0
+        assert tunery("jobs", "get", "other", "--json").json["id"] == waiting_job.id
 
 
 class TestPause:
@@ -223,6 +225,19 @@ class TestPause:
         assert tunery("jobs", "resume", waiting_job.id, "--json").json["status"] == "queued"
         assert tunery("jobs", "cancel", waiting_job.id).out == f"{waiting_job.id}  cancelled\n"
         assert tunery("jobs", "watch", waiting_job.id).exit_code == 1
+
+    def test_a_running_job_says_when_it_pauses(self, tunery: Tunery, sessions: Sessions, waiting_job: Job) -> None:
+        with transaction(sessions) as session:
+            validate_job(session)
+            start_job(session)
+        paused = tunery("jobs", "pause", waiting_job.id)
+        assert (paused.exit_code, "pauses at its next step" in paused.out) == (0, True)
+
+    def test_a_job_that_has_ended_is_deleted(self, tunery: Tunery, waiting_job: Job) -> None:
+        assert tunery("jobs", "rm", waiting_job.id).exit_code == 2
+        assert tunery("jobs", "stop", waiting_job.id).exit_code == 0
+        assert tunery("jobs", "rm", waiting_job.id).out == f"{waiting_job.id} deleted\n"
+        assert tunery("jobs", "status", waiting_job.id).exit_code == 3
 
 
 class TestWatch:

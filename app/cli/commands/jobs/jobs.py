@@ -173,10 +173,14 @@ def watch_job(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
 @with_client
 @with_body(update_body)
 def set_job(client: "Client", job_id: JobId, body: dict[str, Any]) -> Result:
-    """Change the priority of an unfinished job, or a job's metadata. New metadata replaces all existing metadata."""
+    """Change the priority of an unfinished job, or the name or the metadata of a job.
+
+    New metadata replaces all existing metadata. The names of models that exist stay.
+    """
     job = client.post(job_path(job_id), body)
     pairs = _pairs_text(job["metadata"] or {}) or "none"
-    return line(job, job["id"], f"priority {job['priority']}, metadata: {pairs}")
+    name = job["user_provided_suffix"] or "none"
+    return line(job, job["id"], f"name {name}, priority {job['priority']}, metadata: {pairs}")
 
 
 def estimate_text(estimate: "Json") -> str | None:
@@ -217,11 +221,11 @@ def _print_estimate(estimate: "Json") -> None:
         "tokens": ("trained_tokens", lambda count: f"{tokens}; {count:,} in total"),
         "steps": ("total_steps", "{:,}".format),
         **{name: (name, lines_text) for name in ("cut", "empty", "masked")},
+        "evaluation": ("evaluation", _evaluation_plan_text),
     }
     fields(estimate, about).show()
     columns: Columns = {
         "device": "name",
-        "evaluation": ("evaluation", _evaluation_plan_text),
         "fits": ("fits", lambda fits: "yes" if fits else "no"),
         "peak": ("memory", lambda memory: size_text(memory["peak"])),
         "memory": ("memory_bytes", size_text),
@@ -231,10 +235,6 @@ def _print_estimate(estimate: "Json") -> None:
     print_rows(estimate["devices"], columns, "No training worker is running.")
 
 
-def _pairs_text(values: dict[str, Any]) -> str:
-    names = [name for name in MAIN_SETTINGS if name in values]
-    names += sorted(values.keys() - set(names))
-    return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] not in (None, [], {}))
 def _evaluation_plan_text(plan: "Json") -> str:
     """after the training: 12 rows, 24 answers, at most 0:40"""
     if plan["rows"] is None:
@@ -244,6 +244,10 @@ def _evaluation_plan_text(plan: "Json") -> str:
     return f"after the training: {counted(plan['rows'], 'row')}, {counted(2 * plan['rows'], 'answer')}{time}"
 
 
+def _pairs_text(values: dict[str, Any]) -> str:
+    names = [name for name in MAIN_SETTINGS if name in values]
+    names += sorted(values.keys() - set(names))
+    return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] not in (None, [], {}))
 
 
 def item_text(value: Any) -> str:
@@ -304,9 +308,10 @@ resource.add_show(
     },
     name="get",
 )
+resource.add_delete("Delete a job that has ended, with its models, adapters, exports and evaluations.")
 for name, text in {
     "cancel": "Cancel a job. Progress since its last checkpoint is lost.",
     "pause": "Pause a job after its current step. Its progress is saved, and its worker is free for other jobs.",
     "resume": "Queue a paused job again. It continues from its saved progress.",
 }.items():
-    resource.add_change(name, text, lambda job: f"{job['id']}  {job['status']}", action=name)
+    resource.add_change(name, text, lambda job: f"{job['id']}  {status_text(job)}", action=name)
