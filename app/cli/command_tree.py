@@ -55,11 +55,12 @@ class TreeGroup(_WithReadableValues, TyperGroup):
                 command.rich_help_panel = panel  # type: ignore[attr-defined]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As typer, whose error also names the commands of the tree that have the word that was given."""
+        """As typer, whose error also names the commands of this name in other groups."""
         try:
             return super().resolve_command(ctx, args)
         except typer.TyperException as error:
-            found = [f"`{path}`" for path in _paths(ctx.find_root().command) if args[0] in path.split()[1:]]
+            groups = ctx.find_root().command.commands.items()
+            found = [f"`tunery {name} {args[0]}`" for name, each in groups if args[0] in getattr(each, "commands", ())]
             if 0 < len(found) <= MAX_FOUND:
                 error.message += f" There is {' and '.join(found)}."
             raise
