@@ -226,9 +226,9 @@ def test_a_finished_job_says_what_can_be_done_with_it(open_page: Open, world: Wo
 
 
 BELOW_THE_HEADER = """() => {
-    const header = document.querySelector("header").getBoundingClientRect();
+    const header = document.querySelector("header")?.getBoundingClientRect();
     const heading = document.querySelector("#what-now h2")?.getBoundingClientRect();
-    return heading && header.bottom <= heading.top && heading.bottom <= innerHeight;
+    return header && heading && header.bottom <= heading.top && heading.bottom <= innerHeight;
 }"""
 
 
