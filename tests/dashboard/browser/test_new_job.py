@@ -91,7 +91,7 @@ def test_the_evaluation_of_the_original_is_shown_in_words(open_page: Open, world
     file = world.files["held_out"]
     evaluation = {"file": file, "graders": [{"type": "label_accuracy", "name": "topic"}], "max_new_tokens": 64}
     job_id = world.add_job("evaluated", request={"evaluation": evaluation})
-    text = f"held-out rows: held-out.jsonl ({file[:14]}); graders: topic (label accuracy); max new tokens: 64"
+    text = f"Held-out rows: held-out.jsonl ({file[:14]}); graders: topic (label accuracy); max new tokens: 64"
     for path in (f"/jobs/new?clone={job_id}", f"/jobs/{job_id}?tab=settings"):
         expect(open_page(path).get_by_text(text)).to_be_visible()
 

@@ -95,7 +95,7 @@ class JobPage(View):
             self._state = box("t-stack")
         self._announced = box("t-sr-only", role="status")  # each step would be announced else
         await self._show_job(job)
-        asked = self.query("tab", FIRST)
+        asked = self._tab = self.query("tab", FIRST)
         if asked == "metrics" or (asked == FIRST and not (job["evaluation"] or {}).get("headline")):
             request_charts_early()
         self._asked_more = asked if asked in MORE else ""
@@ -110,7 +110,9 @@ class JobPage(View):
             labels = {name: label for name, (label, _) in MORE.items()}
             opened: Awaitable[None] = tabs("More about the job", labels, self._open, self._asked_more)
             return opened
-        set_query(f"/jobs/{self._job_id}", tab="" if tab == FIRST else tab)
+        if tab != self._tab:  # else the address keeps the part of the page that it names
+            self._tab = tab
+            set_query(f"/jobs/{self._job_id}", tab="" if tab == FIRST else tab)
         with box("t-stack") as self._body:
             waiting = busy("Loading ...")
             self._panel = (PANELS | MORE)[tab][1](self, self._job)

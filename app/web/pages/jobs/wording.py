@@ -141,7 +141,7 @@ async def evaluation_text(api: ApiClient, request: Json) -> str:
     graders = ", ".join(f"{one['name']} ({one['type'].replace('_', ' ')})" for one in request.get("graders") or ())
     rest = {name: value for name, value in request.items() if name not in ("file", "graders") and value is not None}
     stated = [f"{name.replace('_', ' ')}: {setting_text(value)}" for name, value in rest.items()]
-    return "; ".join([f"held-out rows: {file}", f"graders: {graders or 'none'}", *stated])
+    return "; ".join([f"Held-out rows: {file}", f"graders: {graders or 'none'}", *stated])
 
 
 def link_files(job: Json) -> None:

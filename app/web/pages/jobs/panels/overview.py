@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nicegui import ui
+
 from app.web.api_client import Json
 from app.web.components.elements import box, card, code_block, folded, link, note, refilled, tabs, tag
 from app.web.frame import View
@@ -83,9 +85,12 @@ class OverviewPanel(Panel):
         if shown != self._shown:
             path = f"{self.path}/evaluations/{evaluation.get('id')}"
             found = await self.api.get(path) if is_evaluated else None
+            is_first = self._shown is None
             self._shown, self._curves = shown, None
             with refilled(self._body):
                 await self._show(found, path)
+            if is_first:  # of a new page: the part that its address names was not there yet
+                ui.run_javascript("document.getElementById(location.hash.slice(1))?.scrollIntoView()")
         if self._curves is not None:
             await self._curves.refresh(self.job)
 

@@ -185,7 +185,7 @@ ROW_COLUMNS = (
     text_column("Verdict", "verdict", _verdict),
     wide_column("Question", "question", _short),
     text_column("Expected", "reference_answer", _short),
-    text_column("Adapter", "answers.adapter", lambda answer: _short(_answer(answer))),
-    text_column("Base model", "answers.base", lambda answer: _short(_answer(answer))),
+    wide_column("Adapter", "answers.adapter", lambda answer: _short(_answer(answer))),
+    wide_column("Base model", "answers.base", lambda answer: _short(_answer(answer))),
     text_column("Score, base → adapter", "scores", _scores),
 )
