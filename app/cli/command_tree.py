@@ -71,13 +71,6 @@ class TreeGroup(_WithReadableValues, TyperGroup):
         return next((self.commands[name] for name in names if name in self.commands), None)
 
 
-def _paths(command: Any, parents: str = "") -> list[str]:
-    """The command and all below it, as they are typed."""
-    path = f"{parents}{command.name}"
-    below = getattr(command, "commands", {}).values()
-    return [path, *(each for one in below for each in _paths(one, f"{path} "))]
-
-
 def complete_tree(app: typer.Typer) -> None:
     """Give all commands and groups below `app` these classes."""
     for command in app.registered_commands:

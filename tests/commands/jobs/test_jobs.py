@@ -240,19 +240,6 @@ class TestPause:
         assert tunery("jobs", "rm", waiting_job.id).out == f"{waiting_job.id} deleted\n"
         assert tunery("jobs", "status", waiting_job.id).exit_code == 3
 
-    def test_a_running_job_says_when_it_pauses(self, tunery: Tunery, sessions: Sessions, waiting_job: Job) -> None:
-        with transaction(sessions) as session:
-            validate_job(session)
-            start_job(session)
-        paused = tunery("jobs", "pause", waiting_job.id)
-        assert (paused.exit_code, "pauses at its next step" in paused.out) == (0, True)
-
-    def test_a_job_that_has_ended_is_deleted(self, tunery: Tunery, waiting_job: Job) -> None:
-        assert tunery("jobs", "rm", waiting_job.id).exit_code == 2
-        assert tunery("jobs", "stop", waiting_job.id).exit_code == 0
-        assert tunery("jobs", "rm", waiting_job.id).out == f"{waiting_job.id} deleted\n"
-        assert tunery("jobs", "status", waiting_job.id).exit_code == 3
-
 
 class TestWatch:
     def test_a_finished_job_is_shown_at_once_with_its_newest_events(
