@@ -123,7 +123,7 @@ def test_jobs_of_the_same_name_have_their_short_ids() -> None:
 
 
 def scored(name: str, mean: float | None, grader: str = "label", file: str = "file-1", seconds: float = 9.0) -> Json:
-    result = {"grader": grader, "adapter": {"mean": mean}}
+    result = {"grader": grader, "adapter": {"mean": mean}, "base": {"mean": 0.25}}
     times = {"started_at": 1, "training_seconds": seconds, "attempt_started_at": None}
     return times | {"id": name, "evaluation": {"file": file, "headline": result}}
 
@@ -133,11 +133,12 @@ def scored(name: str, mean: float | None, grader: str = "label", file: str = "fi
     [
         ([scored("a", 0.5), scored("b", 0.75), scored("c", None)], "b"),
         ([scored("a", 0.75, seconds=9), scored("b", 0.75, seconds=8)], "b"),
+        ([scored("a", 0.25), scored("b", 0.0)], None),
         ([scored("a", 0.5), scored("b", 0.75, grader="exact")], None),
         ([scored("a", 0.5), scored("b", 0.75, file="file-2")], None),
         ([scored("a", 0.5), {"id": "b", "evaluation": None}, {"id": "c", "evaluation": {"headline": None}}], None),
     ],
-    ids=["highest", "cheaper of equal ones", "another grader", "other rows", "nothing to compare with"],
+    ids=["highest", "cheaper of equal ones", "not above the base", "another grader", "other rows", "one score"],
 )
 def test_the_best_job_has_the_highest_score_on_the_same_rows(jobs: list[Json], best: str | None) -> None:
     found = best_job(jobs)

@@ -128,17 +128,18 @@ class ComparePage(View):
 
 def best_job(jobs: list[Json]) -> Json | None:
     """The job with the highest mean score, of equal ones that of the shortest training; None unless at least two were
-    scored, all by the same grader on the same file.
+    scored, all by the same grader on the same file, and this one above the base model.
     """
     scored = [job for job in jobs if (job["evaluation"] or {}).get("headline")]
     measures = {(job["evaluation"]["file"], job["evaluation"]["headline"]["grader"]) for job in scored}
     if len(scored) < MIN_JOBS or len(measures) > 1:
         return None
-    return max(scored, key=lambda job: (_mean_score(job), -(training_seconds(job) or 0)))
+    best = max(scored, key=lambda job: (_mean_score(job), -(training_seconds(job) or 0)))
+    return best if _mean_score(best) > _mean_score(best, "base") else None
 
 
-def _mean_score(job: Json) -> float:
-    mean = job["evaluation"]["headline"]["adapter"]["mean"]
+def _mean_score(job: Json, model: str = "adapter") -> float:
+    mean = job["evaluation"]["headline"][model]["mean"]
     return float("-inf") if mean is None else float(mean)
 
 
