@@ -98,14 +98,14 @@ class Builder:
 
 def main() -> int:
     targets = sys.argv[1:] or ["api"]
-    try:
-        require_machine()
-    except (NotPossible, subprocess.CalledProcessError, OSError) as error:
-        print(f"No stand-in of the base image can be made here: {error}", file=sys.stderr)
-        return NOT_POSSIBLE
     with tempfile.TemporaryDirectory(prefix="tunery-images-", dir=PLACE) as directory:
-        build = Builder(Path(directory))
-        build.make_stand_in()
+        try:  # nothing of the tree is used
+            require_machine()
+            build = Builder(Path(directory))
+            build.make_stand_in()
+        except (NotPossible, subprocess.CalledProcessError, OSError) as error:
+            print(f"No stand-in of the base image can be made here: {error}", file=sys.stderr)
+            return NOT_POSSIBLE
         for target in targets:
             build.build(target)
         if sys.argv[1:]:
