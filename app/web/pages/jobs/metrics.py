@@ -218,14 +218,14 @@ def _fence(curve: list[float]) -> float:
     if len(curve) == 1:
         return curve[0]
     first, _, third = statistics.quantiles(curve, n=4, method="inclusive")
-    tenth = statistics.quantiles(curve, n=10, method="inclusive")[-1]
+    tenth = sorted(curve)[-1 - math.ceil((len(curve) - 1) / 10)]  # one of the values: an interpolated one is rounded
     fence = max(tenth, third + OUTLIER_RANGES * (third - first))
-    return max((third, *(value for value in curve if value <= fence)))  # rounding may leave none of equal values
+    return max(value for value in curve if value <= fence)
 
 
 def _round_up(value: float) -> float:
     """To two significant digits, for the label of the axis."""
-    if value <= 0:
+    if value <= 1e-300:  # the unit of a smaller one is 0
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.ceil(value / unit) * unit:.6g}")
