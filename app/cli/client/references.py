@@ -129,7 +129,12 @@ def resolve_id(client: Client, resource: ResourceType, text: str, **filters: Any
         return text  # `job_path` and `file_path` reject text that cannot be an id
     prefix = text if text.startswith(resource.prefix) else resource.prefix + text
     items = client.pages(resource.path, resource.page_size, **filters)
-    found = (item for item in items if str(item["id"]).startswith(prefix) or text in _names(item, resource))
+    found = (
+        item
+        for item in items
+        if str(item["id"]).startswith(prefix)
+        or text in (item[resource.name], (item.get("evaluation") or {}).get("id"))  # of a job's newest evaluation
+    )
     matches = list(islice(found, MAX_CANDIDATES + 1))
     if not matches:
         raise NotFoundError(
@@ -174,11 +179,6 @@ def find_project(client: Client, text: str) -> Json:
             if project[key] == text:
                 return project
     raise NotFoundError(f"No such project: {text!r}; see `tunery projects list`.")
-
-
-def _names(item: Json, resource: ResourceType) -> tuple[Any, Any]:
-    """The name of an object and, of a job, the id of its newest evaluation."""
-    return item[resource.name], (item.get("evaluation") or {}).get("id")
 
 
 def _candidate(item: Json, resource: ResourceType) -> str:

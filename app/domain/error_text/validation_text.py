@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.domain.error_text.json_text import as_json, counted, plain_number, quoted, unknown_parameter, unquoted
-from app.domain.evaluations.graders import GRADER_TYPES
 from app.errors import BadRequest
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -120,9 +119,8 @@ def _as_problem(error: Mapping[str, Any], fields: Fields, earlier: int) -> BadRe
         location, subject = location[:-2], "the key "
     if location and location[0] in NON_FIELD_PARTS:
         del location[0]
-    if location[:1] == ["destination"]:  # pydantic names the member of the union by its kind
-        del location[1:2]
-    path = ".".join(unquoted(str(part)) for part in location if part not in GRADER_TYPES)
+    names = (part for index, part in enumerate(location) if not _tagged(_objects_at(fields, location[:index]), part))
+    path = ".".join(unquoted(str(name)) for name in names)
     kind = str(error["type"])
     if kind == "extra_forbidden":
         known = next(iter(_objects_at(fields, error["loc"][:-1])), {})
@@ -144,8 +142,7 @@ def _objects_at(fields: Fields, location: Sequence[int | str]) -> list[Fields]:
     """The fields of the objects that `location` of a body with `fields` may have."""
     options = [fields]
     for part in location:
-        tagged = [each for each in options if part not in each and part in _tags(each)]
-        if tagged:  # pydantic names the member of the union by its tag
+        if tagged := _tagged(options, part):
             options = tagged
         elif isinstance(part, str):
             models = (model for each in options if part in each for model in _models_in(each[part].annotation))
@@ -153,9 +150,10 @@ def _objects_at(fields: Fields, location: Sequence[int | str]) -> list[Fields]:
     return options
 
 
-def _tags(fields: Fields) -> tuple[Any, ...]:
-    tag = fields.get("kind") or fields.get("type")
-    return get_args(tag.annotation) if tag else ()
+def _tagged(options: Sequence[Fields], part: int | str) -> list[Fields]:
+    """The members of a union that `part` of a location selects; pydantic names each by its `kind` or `type`."""
+    tags = ((each, each.get("kind") or each.get("type")) for each in options if part not in each)
+    return [each for each, tag in tags if tag and part in get_args(tag.annotation)]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -208,7 +208,6 @@ Grader = Annotated[
 ]
 
 
-GRADER_TYPES = ("string_check", "text_similarity", "score_model", "label_accuracy", "json_valid", "json_fields")
 BINARY_TYPES = ("string_check", "label_accuracy", "json_valid")  # with the scores 0 and 1
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import secrets
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -111,7 +112,7 @@ class NewJobPage(View):
         try:
             self._files[file_id] = await self.api.get(f"files/{quote(file_id, safe='')}")
         except ApiError as error:
-            if error.status != wording.NOT_FOUND:
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
             note(f"The {name.replace('_', ' ')} was deleted", "Choose another one.", "warn")
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Collection, Iterable
+from http import HTTPStatus
 from typing import Any
 
 from app.domain.error_text.json_text import counted
@@ -14,7 +15,6 @@ from app.web.api_client import ApiClient, ApiError, Json
 from app.web.components.elements import link
 from app.web.formatting import clean, count, duration, size, until
 
-NOT_FOUND = 404
 TONES = {
     "validating_files": "run",
     "queued": "wait",
@@ -126,7 +126,7 @@ async def file_names(api: ApiClient, file_ids: Iterable[str]) -> dict[str, str]:
         try:
             file = await api.get(f"files/{file_id}")
         except ApiError as error:
-            if error.status != NOT_FOUND:
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
             return f"{file_id} (deleted)"
         return f"{clean(file['filename'], 60)} ({short_id(file_id)})"
