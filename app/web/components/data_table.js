@@ -10,7 +10,7 @@ export default {
     sort: { type: String, default: "" },
   },
   data() {
-    return { awaited: "" }; // the requested column, until the rows have its order
+    return { awaited: "" }; // the requested order, until the rows have it
   },
   watch: {
     sort() {
@@ -19,8 +19,12 @@ export default {
   },
   methods: {
     sortBy(sort) {
-      this.awaited = sort.replace("-", "");
+      this.awaited = sort;
       this.$emit("sort", sort);
+    },
+    turn(column) {
+      const latest = this.awaited || this.sort; // also of a click that the server has not answered
+      this.sortBy(latest === column.key ? "-" + column.key : column.key);
     },
     cell(row, column) {
       const value = row[column.key];
@@ -57,8 +61,8 @@ export default {
           <th v-if="selectable" scope="col" class="t-check"><span class="t-sr-only">Selection</span></th>
           <th v-for="column in columns" :key="column.key" scope="col" :class="['t-' + (column.kind || 'text')]"
               :aria-sort="column.sortable ? direction(column) : null">
-            <button v-if="column.sortable" type="button" class="t-sort" @click="sortBy(sort === column.key ? '-' + column.key : column.key)"
-              :aria-busy="awaited === column.key || null"
+            <button v-if="column.sortable" type="button" class="t-sort" @click="turn(column)"
+              :aria-busy="awaited.replace('-', '') === column.key || null"
               >{{ column.label }}<span aria-hidden="true">{{ arrow(column) }}</span></button>
             <template v-else>{{ column.label }}</template>
           </th>
