@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -152,9 +153,14 @@ def test_a_whole_answer_that_the_client_does_not_await_ends_in_vllm(world: World
     headers = {"authorization": f"Bearer {world.service.key}", "content-type": "application/json"}
     body = json.dumps({"model": world.model, "ignore_eos": True, **LONG})
     connection.request("POST", "/v1/chat/completions", body, headers)
-    until(lambda: world.vllm.running() == 1, "vLLM generates", 120)
+    until(lambda: world.vllm.running() == 1 or is_answered(connection), "vLLM generates", 120)
+    assert not is_answered(connection), connection.getresponse().read()
     connection.close()
     assert_ends_early(world.vllm, begun)
+
+
+def is_answered(connection: http.client.HTTPConnection) -> bool:
+    return bool(select.select([connection.sock], [], [], 0)[0])
 
 
 def assert_ends_early(vllm: VllmServer, begun: float) -> None:

@@ -70,6 +70,7 @@ class CheckedNetwork(httpcore2.AnyIOBackend):
 CONNECT_SECONDS = 5.0
 AWAY_SECONDS = 10.0  # a server that did not respond is tried last for so long
 MAX_KEPT_CONNECTIONS = 100
+KEPT_SECONDS = 4.0  # vLLM closes a connection that was idle for 5: a request sent at that moment would be lost
 NETWORK_ERRORS = (
     httpcore2.NetworkError,
     httpcore2.ProtocolError,
@@ -172,7 +173,7 @@ class EngineClient:
             ssl_context=ssl.create_default_context(),
             max_connections=None,
             max_keepalive_connections=MAX_KEPT_CONNECTIONS,
-            keepalive_expiry=30.0,
+            keepalive_expiry=KEPT_SECONDS,
             network_backend=CheckedNetwork(self._settings.delivery_networks),
         )
 
