@@ -107,8 +107,8 @@ class AnsweringEngine:
                     handler.close_connection = True
                     handler.connection.close()
                     return
+                self.sent_events += 1  # before the client can look
                 handler.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
-                self.sent_events += 1
                 self.gate.wait()
                 if self.is_endless:
                     time.sleep(MOMENT_SECONDS)  # the pace of an engine, not a wait of a test
