@@ -1,9 +1,10 @@
-"""DPO, ORPO and KTO of Tunery and of TRL: the same base, pairs, tokens, rate, beta and batch size: `make bench-dpo`.
+"""DPO, ORPO and KTO of Tunery and of TRL: the same base, pairs, rate, beta and batches: `make bench-dpo`.
 
-Rows: "auto" of Tunery for one epoch, and TRL with the same numbers. `--data TRAIN HELD_OUT` are preference pairs as
-Tunery reads them, of people for instance; by default they are made of GSM8K answers. KTO gets both answers of each
-pair, as rows of their own. All adapters have one measure, Tunery's DPO loss over the held-out pairs: the gain of a pair
-is by how many nats the adapter made its preferred answer more probable, minus the same of the other one.
+Rows: "auto" of Tunery for one epoch, and TRL with the same numbers, from the same initial adapter, in the same order.
+`--data TRAIN HELD_OUT` are preference pairs as Tunery reads them, of people for instance; by default they are made of
+GSM8K answers. KTO gets both answers of each pair, as rows of their own. All adapters have one measure, Tunery's DPO
+loss over the held-out pairs: the gain of a pair is by how many nats the adapter made its preferred answer more
+probable, minus the same of the other one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
+from app.domain.planning.packing import permutation
 from app.system import model_files
 from app.system.artifact_directory import sha256_file
 from app.system.tokenizer_files import load_renderer
@@ -32,6 +34,7 @@ from benchmarks.preferences import read_pairs, write_labelled, write_pairs
 from benchmarks.score import load_adapter
 from benchmarks.table import Measured
 from benchmarks.train import convert, watch
+from benchmarks.workload import write_start
 from worker.trainer.data.batch import read_dataset
 from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.model.base_model import FrozenBase, load_base
@@ -119,19 +122,21 @@ def run_spec(job: JobSpec, training_file: Path) -> RunSpec:
     return RunSpec.model_validate({"run_id": "bench", "seed": job.seed} | chosen | file)
 
 
-def run_tunery(directory: Path, job: JobSpec, base: Path, training_file: Path, options: argparse.Namespace) -> Result:
-    """Raises RuntimeError if the run fails."""
-    described = BaseSpec(name=base.name, directory=base, manifest_sha256=model_files.hash_directory(base)[1])
-    spec = TrainerSpec(
-        base=described,
+def trainer_spec(job: JobSpec, base: Path, training_file: Path, options: argparse.Namespace) -> TrainerSpec:
+    return TrainerSpec(
+        base=BaseSpec(name=base.name, directory=base, manifest_sha256=model_files.hash_directory(base)[1]),
         quantization=job.quantization,
         runs=(run_spec(job, training_file),),
         device=options.device,
         threads=options.threads,
     )
+
+
+def run_tunery(directory: Path, job: JobSpec, base: Path, training_file: Path, options: argparse.Namespace) -> Result:
+    """Raises RuntimeError if the run fails."""
     workdir = directory / "tunery"
     workdir.mkdir()
-    (workdir / "spec.json").write_text(spec.model_dump_json())
+    (workdir / "spec.json").write_text(trainer_spec(job, base, training_file, options).model_dump_json())
     chosen, began = job.hyperparameters, time.monotonic()
     result = Result("Tunery, auto", chosen.learning_rate, chosen.beta or 0.0, chosen.batch_size)
     for _, record in watch([sys.executable, "-m", "worker.trainer", str(workdir)], Measured()):
@@ -148,7 +153,11 @@ def run_tunery(directory: Path, job: JobSpec, base: Path, training_file: Path, o
 
 def run_trl(directory: Path, job: JobSpec, base: Path, training_file: Path, options: argparse.Namespace) -> Result:
     """Raises RuntimeError if the run fails."""
-    work = {"base": str(base), "r": job.lora.r, "alpha": job.lora.alpha, "training_file": str(training_file)}
+    rows = training_file.read_text().splitlines(keepends=True)
+    ordered = directory / "ordered.jsonl"
+    ordered.write_text("".join(rows[number] for number in permutation(len(rows), job.seed, 0)))
+    write_start(directory / "adapter-start.safetensors", trainer_spec(job, base, training_file, options))
+    work = {"base": str(base), "r": job.lora.r, "alpha": job.lora.alpha, "training_file": str(ordered)}
     work |= {"method": job.method, "device": options.device, "threads": options.threads}
     (directory / "peer.json").write_text(json.dumps(work))
     chosen, began = job.hyperparameters, time.monotonic()
@@ -161,7 +170,7 @@ def run_trl(directory: Path, job: JobSpec, base: Path, training_file: Path, opti
         "max_grad_norm": chosen.max_grad_norm,
         "weight_decay": chosen.weight_decay,
         "max_length": chosen.context_length,
-        "seed": job.seed,
+        "train_sampling_strategy": "sequential",
     }
     peer = Peer("TRL, equal", "peer_trl_dpo.py", options=equal)
     result = Result(peer.name, chosen.learning_rate, chosen.beta or 0.0, chosen.batch_size)

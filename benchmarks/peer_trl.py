@@ -42,8 +42,7 @@ def train(directory: Path, options: dict, make_trainer: Callable[[Path, dict, di
     work = json.loads((directory / "peer.json").read_text())
     torch.set_num_threads(work["threads"])
     trainer = make_trainer(directory, work, options)
-    result = set_peft_model_state_dict(trainer.model, load_file(directory / "adapter-start.safetensors"))
-    assert not result.unexpected_keys, result.unexpected_keys[:3]
+    load_start(trainer.model, directory)
     tell = Tell()
     trainer.add_callback(tell)
     trainer.model.register_forward_pre_hook(tell.count, with_kwargs=True)
@@ -56,6 +55,11 @@ def train(directory: Path, options: dict, make_trainer: Callable[[Path, dict, di
     if options.get("validate"):
         say(kind="validation", loss=validation_loss(trainer.model, directory / "validation-rows.jsonl"))
     say(kind="done", cuda_peak_bytes=memory)
+
+
+def load_start(model, directory: Path) -> None:
+    result = set_peft_model_state_dict(model, load_file(directory / "adapter-start.safetensors"))
+    assert not result.unexpected_keys, result.unexpected_keys[:3]
 
 
 def quantization() -> BitsAndBytesConfig:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peer_trl import Tell, common_options, lora_config, quantized_base, read
+from peer_trl import Tell, common_options, load_start, lora_config, quantized_base, read
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -43,6 +43,7 @@ def main(directory: Path, options: dict) -> None:
         processing_class=AutoTokenizer.from_pretrained(work["base"]),
         peft_config=lora_config(work),
     )
+    load_start(trainer.model, directory)
     tell = Tell()
     trainer.add_callback(tell)
 

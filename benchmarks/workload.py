@@ -59,7 +59,7 @@ def make_workload(
     _write_rows(directory / "rows.jsonl", dataset, [example for batch in batches for example in batch])
     held_out = read_dataset(renderer, validation, run.data_parameters, Reason.INVALID_VALIDATION_FILE, _silent)
     _write_rows(directory / "validation-rows.jsonl", held_out, list(range(len(held_out))))
-    _write_start(directory / "adapter-start.safetensors", spec)
+    write_start(directory / "adapter-start.safetensors", spec)
     return Workload(
         directory,
         base,
@@ -126,7 +126,7 @@ def _write_rows(path: Path, dataset: TokenizedDataset, examples: list[int]) -> N
             file.write(json.dumps({"input_ids": tokens, "labels": labels}) + "\n")
 
 
-def _write_start(path: Path, spec: TrainerSpec) -> None:
+def write_start(path: Path, spec: TrainerSpec) -> None:
     """The initial LoRA weights that Tunery draws from the seed, under PEFT's names, for the peer to load."""
     base = open_base(spec.base, None, torch.bfloat16, choose_kernels(torch.device("cpu")))
     adapter = make_adapter(spec.run.lora, spec.run.seed, base.layers, base.kernels)
