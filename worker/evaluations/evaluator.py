@@ -139,13 +139,13 @@ class Evaluator(ProgramRunner[Evaluation]):
         result = graded.model_dump(mode="json")
         prefix = f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}"
         adapter, outbox = attempt.directory / DIRECTORY, attempt.directory / OUTBOX
-        record = record_of(evaluation.id, evaluation.file_id, result["summary"])
-        record_evaluation(adapter, record)
-        manifest = clean(read_manifest(adapter))
-        archive = StoredFile(ARCHIVE, f"{prefix}/{ARCHIVE}", *describe_archive(adapter))
-        for path in (adapter / CARD, adapter / MANIFEST):
-            if record is not None and path.exists():
-                path.rename(outbox / path.name)
+        if record := record_of(evaluation.id, evaluation.file_id, result["summary"]):
+            record_evaluation(adapter, record)
+            manifest = clean(read_manifest(adapter))
+            archive = StoredFile(ARCHIVE, f"{prefix}/{ARCHIVE}", *describe_archive(adapter))
+            for path in (adapter / CARD, adapter / MANIFEST):
+                if path.exists():
+                    path.rename(outbox / path.name)
 
         def succeed(session: Session, stored: list[File]) -> None:
             ids = {file.filename: file.id for file in stored}
@@ -158,7 +158,7 @@ class Evaluator(ProgramRunner[Evaluation]):
                 results_file_id=ids[RESULTS],
                 report_file_id=ids[REPORT],
             )
-            if record is not None:
+            if record:
                 changed = [file for file in stored if file.filename in (CARD, MANIFEST)]
                 archive_row = archive.row(evaluation.project_id, evaluation.job_id)
                 evaluations.publish_adapter(session, row, changed, archive_row, manifest)
