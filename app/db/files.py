@@ -33,11 +33,26 @@ def is_visible_to(project_id: str | SQLColumnExpression[str], file: type[File] =
     return and_(file.project_id == project_id, file.is_available())
 
 
-def get_visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
-    """The files among `file_ids` that are neither deleted nor expired, by id."""
+def insert_archive(session: Session, archive: File, members: Iterable[File]) -> File:
+    """Insert the archive of stored files, which is assembled when it is read."""
+    in_order = sorted(members, key=lambda file: file.filename)
+    archive.archive_members = [
+        {"name": file.filename, "key": file.storage_key, "bytes": file.bytes} for file in in_order
+    ]
+    archive.purged_at = func.clock_timestamp()
+    return insert(session, archive)
+
+
+def get_visible(session: Session, file_ids: Sequence[str], is_locking: bool = False) -> dict[str, File]:
+    """The files among `file_ids` that are neither deleted nor expired, by id.
+
+    `is_locking`: until this transaction ends, no other one deletes them.
+    """
     if not file_ids:
         return {}
     query = select(File).where(File.id.in_(file_ids), File.is_available())
+    if is_locking:
+        query = query.with_for_update(key_share=True)  # others may still insert rows that refer to them
     return {file.id: file for file in session.scalars(query)}
 
 
@@ -113,7 +128,7 @@ def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
         .join(archive, archive.id == Checkpoint.archive_file_id)
         .where(
             Checkpoint.job_id == File.job_id,
-            Checkpoint.file_ids.has_key(File.id),
+            or_(Checkpoint.file_ids.has_key(File.id), Checkpoint.evaluated_file_ids.has_key(File.id)),
             archive.archive_members.is_not(None),
             archive.deleted_at.is_(None),
         )

@@ -20,6 +20,7 @@ from app.db.jobs import evaluations
 from app.db.jobs.leases import FencedError, Retries
 from app.db.tables import Evaluation, File
 from app.domain.evaluations.graders import make_plan
+from app.domain.evaluations.headline import record_of
 from app.domain.evaluations.results import GradedEvaluation
 from app.domain.evaluations.spec import (
     ANSWERS,
@@ -35,14 +36,17 @@ from app.domain.evaluations.spec import (
 )
 from app.domain.jobs.states import ExitCode
 from app.domain.scheduling.worker_capacity import WorkerCapacity
+from app.system.artifact_directory import MANIFEST, describe_archive, read_manifest
 from worker.evaluations import prepare
 from worker.evaluations.endpoints import ask_endpoints
 from worker.evaluations.prepare import EvaluationInputs, LoadedEvaluation
 from worker.evaluations.report import summary_sentence
 from worker.jobs import workdir
-from worker.jobs.base_and_adapter import AttemptFailed
+from worker.jobs.base_and_adapter import DIRECTORY, AttemptFailed
+from worker.jobs.evaluation_record import CARD, record_evaluation
 from worker.jobs.program_attempt import ProgramAttempt, ProgramLimits, ProgramRunner
-from worker.jobs.sanitize import clean_text
+from worker.jobs.sanitize import clean, clean_text
+from worker.jobs.stored_files import ARCHIVE, StoredFile
 from worker.node.resources import Resources
 
 GENERATE_COMMAND = (sys.executable, "-m", "worker.trainer.answers.evaluation")
@@ -132,21 +136,34 @@ class Evaluator(ProgramRunner[Evaluation]):
 
     def _publish(self, attempt: ProgramAttempt[Evaluation], graded: GradedEvaluation) -> None:
         evaluation, summary = attempt.row, graded.summary
+        result = graded.model_dump(mode="json")
+        prefix = f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}"
+        adapter, outbox = attempt.directory / DIRECTORY, attempt.directory / OUTBOX
+        if record := record_of(evaluation.id, evaluation.file_id, result["summary"]):
+            record_evaluation(adapter, record)
+            manifest = clean(read_manifest(adapter))
+            archive = StoredFile(ARCHIVE, f"{prefix}/{ARCHIVE}", *describe_archive(adapter))
+            for path in (adapter / CARD, adapter / MANIFEST):
+                if path.exists():
+                    path.rename(outbox / path.name)
 
         def succeed(session: Session, stored: list[File]) -> None:
             ids = {file.filename: file.id for file in stored}
-            evaluations.succeed(
+            row = evaluations.succeed(
                 session,
                 attempt.lease,
                 f"Evaluation {evaluation.id} succeeded. {clean_text(summary_sentence(summary))}",
                 precision=summary.precision,
-                **graded.model_dump(mode="json"),
+                **result,
                 results_file_id=ids[RESULTS],
                 report_file_id=ids[REPORT],
             )
+            if record:
+                changed = [file for file in stored if file.filename in (CARD, MANIFEST)]
+                archive_row = archive.row(evaluation.project_id, evaluation.job_id)
+                evaluations.publish_adapter(session, row, changed, archive_row, manifest)
 
-        prefix = f"jobs/{evaluation.job_id}/evaluations/{evaluation.id}/{evaluation.attempt}"
-        attempt.publish(attempt.directory / OUTBOX, prefix, succeed)
+        attempt.publish(outbox, prefix, succeed)
 
 
 def _progress_writer(attempt: ProgramAttempt[Evaluation], answers: Path, total: int) -> Callable[[], None]:

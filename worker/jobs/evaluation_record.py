@@ -1,4 +1,4 @@
-"""The result of an evaluation in the model card and the manifest of what is made of an adapter after its training."""
+"""The result of an evaluation in the model card and the manifest of the judged adapter and of what is made of it."""
 
 from __future__ import annotations
 

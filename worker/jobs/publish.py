@@ -10,14 +10,13 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.base_models import models
 from app.db.deliveries import deliveries
 from app.db.jobs import checkpoints, claims, evaluations, events
-from app.db.tables import Checkpoint, Job
+from app.db.tables import Checkpoint, File, Job
 from app.domain.deliveries.served_check import ServedReference
 from app.domain.jobs.events import CheckpointSaved, Done, results_csv
 from app.domain.jobs.spec import JobSpec
@@ -104,21 +103,19 @@ class Publisher:
         job = claims.append_event(session, self.attempt.lease, message, data={"step": stored.step})
         checkpoint = self._write_checkpoint_row(session, job, stored)
         for retired in checkpoints.retire_old(session, job.id, checkpoint):
-            files.delete_all(session, [*retired.file_ids, retired.archive_file_id])
+            files.delete_all(session, retired.all_file_ids)
         return checkpoint
 
     def _write_checkpoint_row(self, session: Session, job: Job, stored: StoredCheckpoint) -> Checkpoint:
-        parts = [self._insert_file(session, part) for part in stored.files]
+        parts = [files.insert(session, self._row(part)) for part in stored.files]
         previous = checkpoints.at_step(session, job.id, stored.step)
         if previous is not None:  # a pause at the last step; the result has other files
-            files.delete_all(session, [*previous.file_ids, previous.archive_file_id])
+            files.delete_all(session, previous.all_file_ids)
         checkpoint = previous or Checkpoint(project_id=job.project_id, job_id=job.id, step_number=stored.step)
         checkpoint.attempt, checkpoint.name, checkpoint.retired_at = job.attempt, stored.name, None
-        checkpoint.metrics, checkpoint.manifest, checkpoint.file_ids = stored.metrics, stored.manifest, parts
-        # The archive of the stored files is assembled when it is read.
-        members = [{"name": part.filename, "key": part.key, "bytes": part.size_bytes} for part in stored.files]
-        archive = {"archive_members": members, "purged_at": func.clock_timestamp()}
-        checkpoint.archive_file_id = self._insert_file(session, stored.archive, **archive)
+        checkpoint.metrics, checkpoint.manifest = stored.metrics, stored.manifest
+        checkpoint.file_ids, checkpoint.evaluated_file_ids = [part.id for part in parts], None
+        checkpoint.archive_file_id = files.insert_archive(session, self._row(stored.archive), parts).id
         session.add(checkpoint)
         session.flush()
         return checkpoint
@@ -135,7 +132,7 @@ class Publisher:
             "The job has successfully completed",
             trained_tokens=trained_tokens,
             fine_tuned_model=stored.name,
-            result_file_ids=[self._insert_file(session, results)],
+            result_file_ids=[files.insert(session, self._row(results)).id],
             adapter_sha256=stored.archive.sha256,
             adapter_bytes=stored.archive.size_bytes,
             adapter_archive_file_id=result.archive_file_id,
@@ -157,8 +154,8 @@ class Publisher:
         evaluations.insert(session, job, result, file, request.settings())
         self.resources.hints.after_commit(session, "gpu")
 
-    def _insert_file(self, session: Session, stored: StoredFile, **columns: Any) -> str:
-        return files.insert(session, stored.row(self.job.project_id, self.job.id, **columns)).id
+    def _row(self, stored: StoredFile) -> File:
+        return stored.row(self.job.project_id, self.job.id)
 
     @property
     def _prefix(self) -> str:

@@ -48,7 +48,7 @@ class StoredFile:
     size_bytes: int
     sha256: str
 
-    def row(self, project_id: str, job_id: str, **columns: Any) -> File:
+    def row(self, project_id: str, job_id: str) -> File:
         """The row that makes the file visible, as a result of the job."""
         return File(
             project_id=project_id,
@@ -58,7 +58,6 @@ class StoredFile:
             bytes=self.size_bytes,
             sha256=self.sha256,
             storage_key=self.key,
-            **columns,
         )
 
 

@@ -55,7 +55,10 @@ adapters = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/adapter", tags=["Adap
 
 @adapters.get("", response_model=AdapterBody, summary="Get the adapter of a job")
 def get_adapter(job: JobDep, session: SessionDep) -> Any:
-    """Ids, sizes and SHA-256 of its files and of the archive; 404 until the job has succeeded."""
+    """Ids, sizes and SHA-256 of its files and of the archive; 404 until the job has succeeded.
+
+    An evaluation replaces card, manifest and archive by those with its result; the ids before are readable for a day.
+    """
     return records.get_adapter(session, job)
 
 

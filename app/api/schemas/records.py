@@ -93,7 +93,7 @@ class CheckpointBody(JobPart):
     """Whether it has the lowest full validation loss of the job."""
     metrics: dict[str, float | None]
     """Losses and accuracies at this step; values that were not measured are absent."""
-    result_files: list[str] = Field(validation_alias="file_ids")
+    result_files: list[str] = Field(validation_alias="public_file_ids")
     """Ids of the files of the adapter."""
     adapter_archive_file_id: str = Field(validation_alias="archive_file_id")
     """The files of the adapter as one tar."""

@@ -139,7 +139,7 @@ COLUMNS = (
     Job.training_seconds.label("training_seconds"),
     Job.attempt_started_at.label("attempt_started_at"),
     DELIVERIES.label("deliveries"),
-    Checkpoint.file_ids.label("adapter_file_ids"),
+    Checkpoint.public_file_ids.label("adapter_file_ids"),
     Checkpoint.manifest["compatibility"].label("manifest_compatibility"),
     *PLACE,
 )

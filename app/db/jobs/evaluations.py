@@ -4,22 +4,28 @@ event. Never commits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, null, select
+from sqlalchemy import ColumnElement, and_, case, func, literal, null, select, update
 from sqlalchemy.orm import Session
 
+from app.db import files
 from app.db.ids import new_id
 from app.db.jobs import checkpoints, events, leases
 from app.db.jobs.leases import Lease, Retries
 from app.db.scheduling import device_losses, fair_queue, gpu_reservations
 from app.db.tables import Checkpoint, Evaluation, EvaluationAttempt, File, Job
 from app.domain.evaluations.graders import EvaluationSettings, make_plan
+from app.domain.evaluations.headline import record_of
 from app.domain.evaluations.summary import DeliveryVerdict, delivery_verdict
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import UNFINISHED_WORK, WorkState
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import WorkerCapacity
+
+REPLACED_FILES_KEPT = timedelta(days=1)
 
 
 def insert(session: Session, job: Job, checkpoint: Checkpoint, file: File, settings: EvaluationSettings) -> Evaluation:
@@ -91,10 +97,8 @@ def verdict_on_delivery(session: Session, job: Job) -> DeliveryVerdict:
 def newest_headline(session: Session, model: str) -> dict[str, Any] | None:
     """The id, the file and the headline of the newest evaluation of a model that succeeded and had graders."""
     query = select(Evaluation).where(Evaluation.model == model, Evaluation.state == WorkState.SUCCEEDED)
-    for row in session.scalars(query.order_by(Evaluation.seq.desc())):
-        if row.headline is not None:
-            return {"id": row.id, "file": row.file_id, **row.headline.model_dump(mode="json")}
-    return None
+    rows = session.scalars(query.order_by(Evaluation.seq.desc()))
+    return next(filter(None, (record_of(row.id, row.file_id, row.summary) for row in rows)), None)
 
 
 # --- the holder -------------------------------------------------------------------------------------------------------
@@ -173,6 +177,37 @@ def succeed(session: Session, lease: Lease, message: str, **result: Any) -> Eval
     evaluation = leases.update_held(session, Evaluation, lease, **leases.finished_columns(WorkState.SUCCEEDED) | result)
     _report(session, evaluation, message)
     return evaluation
+
+
+def publish_adapter(
+    session: Session, evaluation: Evaluation, changed: Sequence[File], archive: File, manifest: dict[str, Any]
+) -> None:
+    """Publish the adapter with the card and the manifest that name this evaluation, which has just succeeded.
+
+    `changed` are inserted, and deleted again if a newer evaluation has done the same, or the checkpoint or a file of it
+    was deleted. What they replace expires after a day: a client may have read its ids.
+    """
+    checkpoint = session.get_one(Checkpoint, evaluation.checkpoint_id, with_for_update={"key_share": True})
+    found = files.get_visible(session, checkpoint.all_file_ids, is_locking=True)
+    newest = newest_headline(session, evaluation.model)  # `succeed` has locked the job, so no other one ends now
+    is_newest = newest is not None and newest["id"] == evaluation.id
+    is_same = checkpoint.name == evaluation.model and checkpoint.retired_at is None
+    if not (is_newest and is_same and found.keys() == set(checkpoint.all_file_ids)):
+        files.delete_all(session, [file.id for file in changed])
+        return
+    for file_id in found.keys() - set(checkpoint.file_ids):
+        found[file_id].expires_at = func.clock_timestamp() + REPLACED_FILES_KEPT
+    by_name = {found[id].filename: found[id] for id in checkpoint.file_ids} | {file.filename: file for file in changed}
+    checkpoint.evaluated_file_ids = [file.id for file in by_name.values()]
+    checkpoint.archive_file_id = files.insert_archive(session, archive, by_name.values()).id
+    checkpoint.manifest = manifest
+    columns = {
+        "adapter_sha256": archive.sha256,
+        "adapter_bytes": archive.bytes,
+        "adapter_archive_file_id": archive.id,
+    }
+    is_result = and_(Job.id == evaluation.job_id, Job.fine_tuned_model == evaluation.model)
+    session.execute(update(Job).where(is_result).values(columns))
 
 
 def end_attempt(

@@ -149,7 +149,7 @@ def _due_checkpoints(project_id: str, age: timedelta) -> Select[Any, Any]:
 def _delete_checkpoints(session: Session, checkpoint_ids: Sequence[str]) -> None:
     for checkpoint in session.scalars(select(Checkpoint).where(Checkpoint.id.in_(checkpoint_ids))):
         checkpoint.retired_at = func.clock_timestamp()
-        files.delete_all(session, [*checkpoint.file_ids, checkpoint.archive_file_id])
+        files.delete_all(session, checkpoint.all_file_ids)
     session.execute(
         update(TunedModel)
         .where(TunedModel.checkpoint_id.in_(checkpoint_ids), TunedModel.deleted_at.is_(None))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Float, ForeignKey, Index, UniqueConstraint, func, select, text
+from sqlalchemy import ColumnElement, Float, ForeignKey, Index, UniqueConstraint, func, select, text
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.db.ids import new_id
@@ -236,7 +237,11 @@ class JobLog(Base):
 
 
 class Checkpoint(Base):
-    """An adapter at the end of an epoch or at a pause. The last three and the best one are kept, others are retired."""
+    """An adapter at the end of an epoch or at a pause. The last three and the best one are kept, others are retired.
+
+    `file_ids` are the files as the training wrote them, which jobs, exports, evaluations and deliveries read: a job
+    that continues the adapter names it by the SHA-256 of its manifest. Users get `public_file_ids`.
+    """
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "step_number"),)
@@ -251,10 +256,24 @@ class Checkpoint(Base):
     metrics: Mapped[dict[str, Any]]
     manifest: Mapped[dict[str, Any]]
     file_ids: Mapped[list[str]]
-    archive_file_id: Mapped[str]
+    evaluated_file_ids: Mapped[list[str] | None]  # with the card and the manifest that name its newest evaluation
+    archive_file_id: Mapped[str]  # of the public files
     created_at: Mapped[Time]
     retired_at: Mapped[datetime | None]
     is_best = False  # no column: a list of the job's checkpoints sets it
+
+    @hybrid_property
+    def public_file_ids(self) -> list[str]:
+        return self.evaluated_file_ids or self.file_ids
+
+    @public_file_ids.inplace.expression
+    @classmethod
+    def _public_file_ids(cls) -> ColumnElement[list[str]]:
+        return func.coalesce(cls.evaluated_file_ids, cls.file_ids)
+
+    @property
+    def all_file_ids(self) -> list[str]:
+        return [*self.file_ids, *(self.evaluated_file_ids or ()), self.archive_file_id]
 
 
 class Snapshot(Base):

@@ -62,6 +62,12 @@ def headline(summary: Mapping[str, Any] | None) -> Headline | None:
     )
 
 
+def record_of(evaluation_id: str, file_id: str, summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The entry `evaluation` of a manifest: ids and headline; None without a headline."""
+    found = headline(summary)
+    return None if found is None else {"id": evaluation_id, "file": file_id, **found.model_dump(mode="json")}
+
+
 def _is_right_or_wrong(grader: Mapping[str, Any], difference: Difference | None) -> bool:
     """Whether a grader with scores between 0 and 1, such as of the fields of objects, gave only 0 and 1."""
     if difference is None or difference.method != "paired_wilson":

@@ -125,8 +125,9 @@ def get_adapter(session: Session, job: Job) -> Adapter:
         then = "it has none" if job.state in TERMINAL else "it is there when the job has succeeded"
         raise NotFound(f"Job {job.id} is {job.state}, so there is no adapter: {then}.", "id", "adapter_not_found")
     checkpoint = checkpoints.by_names(session, [job.fine_tuned_model])[job.fine_tuned_model]
-    found = files.get_visible(session, [*checkpoint.file_ids, checkpoint.archive_file_id])
-    for file_id in (*checkpoint.file_ids, checkpoint.archive_file_id):
+    file_ids = checkpoint.public_file_ids
+    found = files.get_visible(session, [*file_ids, checkpoint.archive_file_id])
+    for file_id in (*file_ids, checkpoint.archive_file_id):
         if file_id not in found:
             raise NotFound(f"File {file_id} of the adapter of job {job.id} was deleted.", "id", "adapter_deleted")
-    return Adapter(job, checkpoint, [found[id] for id in checkpoint.file_ids], found[checkpoint.archive_file_id])
+    return Adapter(job, checkpoint, [found[id] for id in file_ids], found[checkpoint.archive_file_id])

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 
 import pytest
-from sqlalchemy import func
 from starlette.testclient import TestClient
 
 from app.db import files
@@ -39,11 +38,9 @@ def archive(sessions: Sessions, storage: LocalStorage, project: Project, base_mo
             for name, text in contents.items()
         ]
         content = tar_bytes(contents)
-        members = [{"name": part.filename, "key": part.storage_key, "bytes": part.bytes} for part in parts]
         digest = hashlib.sha256(content).hexdigest()
         stored = StoredFile("adapter.tar", "jobs/none", len(content), digest)
-        columns = {"archive_members": members, "purged_at": func.clock_timestamp()}
-        row = files.insert(session, stored.row(project.id, job.id, **columns))
+        row = files.insert_archive(session, stored.row(project.id, job.id), parts)
         checkpoint = session.query(Checkpoint).filter_by(job_id=job.id).first()
         checkpoint.file_ids, checkpoint.archive_file_id = [part.id for part in parts], row.id
         return Archive(row.id, content, [part.id for part in parts])
