@@ -125,8 +125,7 @@ def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
 def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: LoraAdapter) -> torch.Tensor:
     """Return x W^T + bias + scale * (drop(x) A^T) B^T; dropout applies only if gradients are enabled."""
     rate = adapter.dropout if torch.is_grad_enabled() else 0.0
-    dropout = _Dropout(rate, adapter.generator, adapter.kernels)
-    y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, weights.A_R_K, weights.B_D_R)  # type: ignore[no-untyped-call]
+    y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, adapter, rate, weights.scale, weights.A_R_K, weights.B_D_R)  # type: ignore[no-untyped-call]
     return y_T_D
 
 
@@ -151,20 +150,22 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any,
         x_T_K: torch.Tensor,
         base: FrozenLinear,
-        dropout: _Dropout,
+        adapter: LoraAdapter,
+        rate: float,
         scale: float,
         A_R_K: torch.Tensor,
         B_D_R: torch.Tensor,
     ) -> torch.Tensor:
         A_R_K, B_D_R = A_R_K.to(x_T_K.dtype), B_D_R.to(x_T_K.dtype)
         y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
-        ctx.dropout, ctx.state = dropout, dropout.state()
-        dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
+        # A fused backward draws the mask again from this state, instead of keeping a byte for each input.
+        ctx.state = adapter.generator.get_state() if rate and adapter.kernels.is_fused else None
+        dropped_T_K, keep_T_K = drop(x_T_K, rate, adapter.generator)
         u_T_R = dropped_T_K @ A_R_K.t()
         y_T_D.addmm_(u_T_R, B_D_R.t(), alpha=scale)
         if ctx.state is not None:
             keep_T_K = keep_T_K.new_empty(0)
-        ctx.base, ctx.scale, ctx.rate = base, scale, dropout.rate
+        ctx.base, ctx.generator, ctx.scale, ctx.rate = base, adapter.generator, scale, rate
         ctx.save_for_backward(x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K)
         return y_T_D
 
@@ -172,42 +173,26 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
         if ctx.state is not None:
-            keep_T_K = ctx.dropout.mask_of(ctx.state, x_T_K)
+            with kept_state(ctx.generator, ctx.state):
+                keep_T_K = _draw_mask(x_T_K, ctx.rate, ctx.generator)
         dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
         du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
-        kernels = ctx.dropout.kernels
-        dA_R_K = _sum_of_products(kernels, du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
-        dB_D_R = _sum_of_products(kernels, dy_T_D, u_T_R, ctx.scale)
+        dA_R_K = _sum_of_products(du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
+        dB_D_R = _sum_of_products(dy_T_D, u_T_R, ctx.scale)
         if dx_T_K is not None and ctx.rate:
             dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
         elif dx_T_K is not None:
             dx_T_K.addmm_(du_T_R, A_R_K)  # needs no temporary of T x K
-        return dx_T_K, None, None, None, dA_R_K, dB_D_R
+        return dx_T_K, None, None, None, None, dA_R_K, dB_D_R
 
 
-def _sum_of_products(
-    kernels: Kernels, left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0
-) -> torch.Tensor:
-    """Return scale * left^T right in float32."""
-    if left_T_M.dtype == torch.float16:
-        return kernels.sum_of_float16_products(left_T_M, right_T_N).mul_(scale)
-    return (left_T_M.t() @ right_T_N).mul_(scale).float()
-
-
-@dataclass(frozen=True)
-class _Dropout:
-    rate: float
-    generator: torch.Generator
-    kernels: Kernels
-
-    def state(self) -> torch.Tensor | None:
-        """Return what the backward needs to draw the next mask again; None if it keeps the mask, or has none."""
-        return self.generator.get_state() if self.rate and self.kernels.is_fused else None
-
-    def mask_of(self, state: torch.Tensor, x_T_K: torch.Tensor) -> torch.Tensor:
-        """Draw the mask again that `drop` drew in this state. The generator's own state stays."""
-        with kept_state(self.generator, state):
-            return _draw_mask(x_T_K, self.rate, self.generator)
+def _sum_of_products(left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Return scale * left^T right in float32. In float16 the sum over tokens may exceed the largest number, 65,504."""
+    if left_T_M.dtype != torch.float16:
+        return (left_T_M.t() @ right_T_N).mul_(scale).float()
+    if left_T_M.is_cpu:
+        return (left_T_M.float().t() @ right_T_N.float()).mul_(scale)
+    return torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32).mul_(scale)
 
 
 def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,8 +25,6 @@ class Kernels:
     device: torch.device
     kind: DeviceKind
     memory: Memory
-    # left^T right in float32 of two float16 matrices, whose sum over tokens may exceed the largest number, 65,504.
-    sum_of_float16_products: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     synchronize: Callable[[], None]
     answers_at_once: int  # prompts of an evaluation, halved when memory runs out
     processes_share_memory: bool  # those of one job
@@ -60,9 +58,6 @@ def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
             device=device,
             kind="cuda",
             memory=CudaMemory(device),
-            sum_of_float16_products=lambda left_T_M, right_T_N: torch.mm(
-                left_T_M.t(), right_T_N, out_dtype=torch.float32
-            ),
             synchronize=lambda: torch.cuda.synchronize(device),
             answers_at_once=64,
             processes_share_memory=False,
@@ -72,7 +67,6 @@ def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
         device=device,
         kind="cpu",
         memory=CpuMemory(),
-        sum_of_float16_products=lambda left_T_M, right_T_N: left_T_M.float().t() @ right_T_N.float(),
         synchronize=lambda: None,
         answers_at_once=16,
         processes_share_memory=True,
