@@ -76,13 +76,23 @@ def _check_base(base: FrozenBase) -> None:
     if not torch.isfinite(single_T_D).all():
         raise _unsupported(base, "computes values that are not finite")
     if _exceeds(base, "packed documents in float32", difference([packed_T_D], [single_T_D]), MAX_LEAK):
-        _run_documents_alone(base)
-    logits_T_V = _own_logits(base, single)
-    if not torch.isfinite(logits_T_V).all():
+        # recurrent_layers.py replaces the functions of the supported layers with state; with others it runs alone.
+        if not carries_state(base.text_config):
+            raise _unsupported(base, "mixes the documents of a packed batch")
+        base.packs_documents = False
+    own_logits_1_T_V = base.model(
+        input_ids=single.tokens_T.unsqueeze(0),
+        position_ids=single.positions_T.unsqueeze(0),
+        use_cache=False,
+        document_lengths=single.document_lengths,
+    ).logits
+    if not torch.isfinite(own_logits_1_T_V).all():
         raise _wrong_dtype(base, "values that are not finite")
     if getattr(base.model.get_output_embeddings(), "bias", None) is not None:
         raise _unsupported(base, "adds a bias to its logits")
-    if _exceeds(base, "logits", difference([_logits(base, single)], [logits_T_V]), MAX_HEAD_DIFFERENCE):
+    # As the loss computes them.
+    logits_T_V = base.logit_scaling.apply_((hidden_states(base, single) @ base.head_V_D.t()).float())
+    if _exceeds(base, "logits", difference([logits_T_V], [own_logits_1_T_V[0]]), MAX_HEAD_DIFFERENCE):
         raise _unsupported(base, "computes its logits with more than one matrix product")
     _check_packed_training(base, first, second, single_T_D)
     check_kernels(base)
@@ -144,16 +154,6 @@ def _hidden_and_gradients(
     return hidden, torch.split(torch.cat(gradients, dim=1)[0], lengths)
 
 
-def _run_documents_alone(base: FrozenBase) -> None:
-    """Raises Failure unless the base has layers that carry state from token to token (hybrids, short convolutions).
-
-    recurrent_layers.py replaces the functions of the supported ones.
-    """
-    if not carries_state(base.text_config):
-        raise _unsupported(base, "mixes the documents of a packed batch")
-    base.packs_documents = False
-
-
 def _document(start: int, vocabulary: int, length: int) -> Document:
     tokens = [(start + 7 * i) % vocabulary for i in range(length)]
     return Document(1, tokens, [False] + [True] * (length - 1))
@@ -163,23 +163,6 @@ def _pack(*documents: Document) -> PackedBatch:
     dataset = TokenizedDataset()
     dataset.add(1, documents)
     return next(pack_batches(dataset, dataset.documents(0), row_tokens=sum(len(each.tokens) for each in documents)))
-
-
-def _logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:
-    """Return the logits (T x V, float32) as the loss computes them."""
-    return base.logit_scaling.apply_((hidden_states(base, batch) @ base.head_V_D.t()).float())
-
-
-def _own_logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:
-    """Return the logits (T x V) of the model's own forward."""
-    output = base.model(
-        input_ids=batch.tokens_T.unsqueeze(0),
-        position_ids=batch.positions_T.unsqueeze(0),
-        use_cache=False,
-        document_lengths=batch.document_lengths,
-    )
-    logits_1_T_V: torch.Tensor = output.logits
-    return logits_1_T_V[0]
 
 
 def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:

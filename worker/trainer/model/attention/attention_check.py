@@ -114,7 +114,14 @@ def check_attention(
             layouts.append((LONG_LENGTHS, window))
         for lengths, width in layouts:
             if problem := _problem(call, lengths, width, {} if margins is None else margins):
-                raise _wrong(base_name, call, call.kernel(lengths, width), problem, quantization)
+                kernel, dtype = call.kernel(lengths, width).name, dtype_name(call.dtype)
+                text = (
+                    f"The attention kernel of this worker ({kernel}; {dtype}, {call.query_heads} query and "
+                    f"{call.key_heads} key heads of size {call.query_size}) {problem}. Training {base_name} with it "
+                    f"would give a wrong adapter. For another kernel set {float32_request(quantization)}; the operator "
+                    "can install another version of torch or of the driver."
+                )
+                raise Failure(Reason.MODEL_UNAVAILABLE, text, "model")
 
 
 def _problem(
@@ -199,19 +206,3 @@ def _is_visible(lengths: tuple[int, ...], window: int | None, device: torch.devi
     distance_T_T = position_T[:, None] - position_T[None, :]
     is_visible_T_T = (document_T[:, None] == document_T[None, :]) & (distance_T_T >= 0)
     return is_visible_T_T if window is None else is_visible_T_T & (distance_T_T < window)
-
-
-def _wrong(
-    base_name: str,
-    call: AttentionCall,
-    kernel: attention.Kernel,
-    problem: str,
-    quantization: QuantizationSpec | None,
-) -> Failure:
-    text = (
-        f"The attention kernel of this worker ({kernel.name}; {dtype_name(call.dtype)}, {call.query_heads} query and "
-        f"{call.key_heads} key heads of size {call.query_size}) {problem}. Training {base_name} with it would give a "
-        f"wrong adapter. For another kernel set {float32_request(quantization)}; the operator can install another "
-        "version of torch or of the driver."
-    )
-    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
