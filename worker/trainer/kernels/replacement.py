@@ -57,7 +57,7 @@ def replace_functions(
     """
     modules = list(_equal_modules(model, dtype, candidates, keepalive))
     keepalive(COMPARING)
-    rotary = list(_equal_rotary(model, dtype, candidates))
+    rotary = list(_equal_rotary(model, dtype, candidates.rotary)) if candidates.rotary else []
     for name, _, replacement in modules:
         patches.put_module(model, name, replacement)
     for module, rotate in rotary:
@@ -117,7 +117,7 @@ def _product_of(module: torch.nn.Module) -> Product:
     """Return the function by which a gated MLP combines gate and up: its own forward without the projections."""
 
     def product(gate_T_F: torch.Tensor, up_T_F: torch.Tensor) -> torch.Tensor:
-        values = _Constant(gate_T_F), _Constant(up_T_F), torch.nn.Identity()
+        values = (lambda _: gate_T_F), (lambda _: up_T_F), torch.nn.Identity()
         with Patches() as patches:
             for name, value in zip(GATED_MLP_LAYERS, values, strict=True):
                 patches.put_module(module, name, value)
@@ -127,21 +127,10 @@ def _product_of(module: torch.nn.Module) -> Product:
     return product
 
 
-class _Constant(torch.nn.Module):
-    """Returns the same tensor for every input."""
-
-    def __init__(self, value: torch.Tensor) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
-        return self.value
-
-
-def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Iterator[tuple[Any, Rotate]]:
+def _equal_rotary(
+    model: Any, dtype: torch.dtype, replacement_of: Callable[[Rotate], Rotate]
+) -> Iterator[tuple[Any, Rotate]]:
     """Yield the model's modeling modules with an equal replacement of their rotary function."""
-    if candidates.rotary is None:
-        return
     heads = random_tensors([(1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)] * 2, _device(model), dtype)
     angle = torch.rand(1, COMPARED_TOKENS, COMPARED_HEAD_SIZE // 2, generator=torch.Generator().manual_seed(0))
     cos, sin = (each.repeat(1, 1, 2).to(heads[0]) for each in (angle.cos(), angle.sin()))
@@ -153,7 +142,7 @@ def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Ite
             original(*heads, cos, sin)
         except (TypeError, RuntimeError):  # another signature, or other shapes of cos and sin
             continue
-        rotate = candidates.rotary(original)
+        rotate = replacement_of(original)
         of_rotate, of_original = (
             lambda query, key, each=each: each(query, key, cos, sin) for each in (rotate, original)
         )

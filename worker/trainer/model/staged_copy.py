@@ -9,19 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import cycle
-from typing import Protocol
+from typing import Any
 
 import torch
 
 PART_BYTES = 64 << 20  # of pinned memory for each of the two buffers, whatever the size of a tensor
-
-
-class Event(Protocol):
-    """The methods of a `torch.cuda.Event`."""
-
-    def record(self) -> None: ...
-
-    def synchronize(self) -> None: ...
 
 
 class StagedCopy:
@@ -33,7 +25,7 @@ class StagedCopy:
         part_bytes: int = PART_BYTES,
         *,
         pin: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.pin_memory,
-        event: Callable[[], Event] = torch.cuda.Event,
+        event: Callable[[], Any] = torch.cuda.Event,
     ) -> None:
         self._device, self._part_bytes = device, part_bytes
         self._buffers = cycle([(pin(torch.empty(part_bytes, dtype=torch.uint8)), event()) for _ in range(2)])
