@@ -53,11 +53,6 @@ class GreedyAnswer:
     most_likely: torch.Tensor
     logprobs: torch.Tensor  # of the answer's tokens
 
-    @property
-    def inputs(self) -> list[int]:
-        """All tokens but the last, which nothing follows."""
-        return [*self.prompt_tokens, *self.answer_tokens[:-1]]
-
 
 def greedy_answers(directory: Path, arguments: ChatTemplateArguments | None = None) -> list[GreedyAnswer]:
     """The answers of the model in `directory` to QUESTIONS, in the dtype of its files."""
@@ -88,7 +83,8 @@ def compare(model: LlamaCppModel, answers: Sequence[GreedyAnswer], quantization:
                 f"llama.cpp divides the prompt {answer.prompt!r} into {len(tokens)} tokens that are not the "
                 f"{len(answer.prompt_tokens)} of the model's tokenizer"
             )
-        logits_A_V = torch.from_numpy(model.logits(answer.inputs, start=len(answer.prompt_tokens) - 1))
+        inputs = [*tokens, *answer.answer_tokens[:-1]]  # nothing follows the last token
+        logits_A_V = torch.from_numpy(model.logits(inputs, start=len(tokens) - 1))
         most_likely, logprobs = _of_answer(logits_A_V, answer.answer_tokens)
         agreements.append(most_likely == answer.most_likely)
         differences.append((logprobs - answer.logprobs).abs())

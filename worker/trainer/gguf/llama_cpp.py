@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 RELEASE: str = _version.__llama_cpp_tag__
 
 LOG_LEVEL_ERROR = 4  # ggml_log_level
-FILE_TYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
 
 
 class LlamaCppError(Exception):
@@ -53,7 +52,7 @@ def quantize(source: Path, destination: Path, quantization: str, threads: int) -
     """Quantize a GGUF file with 16-bit weights. Raises LlamaCppError."""
     library = _load()
     parameters = library.lib.llama_model_quantize_default_params()
-    parameters.ftype = getattr(library.lib, FILE_TYPES[quantization])
+    parameters.ftype = getattr(library.lib, f"LLAMA_FTYPE_MOSTLY_{quantization}")  # Q8_0, Q4_K_M
     parameters.nthread = threads
     code = library.lib.llama_model_quantize(
         str(source).encode(), str(destination).encode(), library.ffi.new("llama_model_quantize_params *", parameters)
@@ -63,10 +62,12 @@ def quantize(source: Path, destination: Path, quantization: str, threads: int) -
 
 
 class LlamaCppModel(ExitStack):
-    """A GGUF model on the CPU, optionally with a LoRA adapter. Close it, or use it in a `with` statement."""
+    """A GGUF model on the CPU, optionally with a LoRA adapter. Close it, or use it in a `with` statement.
+
+    All methods raise LlamaCppError.
+    """
 
     def __init__(self, path: Path, adapter: Path | None, context_tokens: int, threads: int) -> None:
-        """Raises LlamaCppError."""
         super().__init__()
         self._library = _load()
         self._lib, self._ffi = self._library.lib, self._library.ffi
