@@ -205,15 +205,12 @@ class _MergedWeights:
         model_name = self._model_names[name]
         if model_name in self._trained_names:
             return self._get(model_name).to(tensor.dtype)
-        return self._add_lora(model_name.removesuffix(".weight"), tensor.float()).to(tensor.dtype)
-
-    def _add_lora(self, layer: str, W_D_K: torch.Tensor) -> torch.Tensor:
-        """Add the layer's LoRA to W in place."""
+        layer, W_D_K = model_name.removesuffix(".weight"), tensor.float()
         A_R_K, B_D_R = self._get(f"{layer}.lora_A.weight"), self._get(f"{layer}.lora_B.weight")
         W_D_K.addmm_(B_D_R, A_R_K, alpha=scale_of(self._lora, layer))
         if self._lora.use_dora:
             W_D_K.mul_((self._get(f"{layer}.lora_magnitude_vector") / W_D_K.norm(dim=1))[:, None])
-        return W_D_K
+        return W_D_K.to(tensor.dtype)
 
     def _get(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._trained.get_tensor(PEFT_PREFIX + name)
