@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from app.domain.planning.memory import CUDA_CHUNK_TOKENS, MIN_CHUNK_TOKENS, DeviceKind
-from worker.trainer.kernels.compiled import use_compiled_functions
 from worker.trainer.kernels.cpu.memory import CpuMemory
 from worker.trainer.kernels.cuda.memory import CudaMemory
-from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
-from worker.trainer.model.patches import Patches
-from worker.trainer.runtime.records import Keepalive
 
 Memory = CpuMemory | CudaMemory
 FUSED_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
@@ -36,19 +31,6 @@ class Kernels:
     @property
     def min_loss_chunk_tokens(self) -> int:
         return CUDA_CHUNK_TOKENS if self.is_fused else MIN_CHUNK_TOKENS
-
-    def __deepcopy__(self, _: dict[int, Any]) -> Kernels:
-        return self
-
-    def replace_functions(
-        self, model: Any, dtype: torch.dtype, patches: Patches, keepalive: Keepalive
-    ) -> tuple[dict[str, int], str]:
-        """Replace functions of `model` that have an equal one here.
-
-        Returns the number of fused ones by kind, and why there is none.
-        """
-        replace_functions(model, dtype, MEMORY_EFFICIENT, patches, keepalive)
-        return use_compiled_functions(model, dtype, patches, keepalive) if self.is_fused else ({}, "")
 
 
 def choose_kernels(device: torch.device, wants_fused: bool = False) -> Kernels:
