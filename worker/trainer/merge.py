@@ -83,8 +83,27 @@ def merge(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
     Raises CannotMerge, OSError.
     """
     adapter_manifest = _check(base, adapter, destination)
+    shards = [_read_header(path) for path in weight_files(base)]
     with published(destination) as directory:
-        return _write(base, adapter, directory, adapter_manifest)
+        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt", device="cpu") as trained:
+            model = meta_model(read_config(base), torch.float32)
+            names = CheckpointNames(model)
+            model_names = {name: names.target(name)[0] for shard in shards for name in shard.tensors}
+            lora = _lora_by_layer(adapter_manifest, shards, model_names)
+            weights = _MergedWeights(model, lora, shards, trained, model_names)
+            weights.check()
+            for shard in weights.shards:
+                _write_shard(directory / shard.path.name, shard, weights.tensor)
+        _copy_other_files(base, directory, weights)
+        manifest = {
+            "base_model": adapter_manifest["base_model"],
+            "adapter": {key: value for key, value in adapter_manifest.items() if key not in ("files", "base_model")}
+            | {"manifest_sha256": sha256_file(adapter / MANIFEST)},
+            "merged": {"tensors": sum(len(shard.tensors) for shard in weights.shards), "changed": len(weights.changed)},
+        }
+        (directory / "README.md").write_text(merged_card(manifest), encoding="utf-8")
+        write_manifest(directory, manifest)
+        return manifest
 
 
 def _check(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
@@ -106,29 +125,6 @@ def _check(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
             f"The files in {base} are not the base model {expected['name']} of the adapter: their hash is "
             f"{base_sha256[:12]} instead of {expected['manifest_sha256'][:12]}. Name the registered directory."
         )
-    return manifest
-
-
-def _write(base: Path, adapter: Path, directory: Path, adapter_manifest: dict[str, Any]) -> dict[str, Any]:
-    shards = [_read_header(path) for path in weight_files(base)]
-    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt", device="cpu") as trained:
-        model = meta_model(read_config(base), torch.float32)
-        names = CheckpointNames(model)
-        model_names = {name: names.target(name)[0] for shard in shards for name in shard.tensors}
-        lora = _lora_by_layer(adapter_manifest, shards, model_names)
-        weights = _MergedWeights(model, lora, shards, trained, model_names)
-        weights.check()
-        for shard in weights.shards:
-            _write_shard(directory / shard.path.name, shard, weights.tensor)
-    _copy_other_files(base, directory, weights)
-    manifest = {
-        "base_model": adapter_manifest["base_model"],
-        "adapter": {key: value for key, value in adapter_manifest.items() if key not in ("files", "base_model")}
-        | {"manifest_sha256": sha256_file(adapter / MANIFEST)},
-        "merged": {"tensors": sum(len(shard.tensors) for shard in weights.shards), "changed": len(weights.changed)},
-    }
-    (directory / "README.md").write_text(merged_card(manifest), encoding="utf-8")
-    write_manifest(directory, manifest)
     return manifest
 
 

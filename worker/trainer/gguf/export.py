@@ -55,16 +55,33 @@ def export(base: Path, adapter: Path, destination: Path, kind: str) -> dict[str,
     """
     work = destination.with_name(f".{destination.name}.work")
     shutil.rmtree(work, ignore_errors=True)  # left by a crash
+    merged, staged, intermediate = work / "merged", work / "staged", work / "intermediate.gguf"
+    threads = torch.get_num_threads()
     try:
-        merged_manifest = merge(base, adapter, work / "merged")
-        staged = work / "staged"
+        merged_manifest = merge(base, adapter, merged)
         staged.mkdir()
         arguments = given_arguments(merged_manifest["adapter"])
-        file = staged / (ADAPTER_NAME if kind == ADAPTER else f"model-{kind}.gguf")
-        if kind == ADAPTER:
-            figures = _adapter(base, adapter, work, file, arguments)
+        answers = greedy_answers(merged, arguments)
+        if kind == ADAPTER:  # compared on the base as F16
+            file, quantization = staged / ADAPTER_NAME, Quantization.F16
+            convert_adapter(adapter, base, file)
+            convert_model(base, intermediate, "f16")
+            loaded = LlamaCppModel(intermediate, file, CONTEXT_TOKENS, threads)
         else:
-            figures = _model(Quantization(kind), work, file, arguments)
+            file, quantization = staged / f"model-{kind}.gguf", Quantization(kind)
+            write_modelfile(staged, merged, file.name, arguments)
+            if quantization == Quantization.F16:
+                convert_model(merged, file, "f16")
+            else:
+                convert_model(merged, intermediate, "auto")
+                for path in weight_files(merged):
+                    path.unlink()
+                quantize(intermediate, file, quantization, threads)
+            loaded = LlamaCppModel(file, None, CONTEXT_TOKENS, threads)
+        with loaded as model:
+            figures = compare(model, answers, quantization)
+        if kind == ADAPTER:
+            figures = require_effect(figures, answers, base)
         for pattern in LICENCE_PATTERNS:
             for path in base.glob(pattern):
                 shutil.copyfile(path, staged / path.name)
@@ -77,36 +94,6 @@ def export(base: Path, adapter: Path, destination: Path, kind: str) -> dict[str,
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return read_manifest(destination)
-
-
-def _model(
-    quantization: Quantization, work: Path, file: Path, arguments: ChatTemplateArguments | None
-) -> dict[str, Any]:
-    """Write the GGUF file, and the Modelfile beside it; return the figures of the comparison."""
-    merged, threads = work / "merged", torch.get_num_threads()
-    answers = greedy_answers(merged, arguments)
-    write_modelfile(file.parent, merged, file.name, arguments)
-    if quantization == Quantization.F16:
-        convert_model(merged, file, "f16")
-    else:
-        convert_model(merged, work / "intermediate.gguf", "auto")
-        for path in weight_files(merged):
-            path.unlink()
-        quantize(work / "intermediate.gguf", file, quantization, threads)
-    with LlamaCppModel(file, None, CONTEXT_TOKENS, threads) as model:
-        return compare(model, answers, quantization)
-
-
-def _adapter(
-    base: Path, adapter: Path, work: Path, file: Path, arguments: ChatTemplateArguments | None
-) -> dict[str, Any]:
-    """Write the adapter's GGUF file; return the figures of the comparison, on the base as F16."""
-    answers = greedy_answers(work / "merged", arguments)
-    convert_adapter(adapter, base, file)
-    convert_model(base, work / "base.gguf", "f16")
-    with LlamaCppModel(work / "base.gguf", file, CONTEXT_TOKENS, torch.get_num_threads()) as model:
-        figures = compare(model, answers, Quantization.F16)
-    return require_effect(figures, answers, base)
 
 
 class Turns(NamedTuple):

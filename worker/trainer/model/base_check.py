@@ -8,17 +8,18 @@ two different others. Weights and random states stay unchanged. If flash-linear-
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl, restore_flash_attention_impl
 
 from app.domain.datasets.documents import Document
 from app.domain.jobs.states import Reason
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.kernels.comparison import difference
 from worker.trainer.model.architecture import carries_state
-from worker.trainer.model.attention.attention_check import recorded_attention
-from worker.trainer.model.attention.flash_versions import check_newest_attention
+from worker.trainer.model.attention.attention_check import AttentionCall, check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype
 from worker.trainer.model.kernel_check import check_kernels
 from worker.trainer.model.recurrent_layers import fused_rules
@@ -33,6 +34,9 @@ MAX_HEAD_DIFFERENCE = 2e-2  # of the largest logit, in the compute dtype: bfloat
 # Of the norm, in the compute dtype: rounding in bfloat16 adds up to some per cent in a deep model.
 MAX_DTYPE_DIFFERENCE = 0.2
 MAX_ROUTED_DIFFERENCE = 0.5  # the same with experts: rounding may give a token other experts
+# They take the place of torch's own flash attention, 2, for the whole process, where they are installed: 3 on sm90 (the
+# package `flash_attn_interface`), 4 on sm90 and sm100 (`flash_attn.cute`). On an H100 2 reaches half of the speed of 3.
+FLASH_VERSIONS = ("FA3", "FA4")
 
 
 def check_base(base: FrozenBase) -> None:
@@ -119,6 +123,31 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
     if _exceeds(base, f"hidden states in {dtype_name(base.compute_dtype)}", found, limit):
         what = f"hidden states that differ by {found:.0%} from those in float32, and {limit:.0%} is allowed"
         raise _wrong_dtype(base, what)
+
+
+def check_newest_attention(base: FrozenBase, calls: Collection[AttentionCall]) -> None:
+    """Check every kernel that these calls may choose, with the newest flash attention that passes.
+
+    A version that is not installed is skipped; the problems of others become a warning. Raises Failure if torch's own
+    kernels fail, too.
+    """
+    for version in FLASH_VERSIONS if base.kernels.is_fused and base.kernels.kind == "cuda" else ():
+        try:
+            activate_flash_attention_impl(version)
+            margins: dict[str, tuple[float, float]] = {}
+            check_attention(base.name, calls, base.quantization, margins)
+            base.margins.update(margins)
+            base.fused_modules[f"attention kernels of {version}"] = len(calls)
+            return
+        except Exception as error:
+            if current_flash_attention_impl():
+                restore_flash_attention_impl()
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            if not isinstance(error, ImportError):
+                problem = f"{version}: {' '.join(str(error).split())}"
+                base.fused_problem = "; ".join(filter(None, [base.fused_problem, problem]))
+    check_attention(base.name, calls, base.quantization, base.margins)
 
 
 def _exceeds(base: FrozenBase, name: str, found: float, limit: float) -> bool:
