@@ -53,17 +53,12 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
     # The manifest of the base covers these files as well, but here a difference names the file.
     tokenizer_files = [base.directory / name for name in TOKENIZER_FILES]
     tokenizer_sha256 = {path.name: sha256_file(path) for path in tokenizer_files if path.is_file()}
+    hashes = {"start_adapter_sha256", "training_file_sha256", "validation_file_sha256"}
     return _flatten(
         {
             "base_model": {"name": base.name, "manifest_sha256": base.manifest_sha256},
             "quantization": quantization.model_dump() if quantization else None,
-            "lora": run.lora.model_dump(),
-            "start_adapter_sha256": run.start_adapter_sha256,
-            "hyperparameters": run.hyperparameters.model_dump(),
-            **run.model_dump(include={"chat_template_kwargs"}),
-            "seed": run.seed,
-            "training_file_sha256": run.training_file_sha256,
-            "validation_file_sha256": run.validation_file_sha256,
+            **run.model_dump(include={"lora", "hyperparameters", "chat_template_kwargs", "seed"} | hashes),
             "tokenizer_sha256": tokenizer_sha256,
             WORLD_SIZE: parallel.world_size(),
         }
