@@ -27,9 +27,9 @@ DROPPED_STEPS = 2  # the first ones compile kernels
 
 
 def without_norms_and_gated_layers() -> None:
-    from worker.trainer.kernels import kernels
+    from worker.trainer.model import base_model
 
-    kernels.replace_functions = lambda *_: {}
+    base_model.replace_functions = lambda *_: {}
 
 
 def without_blocks_of_documents() -> None:

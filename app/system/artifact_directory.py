@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,9 +47,8 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
 def write_manifest(directory: Path, entries: Mapping[str, Any]) -> str:
     """Write MANIFEST.json with `entries` and all files, flush everything to disk, return the manifest's SHA-256."""
     text = _write(directory, {**entries, "files": describe_files(directory)})
-    for path in directory.rglob("*"):
+    for path in (*directory.rglob("*"), directory):
         sync(path)
-    sync(directory)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -66,6 +67,24 @@ def publish(staged: Path, destination: Path) -> None:
     """Rename a complete directory into place: after a crash it exists completely or not at all."""
     os.rename(staged, destination)
     sync(destination.parent)
+
+
+@contextmanager
+def published(destination: Path) -> Iterator[Path]:
+    """Yield a temporary directory to write into; flush it to disk and publish it at the end, remove it after an error.
+
+    Raises OSError.
+    """
+    temporary = destination.with_name(f".{destination.name}.staged")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a crash
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
+        publish(temporary, destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_manifest(directory: Path, *, sealed: bool = False) -> dict[str, Any]:

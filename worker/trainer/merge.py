@@ -10,10 +10,10 @@ quantization: the result differs from the trained model by the rounding of the b
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from app.system.artifact_directory import (
     ADAPTER_WEIGHTS,
     MANIFEST,
     ManifestMismatch,
-    publish,
+    published,
     sha256_file,
     verify,
     write_manifest,
@@ -52,20 +52,12 @@ class OtherBase(CannotMerge):
     """The base model's files are not those that the adapter was trained on, or cannot be read."""
 
 
-class TensorHeader(NamedTuple):
-    """The entry of one tensor in a safetensors header."""
-
-    dtype: str
-    shape: list[int]
-    size_bytes: int
-
-
 class Shard(NamedTuple):
     """One safetensors file."""
 
     path: Path
     metadata: dict[str, str]
-    tensors: dict[str, TensorHeader]  # in the order of their bytes
+    tensors: dict[str, dict[str, Any]]  # the entries of its header, in the order of their bytes
 
 
 def main(arguments: list[str]) -> int:
@@ -91,16 +83,27 @@ def merge(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
     Raises CannotMerge, OSError.
     """
     adapter_manifest = _check(base, adapter, destination)
-    temporary = destination.with_name(f".{destination.name}.staged")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a crash
-    temporary.mkdir(parents=True)
-    try:
-        manifest = _write(base, adapter, temporary, adapter_manifest)
-        publish(temporary, destination)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return manifest
+    shards = [_read_header(path) for path in weight_files(base)]
+    with published(destination) as directory:
+        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt", device="cpu") as trained:
+            model = meta_model(read_config(base), torch.float32)
+            names = CheckpointNames(model)
+            model_names = {name: names.target(name)[0] for shard in shards for name in shard.tensors}
+            lora = _lora_by_layer(adapter_manifest, shards, model_names)
+            weights = _MergedWeights(model, lora, shards, trained, model_names)
+            weights.check()
+            for shard in weights.shards:
+                _write_shard(directory / shard.path.name, shard, weights.tensor)
+        _copy_other_files(base, directory, weights)
+        manifest = {
+            "base_model": adapter_manifest["base_model"],
+            "adapter": {key: value for key, value in adapter_manifest.items() if key not in ("files", "base_model")}
+            | {"manifest_sha256": sha256_file(adapter / MANIFEST)},
+            "merged": {"tensors": sum(len(shard.tensors) for shard in weights.shards), "changed": len(weights.changed)},
+        }
+        (directory / "README.md").write_text(merged_card(manifest), encoding="utf-8")
+        write_manifest(directory, manifest)
+        return manifest
 
 
 def _check(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
@@ -125,36 +128,12 @@ def _check(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write(base: Path, adapter: Path, directory: Path, adapter_manifest: dict[str, Any]) -> dict[str, Any]:
-    shards = [_read_header(path) for path in weight_files(base)]
-    with ExitStack() as stack:
-        trained = stack.enter_context(safe_open(adapter / ADAPTER_WEIGHTS, framework="pt", device="cpu"))
-        model = meta_model(read_config(base), torch.float32)
-        names = CheckpointNames(model)
-        model_names = {name: names.target(name)[0] for shard in shards for name in shard.tensors}
-        lora = _lora_by_layer(adapter_manifest, shards, model_names)
-        weights = _MergedWeights(model, lora, shards, trained, model_names)
-        weights.check()
-        for shard in weights.shards:
-            _write_shard(directory / shard.path.name, shard, weights.tensor)
-    _copy_other_files(base, directory, weights)
-    manifest = {
-        "base_model": adapter_manifest["base_model"],
-        "adapter": {key: value for key, value in adapter_manifest.items() if key not in ("files", "base_model")}
-        | {"manifest_sha256": sha256_file(adapter / MANIFEST)},
-        "merged": {"tensors": sum(len(shard.tensors) for shard in weights.shards), "changed": len(weights.changed)},
-    }
-    (directory / "README.md").write_text(merged_card(manifest), encoding="utf-8")
-    write_manifest(directory, manifest)
-    return manifest
-
-
 def _lora_by_layer(manifest: dict[str, Any], shards: list[Shard], model_names: dict[str, str]) -> LoraSpec:
     """Return the LoRA settings with patterns by layer; older manifests have the patterns of the request.
 
     Raises CannotMerge.
     """
-    shapes = {model_names[name]: tensor.shape for shard in shards for name, tensor in shard.tensors.items()}
+    shapes = {model_names[name]: entry["shape"] for shard in shards for name, entry in shard.tensors.items()}
     layers = {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
     try:
         return expand_patterns(LoraSpec.model_validate(manifest["lora"]), layers)
@@ -171,17 +150,20 @@ class _MergedWeights:
         """`model` has no weights; `model_names` are the names in it, and so in the adapter, of the files' tensors."""
         self._lora = lora
         self._trained = trained
-        self._trained_names = set(trained.keys())
+        self._trained_names = {name.removeprefix(PEFT_PREFIX) for name in trained.keys()}  # noqa: SIM118  no dictionary
         self._paths = {name: shard.path for shard in shards for name in shard.tensors}
         self._model_names = model_names
         self._copied: dict[str, str] = {}  # the tensor of the files that another one begins as
         self.shards = shards
-        saved = {name.removeprefix(PEFT_PREFIX) for name in self._trained_names if ".lora_" not in name}
         tied = _tied_names(model)
-        self.unties = not saved.isdisjoint(tied)
+        self.unties = not self._trained_names.isdisjoint(tied)
         if self.unties:
             self._untie(*tied)
-        self.changed: set[str] = set()
+        self.changed = {
+            name
+            for name, of_model in self._model_names.items()
+            if not self._trained_names.isdisjoint((of_model, re.sub(r"\.weight$", ".lora_A.weight", of_model)))
+        }
 
     def _untie(self, embedding: str, head: str) -> None:
         """Give the head a tensor of its own."""
@@ -196,52 +178,39 @@ class _MergedWeights:
 
     def check(self) -> None:
         """Raises CannotMerge unless every tensor of the adapter belongs to a floating-point tensor of the base."""
-        headers = {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
-        possible_names = {f"{PEFT_PREFIX}{name}" for name in self._model_names.values()} | {
-            f"{PEFT_PREFIX}{name.removesuffix('.weight')}.{part}"
-            for name in self._model_names.values()
-            for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
-        }
+        names = set(self._model_names.values())
+        parts = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+        possible_names = names | {f"{name.removesuffix('.weight')}.{part}" for name in names for part in parts}
         if self._lora.adapts_experts:
             raise CannotMerge("The adapter adapts experts, which only PEFT merges: PeftModel.merge_and_unload().")
         if unmatched := sorted(self._trained_names - possible_names):
-            raise CannotMerge(f"The adapter has {unmatched[0]}, which matches no tensor of the base model's files.")
-        integers = [name for name, tensor in headers.items() if self._is_changed(name) and tensor.dtype not in FLOATS]
-        if integers:
             raise CannotMerge(
-                f"{integers[0]} of the base model is stored as {headers[integers[0]].dtype}; only floats can be merged."
+                f"The adapter has {PEFT_PREFIX}{unmatched[0]}, which matches no tensor of the base model's files."
             )
+        for name, entry in ((name, entry) for shard in self.shards for name, entry in shard.tensors.items()):
+            if name in self.changed and entry["dtype"] not in FLOATS:
+                raise CannotMerge(f"{name} of the base model is stored as {entry['dtype']}; only floats can be merged.")
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the merged model, in the dtype of the base's tensor."""
         source = self._copied.get(name, name)
         with safe_open(self._paths[source], framework="pt", device="cpu") as file:
             tensor: torch.Tensor = file.get_tensor(source)
-        if not self._is_changed(name):
+        if name not in self.changed:
             return tensor
-        self.changed.add(name)
         model_name = self._model_names[name]
-        if PEFT_PREFIX + model_name in self._trained_names:
+        if model_name in self._trained_names:
             return self._get(model_name).to(tensor.dtype)
-        return self._add_lora(model_name.removesuffix(".weight"), tensor.float()).to(tensor.dtype)
-
-    def _add_lora(self, layer: str, W_D_K: torch.Tensor) -> torch.Tensor:
-        """Add the layer's LoRA to W in place."""
+        layer, W_D_K = model_name.removesuffix(".weight"), tensor.float()
         A_R_K, B_D_R = self._get(f"{layer}.lora_A.weight"), self._get(f"{layer}.lora_B.weight")
         W_D_K.addmm_(B_D_R, A_R_K, alpha=scale_of(self._lora, layer))
         if self._lora.use_dora:
             W_D_K.mul_((self._get(f"{layer}.lora_magnitude_vector") / W_D_K.norm(dim=1))[:, None])
-        return W_D_K
+        return W_D_K.to(tensor.dtype)
 
     def _get(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._trained.get_tensor(PEFT_PREFIX + name)
         return tensor
-
-    def _is_changed(self, name: str) -> bool:
-        model_name = self._model_names[name]
-        lora_name = f"{PEFT_PREFIX}{model_name.removesuffix('.weight')}.lora_A.weight"
-        is_adapted = model_name.endswith(".weight") and lora_name in self._trained_names
-        return PEFT_PREFIX + model_name in self._trained_names or is_adapted
 
 
 def _tied_names(model: Any) -> tuple[str, ...]:
@@ -258,12 +227,12 @@ def _read_header(path: Path) -> Shard:
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     metadata = header.pop("__metadata__", {})
-    in_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    tensors = {
-        name: TensorHeader(entry["dtype"], entry["shape"], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in in_order
-    }
-    return Shard(path, metadata, tensors)
+    return Shard(path, metadata, dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"])))
+
+
+def _size_bytes(entry: dict[str, Any]) -> int:
+    start, end = entry["data_offsets"]
+    return int(end - start)
 
 
 def _write_shard(path: Path, shard: Shard, tensor: Callable[[str], torch.Tensor]) -> None:
@@ -271,8 +240,8 @@ def _write_shard(path: Path, shard: Shard, tensor: Callable[[str], torch.Tensor]
     header: dict[str, Any] = {"__metadata__": shard.metadata}
     offset = 0
     for name, entry in shard.tensors.items():
-        end = offset + entry.size_bytes
-        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [offset, end]}
+        end = offset + _size_bytes(entry)
+        header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -292,7 +261,7 @@ def _copy_other_files(base: Path, directory: Path, weights: _MergedWeights) -> N
     if (base / INDEX).exists():
         index = json.loads((base / INDEX).read_text(encoding="utf-8"))
         index["weight_map"] = {name: shard.path.name for shard in weights.shards for name in shard.tensors}
-        sizes = [entry.size_bytes for shard in weights.shards for entry in shard.tensors.values()]
+        sizes = [_size_bytes(entry) for shard in weights.shards for entry in shard.tensors.values()]
         index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes)}
         write_json(directory / INDEX, index)
     if weights.unties:

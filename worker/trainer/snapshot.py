@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.jobs.layer_patterns import PatternError, expand_patterns
-from app.domain.jobs.spec import BaseSpec, Frozen, Hyperparameters, LayerPatterns, LoraSpec, QuantizationSpec, RunSpec
+from app.domain.jobs.spec import BaseSpec, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.system.artifact_directory import (
@@ -35,7 +34,6 @@ from app.system.artifact_directory import (
     verify,
     write_manifest,
 )
-from app.system.model_files import linear_layers
 from worker.trainer.checkpoint.checkpoint import TOKENIZER_FILES, staged, step_directory
 from worker.trainer.distributed import parallel
 from worker.trainer.objective.optimizer import allocate_moments, moments_of, restore_moments
@@ -52,78 +50,43 @@ GENERATOR_PREFIX = "random/dropout"  # of the tensor names of the generator stat
 
 def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
     """Return the identity under dotted names: base, tokenizer, chat template, data, and the complete configuration."""
-    return dict(
-        _flatten(
-            {
-                "base_model": {"name": base.name, "manifest_sha256": base.manifest_sha256},
-                "quantization": quantization.model_dump() if quantization else None,
-                "lora": run.lora.model_dump(),
-                "start_adapter_sha256": run.start_adapter_sha256,
-                "hyperparameters": run.hyperparameters.model_dump(),
-                **run.model_dump(include={"chat_template_kwargs"}),
-                "seed": run.seed,
-                "training_file_sha256": run.training_file_sha256,
-                "validation_file_sha256": run.validation_file_sha256,
-                "tokenizer_sha256": _tokenizer_digests(base.directory),
-                WORLD_SIZE: parallel.world_size(),
-            }
-        )
+    # The manifest of the base covers these files as well, but here a difference names the file.
+    tokenizer_files = [base.directory / name for name in TOKENIZER_FILES]
+    tokenizer_sha256 = {path.name: sha256_file(path) for path in tokenizer_files if path.is_file()}
+    hashes = {"start_adapter_sha256", "training_file_sha256", "validation_file_sha256"}
+    return _flatten(
+        {
+            "base_model": {"name": base.name, "manifest_sha256": base.manifest_sha256},
+            "quantization": quantization.model_dump() if quantization else None,
+            **run.model_dump(include={"lora", "hyperparameters", "chat_template_kwargs", "seed"} | hashes),
+            "tokenizer_sha256": tokenizer_sha256,
+            WORLD_SIZE: parallel.world_size(),
+        }
     )
 
 
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any], base_directory: Path) -> Iterator[str]:
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
     """Describe each difference between the identity in a snapshot and that of the current run."""
-    saved, current = _with_layer_patterns(_defaults() | dict(saved), base_directory), _defaults() | dict(current)
+    # Of parameters that an older snapshot did not know, or that are stored only when set.
+    defaults: dict[str, Any] = {}
+    for section, model in (("lora", LoraSpec), ("hyperparameters", Hyperparameters)):
+        fields = model.model_fields.items()
+        defaults |= _flatten({section: {name: field.default for name, field in fields if not field.is_required()}})
+    saved, current = defaults | dict(saved), defaults | dict(current)
     for name in sorted((saved.keys() | current.keys()) - {WORLD_SIZE}):
         if saved.get(name) != current.get(name):
             yield f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
 
 
-def _tokenizer_digests(directory: Path) -> dict[str, str]:
-    """Hash the tokenizer's files. The base's manifest covers them as well, but here a difference names the file."""
-    return {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
-
-
-def _defaults() -> dict[str, Any]:
-    """Return the values of parameters that an older snapshot did not know, or that are stored only when set."""
-    models: dict[str, type[Frozen]] = {"lora": LoraSpec, "hyperparameters": Hyperparameters}
-    return dict(
-        _flatten(
-            {
-                section: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
-                for section, model in models.items()
-            }
-        )
-    )
-
-
-def _with_layer_patterns(identity: dict[str, Any], base_directory: Path) -> dict[str, Any]:
-    """Match the rank and alpha patterns with the layers: older snapshots have the patterns of the request instead."""
-    patterns = {name: _strip_prefix(f"lora.{name}.", identity) for name in LayerPatterns.model_fields}
-    if not any(patterns.values()):
-        return identity
-    lora = {name: identity[f"lora.{name}"] for name in ("r", "alpha", "target_modules")}
-    try:
-        matched = expand_patterns(LoraSpec.model_validate(lora | patterns), linear_layers(base_directory))
-    except PatternError:
-        return identity  # `differences` then reports them
-    unmatched = {f"lora.{name}.{key}" for name, keys in patterns.items() for key in keys}
-    others = {name: value for name, value in identity.items() if name not in unmatched}
-    return others | dict(_flatten({"lora": {name: getattr(matched, name) for name in patterns}}))
-
-
-def _strip_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values whose names have the prefix, by their names without it."""
-    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-
-
-def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested dictionaries with their dotted names."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{name}.{key}" if name else key)
-    else:
-        yield name, list(value) if isinstance(value, tuple) else value
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dictionaries by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            leaves |= _flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return leaves
 
 
 @dataclass(frozen=True)
@@ -157,58 +120,59 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], plan: ExecutionPlan) ->
         "is_complete": run.is_complete,
         "versions": run.provenance["versions"],
     }
-    with staged(run.directory / SNAPSHOTS, run.step, KEPT_SNAPSHOTS) as directory:
+    written = step_directory(run.directory / SNAPSHOTS, run.step)
+    with staged(written.parent, run.step, KEPT_SNAPSHOTS) as directory:
         if run.step:
             save_file(_tensors(run), directory / STATE_FILE)
         manifest_sha256 = write_manifest(directory, about)
-        _remove_damaged_later_snapshots(run)
+        for snapshot in step_directories(written.parent):
+            if (len(snapshot.name), snapshot.name) > (len(written.name), written.name):
+                try:
+                    verify(snapshot, sealed=True)
+                except ManifestMismatch:
+                    shutil.rmtree(snapshot)
     run.snapshot_step, run.snapshot_at, run.snapshot_plan = run.step, time.monotonic(), plan
-    return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
+    return written, manifest_sha256
 
 
-def _remove_damaged_later_snapshots(run: Run) -> None:
-    current = step_directory(run.directory / SNAPSHOTS, run.step)
-    for snapshot in step_directories(current.parent):
-        if (len(snapshot.name), snapshot.name) > (len(current.name), current.name):
-            try:
-                verify(snapshot, sealed=True)
-            except ManifestMismatch:
-                shutil.rmtree(snapshot)
-
-
-def open_newest(
-    directory: Path, identity: Mapping[str, Any], base_directory: Path
-) -> tuple[LoadedSnapshot | None, list[str]]:
+def open_newest(directory: Path, identity: Mapping[str, Any]) -> tuple[LoadedSnapshot | None, list[str]]:
     """Open the snapshot in `directory`, or the newest valid one of a directory of snapshots.
 
     Returns it, and the problems of the newer ones. Raises Failure(TRAINER_CRASHED) if `directory` is one snapshot and
     damaged (the worker then chooses another), and the failures of `open_snapshot`.
     """
     if (several := snapshot_directories(directory)) is not None:
-        return newest_valid(several, lambda each: open_snapshot(each, identity, base_directory))
+        return newest_valid(several, lambda each: open_snapshot(each, identity))
     try:
-        return open_snapshot(directory, identity, base_directory), []
+        return open_snapshot(directory, identity), []
     except ManifestMismatch as error:
         raise Failure(Reason.TRAINER_CRASHED, f"The snapshot to resume from is damaged: {error}") from error
 
 
-def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: Path) -> LoadedSnapshot:
+def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> LoadedSnapshot:
     """Read a snapshot of this run and verify every file against its manifest.
 
     Raises ManifestMismatch for a damaged one. Raises Failure(INVALID_SPEC), with each difference, for a snapshot with
-    another configuration, base model or dataset.
+    another configuration, base model or dataset, or with a field of the execution plan that this version does not have.
     """
     manifest = verify(directory, sealed=True)  # without a worker, nothing else can verify the manifest
-    if changes := list(differences(manifest["identity"], identity, base_directory)):
+    if changes := list(differences(manifest["identity"], identity)):
         text = f"This run cannot resume from {directory.name}: " + "; ".join(changes) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
     tensors = load_file(directory / STATE_FILE) if STATE_FILE in manifest["files"] else {}
+    plan = manifest["choices"]
+    if unknown := sorted(plan.keys() - ExecutionPlan.model_fields.keys()):  # which this version could not apply
+        text = (
+            f"The snapshot was made by a newer version: its execution plan has {', '.join(unknown)}, which this "
+            "version does not know. Use that version or a later one."
+        )
+        raise Failure(Reason.INVALID_SPEC, text, "resume_from")
     return LoadedSnapshot(
         name=directory.name,
         step=manifest["step"],
         trained_tokens=manifest["trained_tokens"],
         metrics=manifest["metrics"],
-        plan=_read_plan(manifest["choices"]),
+        plan=ExecutionPlan.model_validate(plan),
         versions=manifest["versions"],
         world_size=manifest["identity"].get(WORLD_SIZE, 1),
         best=BestValidation.from_dict(manifest.get("best", {}), tensors),
@@ -217,36 +181,21 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: 
     )
 
 
-def _read_plan(values: dict[str, Any]) -> ExecutionPlan:
-    """Raises Failure(INVALID_SPEC) for a field that this version does not have and so could not apply."""
-    if unknown := sorted(values.keys() - ExecutionPlan.model_fields.keys()):
-        text = (
-            f"The snapshot was made by a newer version: its execution plan has {', '.join(unknown)}, which this "
-            "version does not know. Use that version or a later one."
-        )
-        raise Failure(Reason.INVALID_SPEC, text, "resume_from")
-    return ExecutionPlan.model_validate(values)
-
-
 def restore(run: Run, snapshot: LoadedSnapshot) -> None:
     """Restore weights, moments, random state and step of the run, and free the tensors of the snapshot."""
-    if snapshot.tensors:
-        _restore_tensors(run, snapshot.tensors)
+    if tensors := snapshot.tensors:
+        if any(name.startswith("optimizer/") for name in tensors):  # a complete run needs none
+            allocate_moments(run.optimizer)
+        with torch.no_grad():
+            for name, parameter in run.adapter.named_parameters().items():
+                parameter.copy_(tensors[f"adapter/{name}"])
+                saved = {key: tensors.get(f"optimizer/{name}/{key}") for key in moments_of(run.optimizer, parameter)}
+                restore_moments(run.optimizer, parameter, saved)
         _restore_random_state(run, snapshot)
-        snapshot.tensors.clear()
+        tensors.clear()
     run.step = run.first_step = run.snapshot_step = snapshot.step
     run.snapshot_plan = snapshot.plan
     run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
-
-
-def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
-    if any(name.startswith("optimizer/") for name in tensors):  # a complete run needs none
-        allocate_moments(run.optimizer)
-    with torch.no_grad():
-        for name, parameter in run.adapter.named_parameters().items():
-            parameter.copy_(tensors[f"adapter/{name}"])
-            saved = {key: tensors.get(f"optimizer/{name}/{key}") for key in moments_of(run.optimizer, parameter)}
-            restore_moments(run.optimizer, parameter, saved)
 
 
 def _restore_random_state(run: Run, snapshot: LoadedSnapshot) -> None:

@@ -39,22 +39,18 @@ class DoraLinear(AdaptedLinear):
     """Takes the place of an `AdaptedLinear` in the model."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x_T_K = x.reshape(-1, x.shape[-1])
-        y_T_D = frozen_linear(x_T_K, self.base)
+        x_T_K, dtype = x.reshape(-1, x.shape[-1]), x.dtype
+        y_T_D = dropped_T_D = frozen_linear(x_T_K, self.base)
         if adapter := self._switch.active:
-            y_T_D = y_T_D + self._delta(x_T_K, y_T_D, adapter)
+            weights = adapter.layers[self.name]
+            assert weights.magnitude_D is not None
+            g_D = weights.magnitude_D / row_lengths(self.base, weights)
+            if adapter.dropout and torch.is_grad_enabled():
+                x_T_K, _ = drop(x_T_K, adapter.dropout, adapter.generator)
+                dropped_T_D = frozen_linear(x_T_K, self.base)
+            bias_D = self.base.bias_in(dtype)
+            wx_T_D = dropped_T_D if bias_D is None else dropped_T_D - bias_D
+            bax_T_D = x_T_K @ weights.A_R_K.to(dtype).t() @ weights.B_D_R.to(dtype).t()
+            # g - 1 in float32: g is near 1, so 16 bits would lose its digits.
+            y_T_D = y_T_D + ((g_D - 1).to(dtype) * wx_T_D + (g_D * weights.scale).to(dtype) * bax_T_D)
         return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
-
-    def _delta(self, x_T_K: torch.Tensor, y_T_D: torch.Tensor, adapter: LoraAdapter) -> torch.Tensor:
-        """Return (g - 1) * W x + g * scale * B A x. g - 1 is float32: g is near 1, so 16 bits would lose its digits."""
-        weights, dtype = adapter.layers[self.name], x_T_K.dtype
-        assert weights.magnitude_D is not None
-        g_D = weights.magnitude_D / row_lengths(self.base, weights)
-        bias_D = self.base.bias_in(dtype)
-        wx_T_D = y_T_D if bias_D is None else y_T_D - bias_D
-        if adapter.dropout and torch.is_grad_enabled():
-            x_T_K, _ = drop(x_T_K, adapter.dropout, adapter.generator)
-            wx_T_D = frozen_linear(x_T_K, self.base)
-            wx_T_D = wx_T_D if bias_D is None else wx_T_D - bias_D
-        bax_T_D = x_T_K @ weights.A_R_K.to(dtype).t() @ weights.B_D_R.to(dtype).t()
-        return (g_D - 1).to(dtype) * wx_T_D + (g_D * weights.scale).to(dtype) * bax_T_D

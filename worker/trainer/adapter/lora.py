@@ -105,12 +105,17 @@ class AdaptedLinear(torch.nn.Module):
         self._switch = switch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (..., K) to (..., D) in the dtype of `x`; the leading dimensions together are the T tokens of a batch."""
+        """Map (..., K) to (..., D) in the dtype of `x`; the leading dimensions together are the T tokens of a batch.
+
+        Dropout applies only if gradients are enabled.
+        """
         x_T_K = x.reshape(-1, x.shape[-1])
         adapter = self._switch.active
         weights = adapter.layers.get(self.name) if adapter else None
         if adapter and weights:
-            y_T_D = lora_linear(x_T_K, self.base, weights, adapter)
+            rate = adapter.dropout if torch.is_grad_enabled() else 0.0
+            factors = weights.scale, weights.A_R_K, weights.B_D_R
+            y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, self.base, adapter, rate, *factors)  # type: ignore[no-untyped-call]
         else:
             y_T_D = frozen_linear(x_T_K, self.base)
         return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
@@ -119,14 +124,6 @@ class AdaptedLinear(torch.nn.Module):
 def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
     """Return x W^T + bias. The backward dequantizes W again; plain autograd would keep it."""
     y_T_D: torch.Tensor = _FrozenLinear.apply(x_T_K, base)  # type: ignore[no-untyped-call]
-    return y_T_D
-
-
-def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: LoraAdapter) -> torch.Tensor:
-    """Return x W^T + bias + scale * (drop(x) A^T) B^T; dropout applies only if gradients are enabled."""
-    rate = adapter.dropout if torch.is_grad_enabled() else 0.0
-    dropout = _Dropout(rate, adapter.generator, adapter.kernels)
-    y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, weights.A_R_K, weights.B_D_R)  # type: ignore[no-untyped-call]
     return y_T_D
 
 
@@ -144,27 +141,29 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Gradients of x, and of the float32 masters A and B; W gets none."""
+    """x W^T + bias + scale * (drop(x) A^T) B^T. Gradients of x, and of the float32 masters A and B; W gets none."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x_T_K: torch.Tensor,
         base: FrozenLinear,
-        dropout: _Dropout,
+        adapter: LoraAdapter,
+        rate: float,
         scale: float,
         A_R_K: torch.Tensor,
         B_D_R: torch.Tensor,
     ) -> torch.Tensor:
         A_R_K, B_D_R = A_R_K.to(x_T_K.dtype), B_D_R.to(x_T_K.dtype)
         y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
-        ctx.dropout, ctx.state = dropout, dropout.state()
-        dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
+        # A fused backward draws the mask again from this state, instead of keeping a byte for each input.
+        ctx.state = adapter.generator.get_state() if rate and adapter.kernels.is_fused else None
+        dropped_T_K, keep_T_K = drop(x_T_K, rate, adapter.generator)
         u_T_R = dropped_T_K @ A_R_K.t()
         y_T_D.addmm_(u_T_R, B_D_R.t(), alpha=scale)
         if ctx.state is not None:
             keep_T_K = keep_T_K.new_empty(0)
-        ctx.base, ctx.scale, ctx.rate = base, scale, dropout.rate
+        ctx.base, ctx.generator, ctx.scale, ctx.rate = base, adapter.generator, scale, rate
         ctx.save_for_backward(x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K)
         return y_T_D
 
@@ -172,42 +171,26 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
         if ctx.state is not None:
-            keep_T_K = ctx.dropout.mask_of(ctx.state, x_T_K)
+            with kept_state(ctx.generator, ctx.state):
+                keep_T_K = _draw_mask(x_T_K, ctx.rate, ctx.generator)
         dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
         du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
-        kernels = ctx.dropout.kernels
-        dA_R_K = _sum_of_products(kernels, du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
-        dB_D_R = _sum_of_products(kernels, dy_T_D, u_T_R, ctx.scale)
+        dA_R_K = _sum_of_products(du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
+        dB_D_R = _sum_of_products(dy_T_D, u_T_R, ctx.scale)
         if dx_T_K is not None and ctx.rate:
             dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
         elif dx_T_K is not None:
             dx_T_K.addmm_(du_T_R, A_R_K)  # needs no temporary of T x K
-        return dx_T_K, None, None, None, dA_R_K, dB_D_R
+        return dx_T_K, None, None, None, None, dA_R_K, dB_D_R
 
 
-def _sum_of_products(
-    kernels: Kernels, left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0
-) -> torch.Tensor:
-    """Return scale * left^T right in float32."""
-    if left_T_M.dtype == torch.float16:
-        return kernels.sum_of_float16_products(left_T_M, right_T_N).mul_(scale)
-    return (left_T_M.t() @ right_T_N).mul_(scale).float()
-
-
-@dataclass(frozen=True)
-class _Dropout:
-    rate: float
-    generator: torch.Generator
-    kernels: Kernels
-
-    def state(self) -> torch.Tensor | None:
-        """Return what the backward needs to draw the next mask again; None if it keeps the mask, or has none."""
-        return self.generator.get_state() if self.rate and self.kernels.is_fused else None
-
-    def mask_of(self, state: torch.Tensor, x_T_K: torch.Tensor) -> torch.Tensor:
-        """Draw the mask again that `drop` drew in this state. The generator's own state stays."""
-        with kept_state(self.generator, state):
-            return _draw_mask(x_T_K, self.rate, self.generator)
+def _sum_of_products(left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Return scale * left^T right in float32. In float16 the sum over tokens may exceed the largest number, 65,504."""
+    if left_T_M.dtype != torch.float16:
+        return (left_T_M.t() @ right_T_N).mul_(scale).float()
+    if left_T_M.is_cpu:
+        return (left_T_M.float().t() @ right_T_N.float()).mul_(scale)
+    return torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32).mul_(scale)
 
 
 def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,36 +225,28 @@ def make_adapter(
     for target modules that the model does not have, for a pattern that is not the name of a target, and for a rank
     above the smaller dimension of a target.
     """
-    generator, device = torch.Generator().manual_seed(seed), kernels.device
-    weights = {name: _new_weights(layers[name].base, lora, name, generator, device) for name in _targets(lora, layers)}
-    weights |= _expert_weights(lora, experts or {}, generator, device)
-    dropout_generator = torch.Generator(device).manual_seed(seed if dropout_seed is None else dropout_seed)
+    generator, stacks = torch.Generator().manual_seed(seed), experts or {}
+
+    def new_weights(base: FrozenLinear | ExpertStack, name: str, r: int, saved_name: str | None = None) -> LoraWeights:
+        bound = 1 / math.sqrt(base.in_features)
+        A_R_K = torch.empty(r, base.in_features).uniform_(-bound, bound, generator=generator)
+        A, B = (torch.nn.Parameter(each.to(kernels.device)) for each in (A_R_K, torch.zeros(base.out_features, r)))
+        return LoraWeights(A, B, scale_of(lora, name), saved_name=saved_name)
+
+    weights = {name: new_weights(layers[name].base, name, rank_of(lora, name)) for name in _targets(lora, layers)}
+    for name, saved_name in _expert_targets(lora, stacks).items():
+        weights[name] = new_weights(stacks[name], name, rank_of(lora, name) * stacks[name].count, saved_name)
+    dropout_generator = torch.Generator(kernels.device).manual_seed(seed if dropout_seed is None else dropout_seed)
     return LoraAdapter(lora.dropout, dropout_generator, weights, kernels)
 
 
 def frozen_copy(adapter: LoraAdapter) -> LoraAdapter:
     """Return a copy of the adapter for forwards without gradients; these use no dropout, so the generator is shared."""
-    return deepcopy(adapter, {id(adapter.generator): adapter.generator})
+    return deepcopy(adapter, {id(shared): shared for shared in (adapter.generator, adapter.kernels)})
 
 
-def _new_weights(
-    base: FrozenLinear | ExpertStack,
-    lora: LoraSpec,
-    name: str,
-    generator: torch.Generator,
-    device: torch.device,
-    experts: int = 1,
-) -> LoraWeights:
-    bound, r = 1 / math.sqrt(base.in_features), rank_of(lora, name) * experts
-    A_R_K = torch.empty(r, base.in_features).uniform_(-bound, bound, generator=generator)
-    B_D_R = torch.zeros(base.out_features, r)
-    return LoraWeights(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
-
-
-def _expert_weights(
-    lora: LoraSpec, experts: Mapping[str, ExpertStack], generator: torch.Generator, device: torch.device
-) -> dict[str, LoraWeights]:
-    """Return the weights of the targeted experts. Raises Failure(INVALID_SPEC).
+def _expert_targets(lora: LoraSpec, experts: Mapping[str, ExpertStack]) -> dict[str, str]:
+    """Return the full names of the targeted experts, each with its name in PEFT's files. Raises Failure(INVALID_SPEC).
 
     PEFT wraps the targeted parameters of a module in their order, each around the one before: the tensors of all but
     the last have a name with `base_layer`.
@@ -288,14 +263,9 @@ def _expert_weights(
         text = f"{param}: PEFT adapts experts without dropout and without DoRA; leave those two out."
         raise Failure(Reason.INVALID_SPEC, text, param)
     names = [full for full in experts if lora.experts or any(_ends(full, name) for name in lora.target_parameters)]
-    weights = {}
-    for name in names:
-        module = name.rpartition(".")[0]
-        later = [other for other in names[names.index(name) + 1 :] if other.rpartition(".")[0] == module]
-        shape = experts[name]
-        weights[name] = _new_weights(shape, lora, name, generator, device, experts=shape.count)
-        weights[name].saved_name = module + ".base_layer" * len(later)
-    return weights
+    modules = [name.rpartition(".")[0] for name in names]
+    later = [modules[index + 1 :].count(module) for index, module in enumerate(modules)]
+    return {name: module + ".base_layer" * count for name, module, count in zip(names, modules, later, strict=True)}
 
 
 def _ends(full_name: str, name: str) -> bool:
@@ -309,7 +279,12 @@ def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
         text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."
         raise Failure(Reason.INVALID_SPEC, text, "lora.target_modules")
     targets = [name for name in layers if name.rpartition(".")[2] in lora.target_modules]
-    _check_patterns(lora, targets)
+    escaped = {re.escape(name) for name in targets}
+    for param, patterns in (("lora.rank_pattern", lora.rank_pattern), ("lora.alpha_pattern", lora.alpha_pattern)):
+        for key in patterns:
+            if key.removeprefix("^") not in escaped:  # PEFT would match it with other layers, too
+                text = f"{param}: {key!r} is not the escaped full name of a target layer, such as {targets[0]}."
+                raise Failure(Reason.INVALID_SPEC, text, param)
     for name in targets:
         limit = min(layers[name].base.out_features, layers[name].base.in_features)
         if (r := rank_of(lora, name)) > limit:
@@ -317,13 +292,3 @@ def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
             text = f"{param} is {r}, but the smaller dimension of {name} is {limit}; choose a rank up to {limit}."
             raise Failure(Reason.INVALID_SPEC, text, param)
     return targets
-
-
-def _check_patterns(lora: LoraSpec, targets: list[str]) -> None:
-    """Raises Failure for a pattern other than the name of one target: PEFT would match it with other layers, too."""
-    names = {re.escape(name) for name in targets}
-    for param, patterns in (("lora.rank_pattern", lora.rank_pattern), ("lora.alpha_pattern", lora.alpha_pattern)):
-        for key in patterns:
-            if key.removeprefix("^") not in names:
-                text = f"{param}: {key!r} is not the escaped full name of a target layer, such as {targets[0]}."
-                raise Failure(Reason.INVALID_SPEC, text, param)

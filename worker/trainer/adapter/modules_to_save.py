@@ -58,7 +58,19 @@ def train_modules_to_save(
     selected: dict[str, torch.nn.Module] = {}
     for name in names:
         matches = {full_name: module for full_name, module in modules.items() if full_name.endswith(name)}
-        _check_matches(name, matches, modules)
+        allowed = ", ".join(trainable_names(model))
+        if not matches:
+            raise _invalid_modules(f"the base model has no module whose name ends with {name!r}; it has {allowed}")
+        for full_name, module in matches.items():
+            if isinstance(module, AdaptedLinear):
+                raise _invalid_modules(
+                    f"{name!r} matches {full_name}, a frozen linear layer. Add it to lora.target_modules instead, or "
+                    f"name one of {allowed}"
+                )
+            if not _is_trainable(module):
+                raise _invalid_modules(
+                    f"{name!r} matches {full_name}, which has submodules or no weights; name one of {allowed}"
+                )
         selected |= matches
     replaced = {full_name: ModuleToSave(full_name, module, switch) for full_name, module in selected.items()}
     for full_name, module in replaced.items():
@@ -69,33 +81,15 @@ def train_modules_to_save(
     return replaced
 
 
-def trainable_modules(model: Any) -> list[tuple[str, torch.nn.Module]]:
-    """Return the modules that can be fully trained, with their full names."""
-    return [(name, module) for name, module in _named_modules(model).items() if _is_trainable(module)]
+def trainable_names(model: Any) -> list[str]:
+    """Return the last parts of the names of the modules that can be fully trained, sorted."""
+    return sorted({name.rpartition(".")[2] for name, module in _named_modules(model).items() if _is_trainable(module)})
 
 
 def _named_modules(model: Any) -> dict[str, torch.nn.Module]:
     """Return the modules by name, as PEFT sees them: without the frozen layers in our adapted ones."""
     frozen = {id(layer.base) for layer in model.modules() if isinstance(layer, AdaptedLinear)}
     return {name: module for name, module in model.named_modules() if name and id(module) not in frozen}
-
-
-def _check_matches(name: str, matches: dict[str, torch.nn.Module], modules: dict[str, torch.nn.Module]) -> None:
-    allowed = ", ".join(
-        sorted({full_name.rpartition(".")[2] for full_name, module in modules.items() if _is_trainable(module)})
-    )
-    if not matches:
-        raise _invalid_modules(f"the base model has no module whose name ends with {name!r}; it has {allowed}")
-    for full_name, module in matches.items():
-        if isinstance(module, AdaptedLinear):
-            raise _invalid_modules(
-                f"{name!r} matches {full_name}, a frozen linear layer. Add it to lora.target_modules instead, or name "
-                f"one of {allowed}"
-            )
-        if not _is_trainable(module):
-            raise _invalid_modules(
-                f"{name!r} matches {full_name}, which has submodules or no weights; name one of {allowed}"
-            )
 
 
 def _is_trainable(module: torch.nn.Module) -> bool:

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from app.domain.datasets.render import Renderer
 from app.domain.datasets.template_arguments import ChatTemplateArguments
 from app.system.limited_rendering import limited_renderer
 from worker.trainer.answers.generate import continue_prompts
@@ -53,22 +50,20 @@ class GreedyAnswer:
     prompt: str
     prompt_tokens: list[int]
     answer_tokens: list[int]
-    most_likely: NDArray[np.int64]
-    logprobs: NDArray[np.float32]  # of the answer's tokens
-
-    @property
-    def inputs(self) -> list[int]:
-        """All tokens but the last, which nothing follows."""
-        return [*self.prompt_tokens, *self.answer_tokens[:-1]]
+    most_likely: torch.Tensor
+    logprobs: torch.Tensor  # of the answer's tokens
 
 
 def greedy_answers(directory: Path, arguments: ChatTemplateArguments | None = None) -> list[GreedyAnswer]:
     """The answers of the model in `directory` to QUESTIONS, in the dtype of its files."""
     renderer = limited_renderer(directory).with_arguments(arguments)
     model = _load(directory)
-    prompts = [_prompt(renderer, question) for question in QUESTIONS]
+    prompts = list(QUESTIONS)
+    if renderer.template is not None:
+        prompts = [renderer.text([{"role": "user", "content": question}], prompt=True) for question in QUESTIONS]
     prompt_tokens = [renderer.encode(prompt) for prompt in prompts]
-    answer_tokens = _generate(model, prompt_tokens)
+    # All get ANSWER_TOKENS tokens, also beyond an answer's end.
+    answer_tokens = continue_prompts(model, prompt_tokens, ANSWER_TOKENS, "cpu", 0, min_new_tokens=ANSWER_TOKENS)
     return [
         GreedyAnswer(*given, *_evaluate(model, *given[1:]))
         for given in zip(prompts, prompt_tokens, answer_tokens, strict=True)
@@ -82,23 +77,30 @@ def compare(model: LlamaCppModel, answers: Sequence[GreedyAnswer], quantization:
     """
     agreements, differences = [], []
     for answer in answers:
-        _require_same_tokens(model, answer)
-        logits_A_V = model.logits(answer.inputs, start=len(answer.prompt_tokens) - 1)
-        agreements.append(logits_A_V.argmax(axis=1) == answer.most_likely)
-        differences.append(np.abs(_log_softmax(logits_A_V, answer.answer_tokens) - answer.logprobs))
-    agreement, required = float(np.concatenate(agreements).mean()), MIN_AGREEMENT[quantization]
-    tokens = sum(len(answer.answer_tokens) for answer in answers)
+        tokens = model.tokenize(answer.prompt)
+        if tokens != answer.prompt_tokens:
+            raise DifferentAnswers(
+                f"llama.cpp divides the prompt {answer.prompt!r} into {len(tokens)} tokens that are not the "
+                f"{len(answer.prompt_tokens)} of the model's tokenizer"
+            )
+        inputs = [*tokens, *answer.answer_tokens[:-1]]  # nothing follows the last token
+        logits_A_V = torch.from_numpy(model.logits(inputs, start=len(tokens) - 1))
+        most_likely, logprobs = _of_answer(logits_A_V, answer.answer_tokens)
+        agreements.append(most_likely == answer.most_likely)
+        differences.append((logprobs - answer.logprobs).abs())
+    agreement, required = float(torch.cat(agreements).float().mean()), MIN_AGREEMENT[quantization]
+    positions = sum(len(answer.answer_tokens) for answer in answers)
     if agreement < required:
         raise DifferentAnswers(
-            f"llama.cpp has the merged model's most likely token at {agreement:.1%} of {tokens} positions; at least "
+            f"llama.cpp has the merged model's most likely token at {agreement:.1%} of {positions} positions; at least "
             f"{required:.0%} are required of {quantization}"
         )
     return {
         "prompts": len(answers),
-        "tokens": tokens,
+        "tokens": positions,
         "same_most_likely_token": round(agreement, 4),
         "required": required,
-        "mean_logprob_difference": round(float(np.concatenate(differences).mean()), 4),
+        "mean_logprob_difference": round(float(torch.cat(differences).mean()), 4),
     }
 
 
@@ -109,9 +111,9 @@ def require_effect(figures: dict[str, Any], answers: Sequence[GreedyAnswer], bas
     """
     model = _load(base)
     effects = [
-        np.abs(_evaluate(model, answer.prompt_tokens, answer.answer_tokens)[1] - answer.logprobs) for answer in answers
+        (_evaluate(model, answer.prompt_tokens, answer.answer_tokens)[1] - answer.logprobs).abs() for answer in answers
     ]
-    effect = float(np.concatenate(effects).mean())
+    effect = float(torch.cat(effects).mean())
     difference = figures["mean_logprob_difference"]
     if effect >= NOTICEABLE_EFFECT and difference > MAX_SHARE_OF_EFFECT * effect:
         raise DifferentAnswers(
@@ -121,44 +123,17 @@ def require_effect(figures: dict[str, Any], answers: Sequence[GreedyAnswer], bas
     return figures | {"mean_effect_of_adapter": round(effect, 4)}
 
 
-def _require_same_tokens(model: LlamaCppModel, answer: GreedyAnswer) -> None:
-    tokens = model.tokenize(answer.prompt)
-    if tokens != answer.prompt_tokens:
-        raise DifferentAnswers(
-            f"llama.cpp divides the prompt {answer.prompt!r} into {len(tokens)} tokens that are not the "
-            f"{len(answer.prompt_tokens)} of the model's tokenizer"
-        )
-
-
 def _load(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
 
 
-def _prompt(renderer: Renderer, question: str) -> str:
-    if renderer.template is None:
-        return question
-    return renderer.text([{"role": "user", "content": question}], prompt=True)
-
-
 @torch.inference_mode()
-def _generate(model: Any, prompt_tokens: list[list[int]]) -> list[list[int]]:
-    """Continue all prompts by ANSWER_TOKENS tokens, also beyond an answer's end."""
-    return continue_prompts(model, prompt_tokens, ANSWER_TOKENS, "cpu", 0, min_new_tokens=ANSWER_TOKENS)
-
-
-@torch.inference_mode()
-def _evaluate(
-    model: Any, prompt_tokens: list[int], answer_tokens: list[int]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The most likely token at each answer position, and the log-probability of the answer's token."""
+def _evaluate(model: Any, prompt_tokens: list[int], answer_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     inputs_1_T = torch.tensor([prompt_tokens + answer_tokens[:-1]])
-    logits_A_V = model(input_ids=inputs_1_T).logits[0, len(prompt_tokens) - 1 :].float().numpy()
-    return logits_A_V.argmax(axis=1), _log_softmax(logits_A_V, answer_tokens)
+    return _of_answer(model(input_ids=inputs_1_T).logits[0, len(prompt_tokens) - 1 :].float(), answer_tokens)
 
 
-def _log_softmax(logits_A_V: NDArray[np.float32], tokens_A: list[int]) -> NDArray[np.float32]:
-    """The log-probability of the given token in each row."""
-    shifted_A_V = logits_A_V - logits_A_V.max(axis=1, keepdims=True)
-    chosen_A = shifted_A_V[np.arange(len(tokens_A)), tokens_A]
-    logprobs_A: NDArray[np.float32] = chosen_A - np.log(np.exp(shifted_A_V).sum(axis=1))
-    return logprobs_A
+def _of_answer(logits_A_V: torch.Tensor, tokens_A: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most likely token at each answer position, and the log-probability of the answer's token."""
+    logprobs_A_V = logits_A_V.log_softmax(dim=1)
+    return logits_A_V.argmax(dim=1), logprobs_A_V.gather(1, torch.tensor(tokens_A).unsqueeze(1))[:, 0]

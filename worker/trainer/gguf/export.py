@@ -55,57 +55,45 @@ def export(base: Path, adapter: Path, destination: Path, kind: str) -> dict[str,
     """
     work = destination.with_name(f".{destination.name}.work")
     shutil.rmtree(work, ignore_errors=True)  # left by a crash
+    merged, staged, intermediate = work / "merged", work / "staged", work / "intermediate.gguf"
+    threads = torch.get_num_threads()
     try:
-        merged_manifest = merge(base, adapter, work / "merged")
-        staged = work / "staged"
+        merged_manifest = merge(base, adapter, merged)
         staged.mkdir()
         arguments = given_arguments(merged_manifest["adapter"])
-        figures = _adapter(base, adapter, work, arguments) if kind == ADAPTER else _model(kind, work, arguments)
+        answers = greedy_answers(merged, arguments)
+        if kind == ADAPTER:  # compared on the base as F16
+            file, quantization = staged / ADAPTER_NAME, Quantization.F16
+            convert_adapter(adapter, base, file)
+            convert_model(base, intermediate, "f16")
+            loaded = LlamaCppModel(intermediate, file, CONTEXT_TOKENS, threads)
+        else:
+            file, quantization = staged / f"model-{kind}.gguf", Quantization(kind)
+            write_modelfile(staged, merged, file.name, arguments)
+            if quantization == Quantization.F16:
+                convert_model(merged, file, "f16")
+            else:
+                convert_model(merged, intermediate, "auto")
+                for path in weight_files(merged):
+                    path.unlink()
+                quantize(intermediate, file, quantization, threads)
+            loaded = LlamaCppModel(file, None, CONTEXT_TOKENS, threads)
+        with loaded as model:
+            figures = compare(model, answers, quantization)
+        if kind == ADAPTER:
+            figures = require_effect(figures, answers, base)
         for pattern in LICENCE_PATTERNS:
             for path in base.glob(pattern):
                 shutil.copyfile(path, staged / path.name)
         manifest = {key: merged_manifest[key] for key in ("base_model", "adapter")}
         manifest["gguf"] = {"type": kind, "llama_cpp": RELEASE, "check": figures}
-        card = gguf_adapter_card(manifest, ADAPTER_NAME) if kind == ADAPTER else gguf_card(manifest, model_name(kind))
+        card = (gguf_adapter_card if kind == ADAPTER else gguf_card)(manifest, file.name)
         (staged / "README.md").write_text(card, encoding="utf-8")
         write_manifest(staged, manifest)
         publish(staged, destination)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return read_manifest(destination)
-
-
-def model_name(quantization: str) -> str:
-    return f"model-{quantization}.gguf"
-
-
-def _model(kind: str, work: Path, arguments: ChatTemplateArguments | None) -> dict[str, Any]:
-    """Write the GGUF file and the Modelfile into `staged`; return the figures of the comparison."""
-    quantization = Quantization(kind)
-    merged, staged, threads = work / "merged", work / "staged", torch.get_num_threads()
-    answers = greedy_answers(merged, arguments)
-    file = staged / model_name(quantization)
-    write_modelfile(staged, merged, file.name, arguments)
-    if quantization == Quantization.F16:
-        convert_model(merged, file, "f16")
-    else:
-        convert_model(merged, work / "intermediate.gguf", "auto")
-        for path in weight_files(merged):
-            path.unlink()
-        quantize(work / "intermediate.gguf", file, quantization, threads)
-    with LlamaCppModel(file, None, CONTEXT_TOKENS, threads) as model:
-        return compare(model, answers, quantization)
-
-
-def _adapter(base: Path, adapter: Path, work: Path, arguments: ChatTemplateArguments | None) -> dict[str, Any]:
-    """Write the adapter's GGUF file into `staged`; return the figures of the comparison, on the base as F16."""
-    answers = greedy_answers(work / "merged", arguments)
-    file = work / "staged" / ADAPTER_NAME
-    convert_adapter(adapter, base, file)
-    convert_model(base, work / "base.gguf", "f16")
-    with LlamaCppModel(work / "base.gguf", file, CONTEXT_TOKENS, torch.get_num_threads()) as model:
-        figures = compare(model, answers, Quantization.F16)
-    return require_effect(figures, answers, base)
 
 
 class Turns(NamedTuple):
@@ -121,13 +109,18 @@ def write_modelfile(
     directory: Path, model_directory: Path, gguf_name: str, arguments: ChatTemplateArguments | None = None
 ) -> None:
     """Write the Modelfile beside the GGUF file; tokenizer and stop tokens are those of `model_directory`."""
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
     lines = [f"FROM ./{gguf_name}\n"]
     renderer = limited_renderer(model_directory).with_arguments(arguments)
     if renderer.template is not None:
         turns = find_turns(renderer)
         lines.append(f'TEMPLATE """{go_template(turns)}"""\n' if turns else NO_TEMPLATE)
-    lines += [f'PARAMETER stop "{token}"\n' for token in stop_tokens(tokenizer, model_directory)]
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    ids = [tokenizer.eos_token_id]
+    if (model_directory / "generation_config.json").exists():
+        configured = GenerationConfig.from_pretrained(model_directory).eos_token_id
+        ids += configured if isinstance(configured, list) else [configured]
+    stops = [tokenizer.convert_ids_to_tokens(token) for token in dict.fromkeys(ids) if token is not None]
+    lines += [f'PARAMETER stop "{token}"\n' for token in stops]
     (directory / NAME).write_text("".join(lines), encoding="utf-8")
 
 
@@ -138,8 +131,12 @@ def find_turns(renderer: Renderer) -> Turns | None:
         rendered = {roles: _render(renderer, roles, generation=True) for roles in CHECKED_CONVERSATIONS}
     except ValueError:  # a template refuses roles that it does not know
         return None
-    is_same = all(_compose(turns, roles) == text for roles, text in rendered.items())
-    return turns if is_same and '"""' not in go_template(turns) else None
+    for roles, text in rendered.items():
+        contents = [turns.before[role] + MARK.format(index) + turns.after[role] for index, role in enumerate(roles)]
+        opening = "" if roles[0] == "system" else turns.default_system
+        if opening + "".join(contents) + turns.generation != text:
+            return None
+    return None if '"""' in go_template(turns) else turns
 
 
 def go_template(turns: Turns) -> str:
@@ -153,15 +150,6 @@ def go_template(turns: Turns) -> str:
     return f"{{{{ range $i, $_ := .Messages }}}}{first}{by_role}{{{{ end }}}}{turns.generation}"
 
 
-def stop_tokens(tokenizer: Any, model_directory: Path) -> list[str]:
-    """The texts of the tokens that end an answer: the tokenizer's own and those of generation_config.json."""
-    ids = [tokenizer.eos_token_id]
-    if (model_directory / "generation_config.json").exists():
-        configured = GenerationConfig.from_pretrained(model_directory).eos_token_id
-        ids += configured if isinstance(configured, list) else [configured]
-    return [tokenizer.convert_ids_to_tokens(token) for token in dict.fromkeys(ids) if token is not None]
-
-
 def _probe(renderer: Renderer) -> Turns:
     """Read the parts out of rendered conversations. Raises ValueError if a mark is missing."""
     first, user_to_assistant, assistant_to_user, user_end = _parts(renderer, ("user", "assistant", "user"))
@@ -171,16 +159,8 @@ def _probe(renderer: Renderer) -> Turns:
     closed, open_for_answer = (_render(renderer, ("user",), generation) for generation in (False, True))
     return Turns(
         default_system=first.removesuffix(before_user),
-        before={
-            "system": before_system,
-            "user": before_user,
-            "assistant": user_to_assistant.removeprefix(user_end),
-        },
-        after={
-            "system": system_to_user.removesuffix(before_user),
-            "user": user_end,
-            "assistant": assistant_end,
-        },
+        before={"system": before_system, "user": before_user, "assistant": user_to_assistant.removeprefix(user_end)},
+        after={"system": system_to_user.removesuffix(before_user), "user": user_end, "assistant": assistant_end},
         generation=open_for_answer.removeprefix(closed),
     )
 
@@ -200,9 +180,3 @@ def _render(renderer: Renderer, roles: Sequence[str], generation: bool) -> str:
     messages = [{"role": role, "content": MARK.format(index)} for index, role in enumerate(roles)]
     text = renderer.text(messages, prompt=generation)
     return text.removeprefix(renderer.special_tokens.get("bos_token", ""))
-
-
-def _compose(turns: Turns, roles: Sequence[str]) -> str:
-    turn_texts = [turns.before[role] + MARK.format(index) + turns.after[role] for index, role in enumerate(roles)]
-    opening = "" if roles[0] == "system" else turns.default_system
-    return opening + "".join(turn_texts) + turns.generation

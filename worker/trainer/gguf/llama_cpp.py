@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 RELEASE: str = _version.__llama_cpp_tag__
 
 LOG_LEVEL_ERROR = 4  # ggml_log_level
-FILE_TYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
 
 
 class LlamaCppError(Exception):
@@ -53,7 +52,7 @@ def quantize(source: Path, destination: Path, quantization: str, threads: int) -
     """Quantize a GGUF file with 16-bit weights. Raises LlamaCppError."""
     library = _load()
     parameters = library.lib.llama_model_quantize_default_params()
-    parameters.ftype = getattr(library.lib, FILE_TYPES[quantization])
+    parameters.ftype = getattr(library.lib, f"LLAMA_FTYPE_MOSTLY_{quantization}")  # Q8_0, Q4_K_M
     parameters.nthread = threads
     code = library.lib.llama_model_quantize(
         str(source).encode(), str(destination).encode(), library.ffi.new("llama_model_quantize_params *", parameters)
@@ -63,17 +62,17 @@ def quantize(source: Path, destination: Path, quantization: str, threads: int) -
 
 
 class LlamaCppModel(ExitStack):
-    """A GGUF model on the CPU, optionally with a LoRA adapter. Close it, or use it in a `with` statement."""
+    """A GGUF model on the CPU, optionally with a LoRA adapter. Close it, or use it in a `with` statement.
+
+    All methods raise LlamaCppError.
+    """
 
     def __init__(self, path: Path, adapter: Path | None, context_tokens: int, threads: int) -> None:
-        """Raises LlamaCppError."""
         super().__init__()
         self._library = _load()
+        self._lib, self._ffi = self._library.lib, self._library.ffi
         try:
-            self._model = self._load_model(path)
-            self._vocabulary = self._library.lib.llama_model_get_vocab(self._model)
-            self.vocabulary_size: int = self._library.lib.llama_vocab_n_tokens(self._vocabulary)
-            self._context = self._make_context(context_tokens, threads)
+            self._open(path, context_tokens, threads)
             if adapter is not None:
                 self._apply_adapter(adapter)
         except BaseException:
@@ -83,15 +82,15 @@ class LlamaCppModel(ExitStack):
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`, in which special tokens are written out; none is added."""
         data = text.encode()
-        tokens = self._library.ffi.new("llama_token[]", len(data) + 8)
-        count = self._library.lib.llama_tokenize(self._vocabulary, data, len(data), tokens, len(tokens), False, True)
+        tokens = self._ffi.new("llama_token[]", len(data) + 8)
+        count = self._lib.llama_tokenize(self._vocabulary, data, len(data), tokens, len(tokens), False, True)
         if count < 0:
             raise self._library.error(f"llama.cpp did not tokenize {len(data)} bytes")
         return list(tokens[0:count])
 
     def logits(self, tokens_T: Sequence[int], start: int) -> NDArray[np.float32]:
         """Logits [T - start, V] of the positions from `start` on: row i predicts token start + i + 1."""
-        lib, ffi = self._library.lib, self._library.ffi
+        lib = self._lib
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
         batch = lib.llama_batch_init(len(tokens_T), 0, 1)
         try:
@@ -102,45 +101,36 @@ class LlamaCppModel(ExitStack):
                 batch.logits[position] = position >= start
             if lib.llama_decode(self._context, batch) != 0:
                 raise self._library.error("llama.cpp did not evaluate a prompt")
-            size_bytes = self.vocabulary_size * 4
-            rows = [
-                np.frombuffer(
-                    ffi.buffer(lib.llama_get_logits_ith(self._context, position), size_bytes), dtype=np.float32
-                ).copy()
-                for position in range(start, len(tokens_T))
-            ]
+            rows = (lib.llama_get_logits_ith(self._context, position) for position in range(start, len(tokens_T)))
+            buffers = [self._ffi.buffer(row, self.vocabulary_size * 4) for row in rows]
+            return np.stack([np.frombuffer(buffer, dtype=np.float32) for buffer in buffers])
         finally:
             lib.llama_batch_free(batch)
-        return np.stack(rows)
 
-    def _load_model(self, path: Path) -> Any:
-        lib, ffi = self._library.lib, self._library.ffi
+    def _open(self, path: Path, context_tokens: int, threads: int) -> None:
+        lib = self._lib
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = 0
-        model = lib.llama_model_load_from_file(str(path).encode(), parameters)
-        if model == ffi.NULL:
-            raise self._library.error(f"llama.cpp did not load {path.name}")
+        model = self._checked(lib.llama_model_load_from_file(str(path).encode(), parameters), f"load {path.name}")
         self.callback(lib.llama_model_free, model)
-        return model
-
-    def _make_context(self, context_tokens: int, threads: int) -> Any:
-        lib, ffi = self._library.lib, self._library.ffi
-        parameters = lib.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = context_tokens
-        parameters.n_threads = parameters.n_threads_batch = threads
-        context = lib.llama_init_from_model(self._model, parameters)
-        if context == ffi.NULL:
-            raise self._library.error("llama.cpp made no context")
-        self.callback(lib.llama_free, context)
-        return context
+        self._model, self._vocabulary = model, lib.llama_model_get_vocab(model)
+        self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocabulary)
+        options = lib.llama_context_default_params()
+        options.n_ctx = options.n_batch = context_tokens
+        options.n_threads = options.n_threads_batch = threads
+        self._context = self._checked(lib.llama_init_from_model(model, options), "make a context")
+        self.callback(lib.llama_free, self._context)
 
     def _apply_adapter(self, path: Path) -> None:
-        lib, ffi = self._library.lib, self._library.ffi
-        adapter = lib.llama_adapter_lora_init(self._model, str(path).encode())
-        if adapter == ffi.NULL:
-            raise self._library.error(f"llama.cpp did not load the adapter {path.name}")
-        code = lib.llama_set_adapters_lora(
-            self._context, ffi.new("struct llama_adapter_lora *[]", [adapter]), 1, ffi.new("float[]", [1.0])
+        adapter = self._checked(
+            self._lib.llama_adapter_lora_init(self._model, str(path).encode()), f"load the adapter {path.name}"
         )
-        if code != 0:
+        adapters = self._ffi.new("struct llama_adapter_lora *[]", [adapter])
+        if self._lib.llama_set_adapters_lora(self._context, adapters, 1, self._ffi.new("float[]", [1.0])) != 0:
             raise self._library.error(f"llama.cpp did not apply the adapter {path.name}")
+
+    def _checked(self, pointer: Any, what: str) -> Any:
+        """Return the pointer. Raises LlamaCppError if llama.cpp did not do `what`: it then returns NULL."""
+        if pointer == self._ffi.NULL:
+            raise self._library.error(f"llama.cpp did not {what}")
+        return pointer

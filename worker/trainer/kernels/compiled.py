@@ -90,17 +90,14 @@ def use_compiled_functions(
 ) -> tuple[dict[str, int], str]:
     """Replace functions of `model`, which computes in `dtype`. Returns the number of each kind, or why none."""
     try:
+        candidates = Candidates(
+            norms=tuple(partial(CompiledRMSNorm, compute=compute, dtype=dtype) for compute in (llama_norm, gemma_norm)),
+            products=(compiled(swiglu), compiled(geglu)),
+            rotary=compiled,
+        )
         with torch._dynamo.config.patch(suppress_errors=False):
-            return replace_functions(model, dtype, _candidates(dtype), patches, keepalive), ""
+            return replace_functions(model, dtype, candidates, patches, keepalive), ""
     except Exception as error:
         if is_out_of_memory(error) or is_device_lost(error):
             raise
         return {}, f"torch.compile failed ({type(error).__name__}: {' '.join(str(error).split())})"
-
-
-def _candidates(dtype: torch.dtype) -> Candidates:
-    return Candidates(
-        norms=tuple(partial(CompiledRMSNorm, compute=compute, dtype=dtype) for compute in (llama_norm, gemma_norm)),
-        products=(compiled(swiglu), compiled(geglu)),
-        rotary=compiled,
-    )

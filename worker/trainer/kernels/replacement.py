@@ -57,7 +57,7 @@ def replace_functions(
     """
     modules = list(_equal_modules(model, dtype, candidates, keepalive))
     keepalive(COMPARING)
-    rotary = list(_equal_rotary(model, dtype, candidates))
+    rotary = list(_equal_rotary(model, dtype, candidates.rotary)) if candidates.rotary else []
     for name, _, replacement in modules:
         patches.put_module(model, name, replacement)
     for module, rotate in rotary:
@@ -75,9 +75,9 @@ def _equal_modules(
             norms = (make(*parameters) for make in candidates.norms)
             if norm := next((each for each in norms if _is_equal_norm(each, module, dtype)), None):
                 yield name, "norms", norm
-        elif layers := _gated_layers(module):
-            gate, up, down = layers
-            inputs = random_tensors([(COMPARED_TOKENS, COMPARED_WIDTH)] * 2, _device(model), dtype)
+        elif sorted(child for child, _ in module.named_children() if child != "act_fn") == sorted(GATED_MLP_LAYERS):
+            gate, up, down = (getattr(module, layer) for layer in GATED_MLP_LAYERS)
+            inputs = random_tensors([(COMPARED_TOKENS, COMPARED_WIDTH)] * 2, next(model.parameters()).device, dtype)
             original = _product_of(module)
             for product in candidates.products:
                 if _are_equal(product, original, inputs):
@@ -92,13 +92,6 @@ def _norm_parameters(module: torch.nn.Module) -> tuple[torch.nn.Parameter, float
     weight = getattr(module, "weight", None)
     if type(module).__name__.endswith("RMSNorm") and epsilon is not None and weight is not None and weight.ndim == 1:
         return weight, epsilon
-    return None
-
-
-def _gated_layers(module: torch.nn.Module) -> list[torch.nn.Module] | None:
-    """Return gate, up and down of a gated MLP; None for another module."""
-    if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED_MLP_LAYERS):
-        return [getattr(module, name) for name in GATED_MLP_LAYERS]
     return None
 
 
@@ -117,7 +110,7 @@ def _product_of(module: torch.nn.Module) -> Product:
     """Return the function by which a gated MLP combines gate and up: its own forward without the projections."""
 
     def product(gate_T_F: torch.Tensor, up_T_F: torch.Tensor) -> torch.Tensor:
-        values = _Constant(gate_T_F), _Constant(up_T_F), torch.nn.Identity()
+        values = (lambda _: gate_T_F), (lambda _: up_T_F), torch.nn.Identity()
         with Patches() as patches:
             for name, value in zip(GATED_MLP_LAYERS, values, strict=True):
                 patches.put_module(module, name, value)
@@ -127,22 +120,13 @@ def _product_of(module: torch.nn.Module) -> Product:
     return product
 
 
-class _Constant(torch.nn.Module):
-    """Returns the same tensor for every input."""
-
-    def __init__(self, value: torch.Tensor) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
-        return self.value
-
-
-def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Iterator[tuple[Any, Rotate]]:
+def _equal_rotary(
+    model: Any, dtype: torch.dtype, replacement_of: Callable[[Rotate], Rotate]
+) -> Iterator[tuple[Any, Rotate]]:
     """Yield the model's modeling modules with an equal replacement of their rotary function."""
-    if candidates.rotary is None:
-        return
-    heads = random_tensors([(1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)] * 2, _device(model), dtype)
+    heads = random_tensors(
+        [(1, COMPARED_HEADS, COMPARED_TOKENS, COMPARED_HEAD_SIZE)] * 2, next(model.parameters()).device, dtype
+    )
     angle = torch.rand(1, COMPARED_TOKENS, COMPARED_HEAD_SIZE // 2, generator=torch.Generator().manual_seed(0))
     cos, sin = (each.repeat(1, 1, 2).to(heads[0]) for each in (angle.cos(), angle.sin()))
     for module in {sys.modules[type(module).__module__] for module in model.modules()}:
@@ -153,17 +137,12 @@ def _equal_rotary(model: Any, dtype: torch.dtype, candidates: Candidates) -> Ite
             original(*heads, cos, sin)
         except (TypeError, RuntimeError):  # another signature, or other shapes of cos and sin
             continue
-        rotate = candidates.rotary(original)
+        rotate = replacement_of(original)
         of_rotate, of_original = (
             lambda query, key, each=each: each(query, key, cos, sin) for each in (rotate, original)
         )
         if _are_equal(of_rotate, of_original, heads):
             yield module, rotate
-
-
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device
 
 
 def _are_equal(candidate: Function, original: Function, inputs: Sequence[torch.Tensor]) -> bool:

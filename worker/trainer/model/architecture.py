@@ -62,13 +62,9 @@ def meta_model(config: Any, compute_dtype: torch.dtype) -> Any:
         if is_out_of_memory(error):
             raise
         raise UnsupportedBase(f"transformers cannot make a model from its config.json ({_one_line(error)})") from error
-    if not has_output(model):
+    if model.get_output_embeddings() is None:
         raise UnsupportedBase(f"{model_class.__name__} has no language model head")
     return model
-
-
-def has_output(model: Any) -> bool:
-    return model.get_output_embeddings() is not None
 
 
 def remove_other_modalities(model: Any) -> set[str]:
@@ -113,11 +109,6 @@ def carries_state(text_config: Any) -> bool:
     """Return whether some layers carry state from token to token, as Gated DeltaNet and short convolutions do."""
     kinds = set(getattr(text_config, "layer_types", None) or ())
     return any(kind == "linear_attention" or not kind.endswith("attention") for kind in kinds)
-
-
-def has_per_layer_embeddings(text_config: Any) -> bool:
-    """Return whether each decoder layer gets an embedding of the token of its own (Gemma 3n and 4)."""
-    return bool(getattr(text_config, "hidden_size_per_layer_input", 0))
 
 
 def logit_scaling(text_config: Any) -> LogitScaling:

@@ -8,17 +8,18 @@ two different others. Weights and random states stay unchanged. If flash-linear-
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl, restore_flash_attention_impl
 
 from app.domain.datasets.documents import Document
 from app.domain.jobs.states import Reason
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.kernels.comparison import difference
 from worker.trainer.model.architecture import carries_state
-from worker.trainer.model.attention.attention_check import recorded_attention
-from worker.trainer.model.attention.flash_versions import check_newest_attention
+from worker.trainer.model.attention.attention_check import AttentionCall, check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype
 from worker.trainer.model.kernel_check import check_kernels
 from worker.trainer.model.recurrent_layers import fused_rules
@@ -33,6 +34,9 @@ MAX_HEAD_DIFFERENCE = 2e-2  # of the largest logit, in the compute dtype: bfloat
 # Of the norm, in the compute dtype: rounding in bfloat16 adds up to some per cent in a deep model.
 MAX_DTYPE_DIFFERENCE = 0.2
 MAX_ROUTED_DIFFERENCE = 0.5  # the same with experts: rounding may give a token other experts
+# They take the place of torch's own flash attention, 2, for the whole process, where they are installed: 3 on sm90 (the
+# package `flash_attn_interface`), 4 on sm90 and sm100 (`flash_attn.cute`). On an H100 2 reaches half of the speed of 3.
+FLASH_VERSIONS = ("FA3", "FA4")
 
 
 def check_base(base: FrozenBase) -> None:
@@ -76,13 +80,23 @@ def _check_base(base: FrozenBase) -> None:
     if not torch.isfinite(single_T_D).all():
         raise _unsupported(base, "computes values that are not finite")
     if _exceeds(base, "packed documents in float32", difference([packed_T_D], [single_T_D]), MAX_LEAK):
-        _run_documents_alone(base)
-    logits_T_V = _own_logits(base, single)
-    if not torch.isfinite(logits_T_V).all():
+        # recurrent_layers.py replaces the functions of the supported layers with state; with others it runs alone.
+        if not carries_state(base.text_config):
+            raise _unsupported(base, "mixes the documents of a packed batch")
+        base.packs_documents = False
+    own_logits_1_T_V = base.model(
+        input_ids=single.tokens_T.unsqueeze(0),
+        position_ids=single.positions_T.unsqueeze(0),
+        use_cache=False,
+        document_lengths=single.document_lengths,
+    ).logits
+    if not torch.isfinite(own_logits_1_T_V).all():
         raise _wrong_dtype(base, "values that are not finite")
     if getattr(base.model.get_output_embeddings(), "bias", None) is not None:
         raise _unsupported(base, "adds a bias to its logits")
-    if _exceeds(base, "logits", difference([_logits(base, single)], [logits_T_V]), MAX_HEAD_DIFFERENCE):
+    # As the loss computes them.
+    logits_T_V = base.logit_scaling.apply_((hidden_states(base, single) @ base.head_V_D.t()).float())
+    if _exceeds(base, "logits", difference([logits_T_V], [own_logits_1_T_V[0]]), MAX_HEAD_DIFFERENCE):
         raise _unsupported(base, "computes its logits with more than one matrix product")
     _check_packed_training(base, first, second, single_T_D)
     check_kernels(base)
@@ -109,6 +123,31 @@ def _check_packed_training(base: FrozenBase, first: Document, second: Document, 
     if _exceeds(base, f"hidden states in {dtype_name(base.compute_dtype)}", found, limit):
         what = f"hidden states that differ by {found:.0%} from those in float32, and {limit:.0%} is allowed"
         raise _wrong_dtype(base, what)
+
+
+def check_newest_attention(base: FrozenBase, calls: Collection[AttentionCall]) -> None:
+    """Check every kernel that these calls may choose, with the newest flash attention that passes.
+
+    A version that is not installed is skipped; the problems of others become a warning. Raises Failure if torch's own
+    kernels fail, too.
+    """
+    for version in FLASH_VERSIONS if base.kernels.is_fused and base.kernels.kind == "cuda" else ():
+        try:
+            activate_flash_attention_impl(version)
+            margins: dict[str, tuple[float, float]] = {}
+            check_attention(base.name, calls, base.quantization, margins)
+            base.margins.update(margins)
+            base.fused_modules[f"attention kernels of {version}"] = len(calls)
+            return
+        except Exception as error:
+            if current_flash_attention_impl():
+                restore_flash_attention_impl()
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            if not isinstance(error, ImportError):
+                problem = f"{version}: {' '.join(str(error).split())}"
+                base.fused_problem = "; ".join(filter(None, [base.fused_problem, problem]))
+    check_attention(base.name, calls, base.quantization, base.margins)
 
 
 def _exceeds(base: FrozenBase, name: str, found: float, limit: float) -> bool:
@@ -144,16 +183,6 @@ def _hidden_and_gradients(
     return hidden, torch.split(torch.cat(gradients, dim=1)[0], lengths)
 
 
-def _run_documents_alone(base: FrozenBase) -> None:
-    """Raises Failure unless the base has layers that carry state from token to token (hybrids, short convolutions).
-
-    recurrent_layers.py replaces the functions of the supported ones.
-    """
-    if not carries_state(base.text_config):
-        raise _unsupported(base, "mixes the documents of a packed batch")
-    base.packs_documents = False
-
-
 def _document(start: int, vocabulary: int, length: int) -> Document:
     tokens = [(start + 7 * i) % vocabulary for i in range(length)]
     return Document(1, tokens, [False] + [True] * (length - 1))
@@ -163,23 +192,6 @@ def _pack(*documents: Document) -> PackedBatch:
     dataset = TokenizedDataset()
     dataset.add(1, documents)
     return next(pack_batches(dataset, dataset.documents(0), row_tokens=sum(len(each.tokens) for each in documents)))
-
-
-def _logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:
-    """Return the logits (T x V, float32) as the loss computes them."""
-    return base.logit_scaling.apply_((hidden_states(base, batch) @ base.head_V_D.t()).float())
-
-
-def _own_logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:
-    """Return the logits (T x V) of the model's own forward."""
-    output = base.model(
-        input_ids=batch.tokens_T.unsqueeze(0),
-        position_ids=batch.positions_T.unsqueeze(0),
-        use_cache=False,
-        document_lengths=batch.document_lengths,
-    )
-    logits_1_T_V: torch.Tensor = output.logits
-    return logits_1_T_V[0]
 
 
 def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:

@@ -25,11 +25,12 @@ from app.system.model_files import hash_directory, stat_signature, weight_files
 from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.data.batch import PackedBatch
+from worker.trainer.kernels.compiled import use_compiled_functions
 from worker.trainer.kernels.kernels import Kernels
+from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
 from worker.trainer.model.architecture import (
     UnsupportedBase,
     adaptable_names,
-    has_per_layer_embeddings,
     logit_scaling,
     meta_model,
     read_config,
@@ -37,17 +38,9 @@ from worker.trainer.model.architecture import (
 )
 from worker.trainer.model.checkpoint_tensors import CheckpointNames, CheckpointTensors, WeightLoader, check_complete
 from worker.trainer.model.frozen_experts import ExpertStack
-from worker.trainer.model.frozen_linear import (
-    Frozen4,
-    Frozen8,
-    Frozen16,
-    FrozenLinear,
-    StoredLinear,
-    stored_bytes,
-)
+from worker.trainer.model.frozen_linear import Frozen4, Frozen8, Frozen16, FrozenLinear, StoredLinear, stored_bytes
 from worker.trainer.model.patches import Patches
 from worker.trainer.model.recurrent_layers import pack_recurrent_layers
-from worker.trainer.model.staged_copy import copier
 from worker.trainer.objective.losses import UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
@@ -184,20 +177,26 @@ def load_base(
             raise UnsupportedBase(f"{tensors.doubled[0]} is in more than one file")
         adaptable = frozenset(adaptable_names(model))
         loader = WeightLoader(model, quantization, compute_dtype)
-        copy = copier(kernels.device)
         for key, tensor in tensors:
             keepalive("loading the base model")
-            loader.assign(key, copy(tensor))
+            loader.assign(key, tensor.to(kernels.device))
         model.tie_weights()
         check_complete(model)
     except UnsupportedBase as error:
-        raise _unavailable(name, str(error)) from error
-    _move_buffers(model, kernels.device)
+        text = f"The base model {name} cannot be used: {error}. Choose another base model."
+        raise Failure(Reason.MODEL_UNAVAILABLE, text, "model") from error
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = None if buffer is None else buffer.to(kernels.device)
     model.eval().requires_grad_(False)  # disables the dropout of the base model; the adapter's is separate
-    layers = _adapt(model, loader.linears, loader.switch)
+    layers = {layer: AdaptedLinear(layer, model.get_submodule(layer), loader.switch) for layer in loader.linears}
+    for layer, adapted in layers.items():
+        model.set_submodule(layer, adapted)
     pack_recurrent_layers(model)
-    patches = Patches()
-    fused, fused_problem = kernels.replace_functions(model, compute_dtype, patches, keepalive)
+    patches, fused, fused_problem = Patches(), dict[str, int](), ""
+    replace_functions(model, compute_dtype, MEMORY_EFFICIENT, patches, keepalive)
+    if kernels.is_fused:
+        fused, fused_problem = use_compiled_functions(model, compute_dtype, patches, keepalive)
     return FrozenBase(
         name,
         directory,
@@ -248,7 +247,7 @@ def _decode(
 
     tokens_1_T, decoder = tokens_T.unsqueeze(0), base.decoder
     options: dict[str, Any] = {}
-    if has_per_layer_embeddings(base.text_config):
+    if getattr(base.text_config, "hidden_size_per_layer_input", 0):  # each layer has its own embedding (Gemma 3n and 4)
         options["per_layer_inputs"] = embedded(decoder.get_per_layer_inputs(tokens_1_T))
     hidden_1_T_D: torch.Tensor = decoder(
         inputs_embeds=embedded(base.model.get_input_embeddings()(tokens_1_T)),
@@ -268,7 +267,9 @@ def in_dtype(base: FrozenBase, dtype: torch.dtype, part: torch.nn.Module | None 
     Embeddings, the head and frozen layers keep their dtype; each is converted for its product only.
     """
     kept = {id(layer.base.weight) for layer in base.layers.values()} | _placeholders(base.model)
-    kept |= {id(parameter) for module in _embeddings(base.model) for parameter in module.parameters()}
+    embeddings = [module for module in base.model.modules() if isinstance(module, torch.nn.Embedding)]
+    embeddings += [base.model.get_output_embeddings()]  # also those that are fully trained
+    kept |= {id(parameter) for module in embeddings for parameter in module.parameters()}
     others = [parameter for parameter in (part or base.model).parameters() if id(parameter) not in kept]
     originals = [parameter.data for parameter in others]
     try:
@@ -302,14 +303,10 @@ def stored_layers(base: FrozenBase) -> dict[str, StoredLinear] | None:
 @contextmanager
 def in_place(base: FrozenBase, layers: Mapping[str, FrozenLinear]) -> Iterator[None]:
     """Have the adapted layers of these names use these frozen layers in the block."""
-    originals = {name: base.layers[name].base for name in layers}
-    try:
+    with Patches() as patches:
         for name, layer in layers.items():
-            base.layers[name].base = layer
+            patches.put_module(base.model, f"{name}.base", layer)
         yield
-    finally:
-        for name, layer in originals.items():
-            base.layers[name].base = layer
 
 
 @contextmanager
@@ -323,51 +320,20 @@ def unwrapped(base: FrozenBase) -> Iterator[Any]:
         yield base.model
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
-
-
 def _check_files(spec: BaseSpec, keepalive: Keepalive) -> None:
     """Hash the files, unless the worker has done so and they have not changed since (by their stat signature)."""
+    problem = ALTERED_REASON
     try:
         if spec.signature is not None and spec.signature == stat_signature(spec.directory):
             return
-        _, manifest_sha256 = hash_directory(spec.directory, lambda: keepalive("hashing the base model"))
+        if hash_directory(spec.directory, lambda: keepalive("hashing the base model"))[1] == spec.manifest_sha256:
+            return
     except OSError as error:
-        raise _altered(spec.name, f"its directory cannot be read ({error.strerror})") from error
-    if manifest_sha256 != spec.manifest_sha256:
-        raise _altered(spec.name, ALTERED_REASON)
+        problem = f"its directory cannot be read ({error.strerror})"
+    raise Failure(Reason.MODEL_UNAVAILABLE, unusable_model_message(spec.name, problem), "model")
 
 
 def _placeholders(model: Any) -> set[int]:
     """Return the ids of the parameters that stand for frozen experts and need no memory."""
     modules = (module for module in model.modules() if hasattr(module, "frozen_experts"))
     return {id(module._parameters.get(name)) for module in modules for name in module.frozen_experts}
-
-
-def _embeddings(model: Any) -> list[torch.nn.Module]:
-    """Return the embeddings and the head, also those that are fully trained."""
-    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    return [*embeddings, model.get_output_embeddings()]
-
-
-def _move_buffers(model: Any, device: torch.device) -> None:
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.to(device)
-
-
-def _adapt(model: Any, linears: list[str], switch: AdapterSwitch) -> dict[str, AdaptedLinear]:
-    """Wrap every frozen linear layer, so that it can apply an adapter."""
-    layers = {name: AdaptedLinear(name, model.get_submodule(name), switch) for name in linears}
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
-    return layers
-
-
-def _unavailable(name: str, problem: str) -> Failure:
-    text = f"The base model {name} cannot be used: {problem}. Choose another base model."
-    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
-
-
-def _altered(name: str, problem: str) -> Failure:
-    return Failure(Reason.MODEL_UNAVAILABLE, unusable_model_message(name, problem), "model")

@@ -7,21 +7,12 @@ start. The first import decides, so every module imports bitsandbytes from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from worker.trainer.model.patches import Patches
 
-
-def _do_not_compile(function: Callable[..., Any] | None = None, **_options: Any) -> Any:
-    """Take the place of `torch.compile`, as a decorator with or without options."""
-    return function if function is not None else _do_not_compile
-
-
-with Patches() as patches:
-    patches.put_attribute(torch, "compile", _do_not_compile)
+with Patches() as patches:  # `compile` is called as a decorator with and without options
+    patches.put_attribute(torch, "compile", lambda function=None, **_: function or (lambda each: each))
     import bitsandbytes
 
 __all__ = ["bitsandbytes"]

@@ -13,10 +13,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from app.domain.base_models.catalog import TrainerReport
 from app.domain.datasets.chat_template import TemplateRefused, UnusableTemplate
@@ -25,19 +23,14 @@ from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode
 from app.system.limited_rendering import limited_renderer
 from app.system.model_files import weight_files
-from worker.trainer.adapter.modules_to_save import trainable_modules
+from worker.trainer.adapter.modules_to_save import trainable_names
 from worker.trainer.kernels.kernels import choose_kernels
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.memory.activation_count import count_without_adapter
-from worker.trainer.model.architecture import (
-    UnsupportedBase,
-    meta_model,
-    read_config,
-    remove_other_modalities,
-)
+from worker.trainer.model.architecture import UnsupportedBase, meta_model, read_config, remove_other_modalities
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, load_base
-from worker.trainer.model.checkpoint_tensors import FLOATS, CheckpointNames, CheckpointTensors
+from worker.trainer.model.checkpoint_tensors import FLOATS, CheckpointNames, CheckpointTensors, open_weights
 from worker.trainer.runtime.failures import Failure, is_out_of_memory
 from worker.trainer.runtime.process import die_with_parent
 
@@ -74,27 +67,17 @@ def check_model(directory: Path) -> TrainerReport:
         check_base(base)
     except UnsupportedBase as error:
         return TrainerReport(problems=(str(error),))
-    except Failure as failure:
-        return TrainerReport(problems=(_clause(failure.message, directory.name),))
-    return _report(base, directory)
-
-
-def _clause(message: str, name: str) -> str:
-    """Return a failure's message as a clause about the model, without the remedy of jobs."""
-    sentence = message.removesuffix(" Choose another base model.").rstrip(".")
-    return sentence.replace(f"The base model {name} ", "it ", 1)
-
-
-def _report(base: FrozenBase, directory: Path) -> TrainerReport:
+    except Failure as failure:  # its message, as a clause about the model without the remedy of jobs
+        sentence = failure.message.removesuffix(" Choose another base model.").rstrip(".")
+        return TrainerReport(problems=(sentence.replace(f"The base model {directory.name} ", "it ", 1),))
     layers = {name: (layer.base.out_features, layer.base.in_features) for name, layer in base.layers.items()}
     experts = {name: (stack.count, stack.out_features, stack.in_features) for name, stack in base.experts.items()}
-    modules = (name for name, _ in trainable_modules(base.model))
     return TrainerReport(
         notes=tuple(_notes(base, directory)),
         text_config=base.text_config.to_dict(),
         layers={name: shape for name, shape in layers.items() if name in base.adaptable},
         experts=experts,
-        whole_modules=tuple(sorted({name.rpartition(".")[2] for name in modules})),
+        whole_modules=tuple(trainable_names(base.model)),
         parameters=base.frozen_parameters,
         linear_parameters=sum(out * width for out, width in layers.values()),
         expert_parameters=sum(count * out * width for count, out, width in experts.values()),
@@ -139,12 +122,16 @@ def _tensor_problems(directory: Path) -> Iterator[str]:
     sources = CheckpointTensors(names, removed, paths)
     yield from _problem("are in more than one file", sources.doubled)
     found = sources.targets
-    if not sources.are_converted:  # of conversions only the result tells what is missing
-        missing = [key for key in model.state_dict() if key not in found and not _is_tied(model, key)]
+    if not sources.converted:  # of conversions only the result tells what is missing
+        # No file has buffers, nor the head's matrix if it is the embedding's.
+        needed = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+        if model.config.get_text_config().tie_word_embeddings:
+            needed -= (getattr(model, "_tied_weights_keys", None) or {}).keys()
+        missing = [key for key in model.state_dict() if key in needed - found]
         yield from _problem(f"of {type(model).__name__} are missing", missing)
     wrong_shape, wrong_dtype, not_finite = [], [], []
     for path in paths:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_weights(path) as file:
             for key in file.keys():  # noqa: SIM118  not a dictionary
                 target, pattern = names.target(key)
                 if target not in found:
@@ -166,13 +153,6 @@ def _problem(what: str, tensors: list[str]) -> Iterator[str]:
     if tensors:
         shown = ", ".join(tensors[:SHOWN]) + (" and more" if len(tensors) > SHOWN else "")
         yield f"{len(tensors)} of its tensors {what}: {shown}"
-
-
-def _is_tied(model: Any, key: str) -> bool:
-    """Return whether another parameter takes the place of this one, or it is a buffer that no file has."""
-    tied = getattr(model, "_tied_weights_keys", None) or {}
-    is_head = model.config.get_text_config().tie_word_embeddings and key in tied
-    return is_head or key not in dict(model.named_parameters(remove_duplicate=False))
 
 
 def _tokenizer_problems(directory: Path) -> Iterator[str]:

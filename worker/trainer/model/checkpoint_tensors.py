@@ -84,12 +84,12 @@ class CheckpointTensors:
         self._names = names
         self.skipped = 0
         self._direct: dict[Path, list[tuple[str, str]]] = {path: [] for path in paths}
-        self._converted: dict[str, list[Source]] = defaultdict(list)
+        self.converted: dict[str, list[Source]] = defaultdict(list)  # what makes each converted tensor, by its name
         self.keys: list[str] = []  # in all files
         self.targets: set[str] = set()  # names in the model
         removed_parts = {name.rpartition(".")[2] for name in removed}
         for path in paths:
-            with report_broken_file(path), safe_open(path, framework="pt", device="cpu") as file:
+            with open_weights(path) as file:
                 for key in sorted(file.keys(), key=dot_natural_key):
                     self._add(Source(key, path, None), removed, removed_parts)
 
@@ -97,10 +97,6 @@ class CheckpointTensors:
     def doubled(self) -> list[str]:
         """The names that are in more than one file."""
         return [key for key, count in Counter(self.keys).items() if count > 1]
-
-    @property
-    def are_converted(self) -> bool:
-        return bool(self._converted)
 
     def _add(self, source: Source, removed: set[str], removed_parts: set[str]) -> None:
         self.keys.append(source.key)
@@ -114,33 +110,32 @@ class CheckpointTensors:
                 )
         elif pattern is not None:
             self.targets.add(target)
-            self._converted[target].append(source._replace(pattern=pattern))
+            self.converted[target].append(source._replace(pattern=pattern))
         else:
             self.targets.add(target)
             self._direct[source.path].append((source.key, target))
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for path, keys in self._direct.items():
-            with report_broken_file(path), safe_open(path, framework="pt", device="cpu") as file:
+            with open_weights(path) as file:
                 for key, target in keys:
                     yield target, file.get_tensor(key)
-        for target, sources in self._converted.items():
-            yield from self._names.convert(target, [(source, _read(source)) for source in sources]).items()
-
-
-def _read(source: Source) -> torch.Tensor:
-    with report_broken_file(source.path), safe_open(source.path, framework="pt", device="cpu") as file:
-        tensor: torch.Tensor = file.get_tensor(source.key)
-        return tensor
+        for target, sources in self.converted.items():
+            tensors = []
+            for source in sources:
+                with open_weights(source.path) as file:
+                    tensors.append((source, file.get_tensor(source.key)))
+            yield from self._names.convert(target, tensors).items()
 
 
 @contextmanager
-def report_broken_file(path: Path) -> Iterator[None]:
-    """Turn a missing or broken file into UnsupportedBase."""
+def open_weights(path: Path) -> Iterator[Any]:
+    """Open a weight file; turn a missing or broken one into UnsupportedBase."""
     if not path.exists():
         raise UnsupportedBase(f"its file {path.name} is missing")
     try:
-        yield
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
     except SafetensorError as error:
         if is_out_of_memory(error):
             raise

@@ -2,8 +2,7 @@
 
 `python -m worker.trainer.model.dequantize_checkpoint DIRECTORY DESTINATION`
 
-Training needs a checkpoint in 16 bits, which QLoRA quantizes itself. The files keep their names. The new directory is
-written under a temporary name, synced and renamed, so it is always complete.
+Training needs a checkpoint in 16 bits, which QLoRA quantizes itself. The files keep their names.
 
     MXFP4   NAME_blocks (two 4-bit floats per byte) and NAME_scales (an exponent per 32 values): NAME
     FP8     NAME (float8_e4m3fn) and NAME_scale_inv or NAME_scale (for the tensor, a row or a block): NAME
@@ -25,8 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from app.system.artifact_directory import publish
-from app.system.files import sync, write_json
+from app.system.artifact_directory import published
+from app.system.files import write_json
 from app.system.model_files import DEQUANTIZED_FROM, INDEX, hash_directory, weight_files
 from worker.trainer.runtime.process import die_with_parent
 
@@ -50,19 +49,9 @@ def main(arguments: list[str]) -> int:
 
 def dequantize(source: Path, destination: Path) -> None:
     """Write the checkpoint in bfloat16 to `destination`, completely or not at all. Raises OSError."""
-    with _locked(destination.with_name(f".{destination.name}.lock")):
-        temporary = destination.with_name(f".{destination.name}.staged")
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a crash
-        temporary.mkdir(parents=True)
-        try:
-            (temporary / DEQUANTIZED_FROM).write_text(hash_directory(source)[1] + "\n", encoding="utf-8")
-            _write(source, temporary)
-            for path in temporary.iterdir():
-                sync(path)
-            publish(temporary, destination)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with _locked(destination.with_name(f".{destination.name}.lock")), published(destination) as directory:
+        (directory / DEQUANTIZED_FROM).write_text(hash_directory(source)[1] + "\n", encoding="utf-8")
+        _write(source, directory)
 
 
 @contextmanager
@@ -77,8 +66,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(source: Path, directory: Path) -> None:
-    paths = weight_files(source)
-    files = {path: _keys(path) for path in paths}
+    files = {}
+    for path in weight_files(source):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            files[path] = list(file.keys())
     places = {key: path for path, keys in files.items() for key in keys}
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     block = (config.get("quantization_config") or {}).get("weight_block_size")
@@ -123,11 +114,6 @@ def _expanded(scale: torch.Tensor, shape: torch.Size, block: list[int] | None) -
         if scale.shape[dimension] == math.ceil(shape[dimension] / size):
             scale = scale.repeat_interleave(size, dim=dimension).narrow(dimension, 0, shape[dimension])
     return scale
-
-
-def _keys(path: Path) -> list[str]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return list(file.keys())
 
 
 def _read(key: str, places: dict[str, Path]) -> torch.Tensor:

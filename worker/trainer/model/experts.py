@@ -130,16 +130,18 @@ class _Projection:
         self.bias_E_D = getattr(module, f"{parameter}_bias") if module.has_bias else None
         adapter = frozen.switch.active
         self.weights = adapter.layers.get(frozen.name) if adapter else None
-        self.peft_update = _peft_update(module, parameter)
+        self.peft_update: torch.Tensor | None = None  # E x D x K: what PEFT adds to the placeholder
+        if torch.nn.utils.parametrize.is_parametrized(module, parameter):  # PEFT has loaded an adapter
+            update: torch.Tensor = getattr(module, parameter)
+            self.peft_update = update.transpose(1, 2) if module.is_transposed else update
 
     def __call__(self, x_S_K: torch.Tensor, expert_S: torch.Tensor, group: Group) -> torch.Tensor:
-        stack, weights = self.stack, self.weights
-        if weights is None:
-            y_S_D: torch.Tensor = _GroupedLinear.apply(x_S_K, stack, group, 1.0, None, None)  # type: ignore[no-untyped-call]
-        else:
+        stack, scale, A_N_R_K, B_N_R_D = self.stack, 1.0, None, None
+        if weights := self.weights:
+            scale = weights.scale
             A_N_R_K = weights.A_R_K.view(stack.count, -1, stack.in_features)[group.experts]
             B_N_R_D = weights.B_D_R.view(stack.out_features, -1, stack.count).permute(2, 1, 0)[group.experts]
-            y_S_D = _GroupedLinear.apply(x_S_K, stack, group, weights.scale, A_N_R_K, B_N_R_D)  # type: ignore[no-untyped-call]
+        y_S_D: torch.Tensor = _GroupedLinear.apply(x_S_K, stack, group, scale, A_N_R_K, B_N_R_D)  # type: ignore[no-untyped-call]
         if self.peft_update is not None:
             update_N_K_D = self.peft_update[group.experts].transpose(1, 2).to(x_S_K.dtype)
             y_S_D = y_S_D + grouped_product(x_S_K, update_N_K_D, group.ends_N)
@@ -221,14 +223,6 @@ def _sums_of_products(left_S_M: torch.Tensor, right_S_L: torch.Tensor, ends_N: t
     sums_N_M_L = grouped_product(left_S_M.t(), right_S_L, ends_N).float()
     is_empty_N = ends_N.diff(prepend=ends_N.new_zeros(1)) == 0
     return sums_N_M_L.masked_fill_(is_empty_N[:, None, None], 0)
-
-
-def _peft_update(module: Any, parameter: str) -> torch.Tensor | None:
-    """Return the update that PEFT adds to the placeholder (E x D x K); None if PEFT has not loaded an adapter."""
-    if not torch.nn.utils.parametrize.is_parametrized(module, parameter):
-        return None
-    update: torch.Tensor = getattr(module, parameter)
-    return update.transpose(1, 2) if module.is_transposed else update
 
 
 DOCUMENTS.put(f"experts: {NAME}", ALL_EXPERTS_FUNCTIONS, NAME, experts_forward)

@@ -94,23 +94,19 @@ def freeze_stack(
         copied = weights_E_D_K.to(dtype, copy=True, memory_format=torch.contiguous_format)
         return ExpertStack(weights_E_D_K.shape, [copied])
     layers: list[Any] = [freeze(weight_D_K.contiguous(), quantization, compute_dtype) for weight_D_K in weights_E_D_K]
-    if quantization.bits == 8:
-        return _Stack8(weights_E_D_K.shape, _stacked([(layer.weight.data, layer.state.SCB) for layer in layers]))
-    parts = [_parts_of_4_bits(layer.weight.data, layer.weight.quant_state) for layer in layers]
-    return _Stack4(weights_E_D_K.shape, _stacked(parts), layers[0].weight.quant_state)
+    of_8_bits = quantization.bits == 8
+    parts = [(layer.weight.data, layer.state.SCB) if of_8_bits else _parts_of_4_bits(layer.weight) for layer in layers]
+    tensors_E = [torch.stack(tensors) for tensors in zip(*parts, strict=True)]
+    if of_8_bits:
+        return _Stack8(weights_E_D_K.shape, tensors_E)
+    return _Stack4(weights_E_D_K.shape, tensors_E, layers[0].weight.quant_state)
 
 
-def _parts_of_4_bits(codes: torch.Tensor, state: Any) -> tuple[torch.Tensor, ...]:
+def _parts_of_4_bits(weight: Any) -> tuple[torch.Tensor, ...]:
     """Return the tensors of one expert, padded to whole blocks, so that no block has numbers of two experts."""
-    codes_P2 = _padded(codes.reshape(-1), BLOCK // 2)
+    codes, state = weight.data.reshape(-1), weight.quant_state
+    codes_P2 = F.pad(codes, (0, -len(codes) % (BLOCK // 2)))
     if not state.nested:
         return codes_P2, state.absmax
-    return codes_P2, _padded(state.absmax, SCALE_BLOCK), state.state2.absmax, state.offset
-
-
-def _padded(tensor: torch.Tensor, block: int) -> torch.Tensor:
-    return F.pad(tensor, (0, -len(tensor) % block))
-
-
-def _stacked(parts: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-    return [torch.stack(list(tensors)) for tensors in zip(*parts, strict=True)]
+    scales_M = F.pad(state.absmax, (0, -len(state.absmax) % SCALE_BLOCK))
+    return codes_P2, scales_M, state.state2.absmax, state.offset

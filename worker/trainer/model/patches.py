@@ -12,7 +12,7 @@
     torch.compile while bitsandbytes is imported      bitsandbytes_import.py                        after the block
     Popen and getfqdn of torchrun                     distributed/torchrun.py                       after the block
 
-torch's flash attention has a registry of its own (attention/flash_versions.py).
+torch's flash attention has a registry of its own (base_check.py).
 
 `FrozenBase.patches` are those of one base: without them it is transformers' own model, as PEFT gets it for the last
 check. `DOCUMENTS` are those of the process, which tell packed documents apart.

@@ -39,7 +39,7 @@ class TrainingAttempt:
         resume_from = self.spec.run.resume_from
         if resume_from is None:
             return None
-        snapshot, problems = open_newest(self.workdir / resume_from, self.identity, self.spec.base.directory)
+        snapshot, problems = open_newest(self.workdir / resume_from, self.identity)
         if problems or snapshot is None:  # otherwise `Started` with its `start_step` is enough
             level, text = resume_message(snapshot.step if snapshot else None, problems)
             self.emit.message(text, level)

@@ -13,7 +13,7 @@ from torch.nn.attention import current_flash_attention_impl
 
 from tests.trainer.model.attention.test_attention_check import a_call, with_doubled_scale
 from worker.trainer.model.attention import attention
-from worker.trainer.model.attention.flash_versions import check_newest_attention
+from worker.trainer.model.base_check import check_newest_attention
 from worker.trainer.model.patches import Patches
 
 

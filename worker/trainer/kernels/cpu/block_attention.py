@@ -64,12 +64,18 @@ def block_attention(
 @lru_cache(maxsize=8)
 def make_blocks(lengths: tuple[int, ...]) -> Blocks:
     """Return the blocks of a batch. Cached, because every layer needs them."""
-    starts = [0, *accumulate(lengths)]
-    positions_T = torch.empty(starts[-1], dtype=torch.int64)
+    starts = torch.tensor([0, *accumulate(lengths)])
+    positions_T = torch.empty(sum(lengths), dtype=torch.int64)
     blocks, begin = [], 0
     for documents in _group_by_length(lengths):
-        blocks.append(_block(documents, starts, begin, positions_T))
-        begin += blocks[-1].documents * blocks[-1].length
+        length = lengths[documents[0]]
+        starts_B_1, ends_B_1 = starts[documents].unsqueeze(1), starts[1:][documents].unsqueeze(1)
+        tokens_B_S = starts_B_1 + torch.arange(length)
+        is_padding_BS = (tokens_B_S >= ends_B_1).flatten()
+        tokens_BS = torch.minimum(tokens_B_S, ends_B_1 - 1).flatten()
+        positions_T[tokens_BS[~is_padding_BS]] = begin + (~is_padding_BS).nonzero()[:, 0]
+        blocks.append(Block(len(documents), length, tokens_BS, is_padding_BS.nonzero()[:, 0]))
+        begin += len(tokens_BS)
     return Blocks(tuple(blocks), positions_T)
 
 
@@ -84,19 +90,6 @@ def _group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
             group = []
         group.append(document)
     yield group
-
-
-def _block(documents: Sequence[int], starts: Sequence[int], begin: int, positions_T: torch.Tensor) -> Block:
-    """Return the block of some documents, which begins at `begin` in the concatenated blocks; fill in positions_T."""
-    length = starts[documents[0] + 1] - starts[documents[0]]
-    tokens: list[int] = []
-    padding: list[int] = []
-    for document in documents:
-        start, end = starts[document], starts[document + 1]
-        positions_T[start:end] = torch.arange(begin + len(tokens), begin + len(tokens) + end - start)
-        padding += range(len(tokens) + end - start, len(tokens) + length)
-        tokens += [*range(start, end), *([end - 1] * (length - (end - start)))]
-    return Block(len(documents), length, torch.tensor(tokens), torch.tensor(padding, dtype=torch.int64))
 
 
 class _BlockAttention(torch.autograd.Function):

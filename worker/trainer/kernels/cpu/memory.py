@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,20 +85,19 @@ class CpuMemory:
         self.trim()
 
 
-def _memories() -> list[DeviceMemory]:
-    resident, memories = _status("VmRSS"), []
+def _memories() -> Iterator[DeviceMemory]:
+    resident = _status("VmRSS")
     if available := _number(Path("/proc/meminfo"), "MemAvailable:"):
-        memories.append(DeviceMemory(resident + available, resident))
+        yield DeviceMemory(resident + available, resident)
     for group in control_groups():
         limit, current = read_integer(group, "memory.max"), read_integer(group, "memory.current")
         if limit is not None and current is not None:
             reclaimable = _number(group / "memory.stat", "inactive_file", unit=1) or 0  # freed before any process dies
-            memories.append(DeviceMemory(resident + limit - current + reclaimable, resident))
+            yield DeviceMemory(resident + limit - current + reclaimable, resident)
     for kind, field in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft_limit, _ = resource.getrlimit(kind)
         if soft_limit != resource.RLIM_INFINITY:
-            memories.append(DeviceMemory(soft_limit, _status(field), counts_mapped_memory=True))
-    return memories
+            yield DeviceMemory(soft_limit, _status(field), counts_mapped_memory=True)
 
 
 def _status(field: str) -> int:

@@ -29,21 +29,29 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 def quantize(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[torch.Tensor, QuantState]:
     """Return the 4-bit codes, two per byte, and the state for dequantization. On CUDA, bitsandbytes' kernel runs."""
     if not weight_D_K.is_cpu or weight_D_K.numel() % BLOCK:
-        return _by_bitsandbytes(weight_D_K, quantization)
-    codes, scales = _codes_and_scales(weight_D_K, get_4bit_type(quantization.type, device="cpu"))
-    return codes, _state(scales, weight_D_K, quantization)
-
-
-def _by_bitsandbytes(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[torch.Tensor, QuantState]:
-    if weight_D_K.dtype == torch.float64:  # which bitsandbytes refuses
-        weight_D_K = weight_D_K.float()
-    codes, state = quantize_4bit(
-        weight_D_K.contiguous(),
-        blocksize=BLOCK,
-        compress_statistics=quantization.double_quant,
-        quant_type=quantization.type,
-    )
-    return codes, state
+        if weight_D_K.dtype == torch.float64:  # which bitsandbytes refuses
+            weight_D_K = weight_D_K.float()
+        codes, state = quantize_4bit(
+            weight_D_K.contiguous(),
+            blocksize=BLOCK,
+            compress_statistics=quantization.double_quant,
+            quant_type=quantization.type,
+        )
+        return codes, state
+    code_16 = get_4bit_type(quantization.type, device="cpu")
+    codes, scales = _codes_and_scales(weight_D_K, code_16)
+    fields = {
+        "shape": weight_D_K.shape,
+        "dtype": weight_D_K.dtype,
+        "blocksize": BLOCK,
+        "code": code_16,
+        "quant_type": quantization.type,
+    }
+    if not quantization.double_quant:
+        return codes, QuantState(absmax=scales, **fields)
+    offset = scales.mean()
+    scale_bytes, scale_state = quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
+    return codes, QuantState(absmax=scale_bytes, offset=offset, state2=scale_state, **fields)
 
 
 def _codes_and_scales(weight_D_K: torch.Tensor, code_16: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,19 +81,3 @@ def _ranks(scaled: Floats, bounds: Floats) -> Bytes:
         np.greater(scaled, bound, out=exceeds)
         np.add(ranks, exceeds.view(np.uint8), out=ranks)
     return ranks.reshape(-1)
-
-
-def _state(scales: torch.Tensor, weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> QuantState:
-    """Return bitsandbytes' state. Double quantization: the scales minus their mean become bytes with own scales."""
-    fields = {
-        "shape": weight_D_K.shape,
-        "dtype": weight_D_K.dtype,
-        "blocksize": BLOCK,
-        "code": get_4bit_type(quantization.type, device="cpu"),
-        "quant_type": quantization.type,
-    }
-    if not quantization.double_quant:
-        return QuantState(absmax=scales, **fields)
-    offset = scales.mean()
-    scale_bytes, scale_state = quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
-    return QuantState(absmax=scale_bytes, offset=offset, state2=scale_state, **fields)

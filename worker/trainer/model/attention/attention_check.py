@@ -114,7 +114,14 @@ def check_attention(
             layouts.append((LONG_LENGTHS, window))
         for lengths, width in layouts:
             if problem := _problem(call, lengths, width, {} if margins is None else margins):
-                raise _wrong(base_name, call, call.kernel(lengths, width), problem, quantization)
+                kernel, dtype = call.kernel(lengths, width).name, dtype_name(call.dtype)
+                text = (
+                    f"The attention kernel of this worker ({kernel}; {dtype}, {call.query_heads} query and "
+                    f"{call.key_heads} key heads of size {call.query_size}) {problem}. Training {base_name} with it "
+                    f"would give a wrong adapter. For another kernel set {float32_request(quantization)}; the operator "
+                    "can install another version of torch or of the driver."
+                )
+                raise Failure(Reason.MODEL_UNAVAILABLE, text, "model")
 
 
 def _problem(
@@ -176,6 +183,12 @@ def _reference(
 ) -> list[torch.Tensor]:
     """The same attention as a softmax over the whole batch in float32, with a mask of T x T."""
     cap, sinks_H = call.options.get("softcap"), call.options.get("s_aux")
+    document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(call.device)
+    position_T = torch.arange(sum(lengths), device=call.device)
+    distance_T_T = position_T[:, None] - position_T[None, :]
+    is_hidden_T_T = (document_T[:, None] != document_T[None, :]) | (distance_T_T < 0)
+    if window is not None:
+        is_hidden_T_T |= distance_T_T >= window
 
     def attend(query: torch.Tensor, *key_and_value: torch.Tensor) -> torch.Tensor:
         copies = call.query_heads // call.key_heads
@@ -183,7 +196,7 @@ def _reference(
         scores_1_H_T_T = query @ key.transpose(2, 3) * call.scale
         if cap is not None:
             scores_1_H_T_T = cap * (scores_1_H_T_T / cap).tanh()
-        scores_1_H_T_T = scores_1_H_T_T.masked_fill(~_is_visible(lengths, window, call.device), float("-inf"))
+        scores_1_H_T_T = scores_1_H_T_T.masked_fill(is_hidden_T_T, float("-inf"))
         if sinks_H is not None:
             sinks_1_H_T_1 = sinks_H.float()[None, :, None, None].expand(*scores_1_H_T_T.shape[:3], 1)
             scores_1_H_T_T = torch.cat([scores_1_H_T_T, sinks_1_H_T_1], dim=3)
@@ -191,27 +204,3 @@ def _reference(
 
     heads_and_gradient = [tensor.float() for tensor in inputs]
     return run_with_gradients(attend, heads_and_gradient[:3], heads_and_gradient[3:])
-
-
-def _is_visible(lengths: tuple[int, ...], window: int | None, device: torch.device) -> torch.Tensor:
-    document_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-    position_T = torch.arange(sum(lengths), device=device)
-    distance_T_T = position_T[:, None] - position_T[None, :]
-    is_visible_T_T = (document_T[:, None] == document_T[None, :]) & (distance_T_T >= 0)
-    return is_visible_T_T if window is None else is_visible_T_T & (distance_T_T < window)
-
-
-def _wrong(
-    base_name: str,
-    call: AttentionCall,
-    kernel: attention.Kernel,
-    problem: str,
-    quantization: QuantizationSpec | None,
-) -> Failure:
-    text = (
-        f"The attention kernel of this worker ({kernel.name}; {dtype_name(call.dtype)}, {call.query_heads} query and "
-        f"{call.key_heads} key heads of size {call.query_size}) {problem}. Training {base_name} with it would give a "
-        f"wrong adapter. For another kernel set {float32_request(quantization)}; the operator can install another "
-        "version of torch or of the driver."
-    )
-    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
