@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
 from tests.trainer.helpers import CPU_KERNELS, FLOAT32, change_weights, dataset_of, load_tiny_base
 from worker.trainer.data.batch import PackedBatch, pack_batches
+from worker.trainer.model import base_model
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_dtype, load_base, open_base, unwrapped
 from worker.trainer.model.checkpoint_tensors import CheckpointTensors
+from worker.trainer.model.staged_copy import StagedCopy
 from worker.trainer.runtime import records
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import RecordWriter
@@ -74,6 +77,33 @@ class TestLoadBase:
         change_weights(directory, lambda tensors: tensors.update(change))
         with pytest.raises(Failure, match=said):
             load_tiny_base(directory)
+
+    def test_weights_that_are_copied_in_parts_are_the_same(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        log: list[tuple[str, int]] = []
+
+        class Event:
+            """In place of a GPU's; each has a number."""
+
+            numbers = itertools.count()
+
+            def __init__(self) -> None:
+                self.number = next(self.numbers)
+
+            def record(self) -> None:
+                log.append(("record", self.number))
+
+            def synchronize(self) -> None:
+                log.append(("synchronize", self.number))
+
+        plain = load_tiny_base(tiny)
+        staged = StagedCopy(torch.device("cpu"), 1000, pin=lambda buffer: buffer, event=Event)  # fewer than a layer has
+        monkeypatch.setattr(base_model, "copier", lambda _: staged)
+        copied = load_tiny_base(tiny)
+        assert all(map(torch.equal, copied.model.state_dict().values(), plain.model.state_dict().values()))
+        assert len(log) > 2 * len(copied.model.state_dict())
+        # No buffer is filled again before its last copy is complete, and the other one is filled meanwhile.
+        turn = [("synchronize", 0), ("record", 0), ("synchronize", 1), ("record", 1)]
+        assert log == [each for each, _ in zip(itertools.cycle(turn), log, strict=False)]
 
 
 class TestOpenBase:

@@ -41,6 +41,7 @@ from worker.trainer.model.frozen_experts import ExpertStack
 from worker.trainer.model.frozen_linear import Frozen4, Frozen8, Frozen16, FrozenLinear, StoredLinear, stored_bytes
 from worker.trainer.model.patches import Patches
 from worker.trainer.model.recurrent_layers import pack_recurrent_layers
+from worker.trainer.model.staged_copy import copier
 from worker.trainer.objective.losses import UNSCALED, LogitScaling
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.records import Keepalive
@@ -177,9 +178,10 @@ def load_base(
             raise UnsupportedBase(f"{tensors.doubled[0]} is in more than one file")
         adaptable = frozenset(adaptable_names(model))
         loader = WeightLoader(model, quantization, compute_dtype)
+        copy = copier(kernels.device)
         for key, tensor in tensors:
             keepalive("loading the base model")
-            loader.assign(key, tensor.to(kernels.device))
+            loader.assign(key, copy(tensor))
         model.tie_weights()
         check_complete(model)
     except UnsupportedBase as error:
