@@ -163,7 +163,7 @@ class _LoraLinear(torch.autograd.Function):
         y_T_D.addmm_(u_T_R, B_D_R.t(), alpha=scale)
         if ctx.state is not None:
             keep_T_K = keep_T_K.new_empty(0)
-        ctx.base, ctx.generator, ctx.scale, ctx.rate = base, adapter.generator, scale, rate
+        ctx.base, ctx.adapter, ctx.scale, ctx.rate = base, adapter, scale, rate
         ctx.save_for_backward(x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K)
         return y_T_D
 
@@ -171,12 +171,12 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
         if ctx.state is not None:
-            with kept_state(ctx.generator, ctx.state):
-                keep_T_K = _draw_mask(x_T_K, ctx.rate, ctx.generator)
+            with kept_state(ctx.adapter.generator, ctx.state):
+                keep_T_K = _draw_mask(x_T_K, ctx.rate, ctx.adapter.generator)
         dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
         du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
-        dA_R_K = _sum_of_products(du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
-        dB_D_R = _sum_of_products(dy_T_D, u_T_R, ctx.scale)
+        dA_R_K = _sum_of_products(ctx.adapter.kernels, du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
+        dB_D_R = _sum_of_products(ctx.adapter.kernels, dy_T_D, u_T_R, ctx.scale)
         if dx_T_K is not None and ctx.rate:
             dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
         elif dx_T_K is not None:
@@ -184,13 +184,13 @@ class _LoraLinear(torch.autograd.Function):
         return dx_T_K, None, None, None, None, dA_R_K, dB_D_R
 
 
-def _sum_of_products(left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Return scale * left^T right in float32. In float16 the sum over tokens may exceed the largest number, 65,504."""
-    if left_T_M.dtype != torch.float16:
-        return (left_T_M.t() @ right_T_N).mul_(scale).float()
-    if left_T_M.is_cpu:
-        return (left_T_M.float().t() @ right_T_N.float()).mul_(scale)
-    return torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32).mul_(scale)
+def _sum_of_products(
+    kernels: Kernels, left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
+    """Return scale * left^T right in float32."""
+    if left_T_M.dtype == torch.float16:
+        return kernels.sum_of_float16_products(left_T_M, right_T_N).mul_(scale)
+    return (left_T_M.t() @ right_T_N).mul_(scale).float()
 
 
 def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

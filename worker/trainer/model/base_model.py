@@ -25,9 +25,7 @@ from app.system.model_files import hash_directory, stat_signature, weight_files
 from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.data.batch import PackedBatch
-from worker.trainer.kernels.compiled import use_compiled_functions
 from worker.trainer.kernels.kernels import Kernels
-from worker.trainer.kernels.replacement import MEMORY_EFFICIENT, replace_functions
 from worker.trainer.model.architecture import (
     UnsupportedBase,
     adaptable_names,
@@ -195,10 +193,8 @@ def load_base(
     for layer, adapted in layers.items():
         model.set_submodule(layer, adapted)
     pack_recurrent_layers(model)
-    patches, fused, fused_problem = Patches(), dict[str, int](), ""
-    replace_functions(model, compute_dtype, MEMORY_EFFICIENT, patches, keepalive)
-    if kernels.is_fused:
-        fused, fused_problem = use_compiled_functions(model, compute_dtype, patches, keepalive)
+    patches = Patches()
+    fused, fused_problem = kernels.replace_functions(model, compute_dtype, patches, keepalive)
     return FrozenBase(
         name,
         directory,
