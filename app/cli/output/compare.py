@@ -27,7 +27,6 @@ LINE_FORMAT = (
     "Each line must be a conversation that ends with the expected answer: "
     '{"messages": [..., {"role": "assistant", ...}]}.'
 )
-MAX_NEW_TOKENS = 64
 SAMPLER = "worker.trainer.answers.evaluation"  # runs in a child process: the CLI never imports torch
 
 
@@ -133,7 +132,7 @@ def _json_items(answer: str) -> set[tuple[str, str]]:
 def _write_inputs(workdir: Path, base: Path, adapter: Path, examples: Sequence[HeldOutExample]) -> None:
     """Write the files of the program that answers. Raises OSError, ValueError, KeyError."""
     from app.domain.datasets.template_arguments import given_arguments
-    from app.domain.evaluations.graders import EvaluationSettings
+    from app.domain.evaluations.graders import SHORT_ANSWERS
     from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, Prompt
     from app.domain.jobs.layer_patterns import expand_patterns
     from app.domain.jobs.spec import BaseSpec, LoraSpec
@@ -149,7 +148,7 @@ def _write_inputs(workdir: Path, base: Path, adapter: Path, examples: Sequence[H
         lora=expand_patterns(LoraSpec.model_validate(manifest["lora"]), linear_layers(base)),
         adapter=adapter,
         adapter_manifest_sha256=sha256_file(adapter / MANIFEST),
-        settings=EvaluationSettings(max_new_tokens=MAX_NEW_TOKENS),
+        settings=SHORT_ANSWERS,
     )
     (workdir / SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
     renderer = limited_renderer(base).with_arguments(given_arguments(manifest))
