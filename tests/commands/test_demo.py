@@ -12,8 +12,10 @@ from app.cli.commands import demo
 from app.cli.errors import CliError
 from app.cli.output import compare
 from app.cli.output.compare import AnswerComparison, HeldOutExample, read_examples
+from app.system.artifact_directory import write_manifest
 from tests.commands.conftest import Tunery
 from tests.sentences import Reviewed
+from tests.tiny import make_tiny_adapter, make_tiny_base
 
 
 class TestHeldOut:
@@ -35,9 +37,14 @@ class TestShow:
 
 class TestCompare:
     def test_a_sampler_that_fails_is_a_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        base, adapter = make_tiny_base(tmp_path / "base"), make_tiny_adapter(tmp_path / "adapter")
+        write_manifest(adapter, {"lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"]}})
         monkeypatch.setattr(compare, "SAMPLER", "no.such.module")
         with pytest.raises(CliError):
-            compare.compare(tmp_path, tmp_path, [HeldOutExample([{"role": "user", "content": "x"}], "y")])
+            compare.compare(base, adapter, [HeldOutExample([{"role": "user", "content": "x"}], "y")])
+        (adapter / "MANIFEST.json").unlink()
+        with pytest.raises(CliError):
+            compare.compare(base, adapter, [])
 
 
 class TestPlace:

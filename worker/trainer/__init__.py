@@ -31,6 +31,12 @@ if os.access(home := os.path.expanduser("~"), os.W_OK):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(home, ".cache", "tunery", "torchinductor"))
 # NVIDIA's images of PyTorch set it to 1, and torch then multiplies float32 in TF32 (runtime/device.py).
 os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
+# By default oneDNN keeps the compiled code of 1,024 matrix products. Every batch has a new length, so most of them are
+# never used again: nearly 1 MB each, 0.8 ms to compile. A batch needs about 60; with a smaller cache every layer would
+# compile them again, so the products of two batches are kept. torch has a second cache above it (LRU_), whose entries
+# oneDNN cannot free: after 600 shapes of one product 304 MB stayed allocated with 1,024 there, 165 MB with 64.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 # By default OpenMP's threads spin while they wait for each other. If other programs use the cores as well, a waiting
 # thread takes CPU time from the thread it waits for: on two busy cores training was 7 to 22 times slower. Threads that
 # sleep immediately wake up too slowly. So they spin for a short time (docs/how-it-works/decisions/training-loop.md).

@@ -27,7 +27,6 @@ from worker.trainer.runtime.process import (
     StopRequests,
     control_lines,
     die_with_parent,
-    limit_primitive_cache,
     start_working_time,
 )
 from worker.trainer.runtime.records import claim_standard_output
@@ -49,15 +48,13 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)  # pydantic names each field
         return ExitCode.BAD_SPEC
-    limit_primitive_cache()
     if spec.world_size > 1:
         return run_ranks(spec, workdir, emit, control)
     stops = StopRequests(spec.run.run_id)
     stops.handle_signals()
     stops.listen(control)
-    from worker.trainer.training.run import (
-        run,  # imports torch and transformers, which takes seconds: only for a valid spec
-    )
+    # It imports torch and transformers, which takes seconds: only for a valid spec.
+    from worker.trainer.training.run import run
 
     gc.freeze()  # at the exit the collector then skips the modules: 0.4 s of processor time instead of 1.4
     return run(spec, workdir, emit, stops)

@@ -27,7 +27,7 @@ LINE_FORMAT = (
     "Each line must be a conversation that ends with the expected answer: "
     '{"messages": [..., {"role": "assistant", ...}]}.'
 )
-SAMPLER = "worker.trainer.answers.compare"  # runs in a child process: the CLI never imports torch
+SAMPLER = "worker.trainer.answers.evaluation"  # runs in a child process: the CLI never imports torch
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,25 @@ def read_examples(file: Path, count: int = DEFAULT_PROMPT_COUNT) -> list[HeldOut
 
 
 def compare(base: Path, adapter: Path, examples: Sequence[HeldOutExample]) -> list[AnswerComparison]:
-    """Generate the answers of both models to each example. Raises CliError if the child process fails."""
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as prompts:
-        prompts.writelines(json.dumps({"messages": example.messages}) + "\n" for example in examples)
-        prompts.flush()
-        rows = _generate_answers(base, adapter, Path(prompts.name))
+    """Generate the answers of both models to each example, as an evaluation does. Raises CliError if that fails."""
+    from app.domain.evaluations.spec import ANSWERS, Answer, ModelRole
+
+    with tempfile.TemporaryDirectory() as temporary:
+        workdir, error = Path(temporary), ""
+        try:
+            _write_inputs(workdir, base, adapter.resolve(), examples)
+            exit_code, _, error = run_module(SAMPLER, workdir)
+        except (OSError, ValueError, KeyError) as raised:
+            exit_code, error = 1, str(raised)
+        if exit_code != 0:
+            raise CliError(f"The comparison failed ({error}). The adapter itself was downloaded and verified.")
+        _, *lines = (workdir / ANSWERS).read_bytes().splitlines()
+    texts: dict[tuple[int, ModelRole], str] = {
+        (answer.row, answer.model): answer.text for answer in map(Answer.model_validate_json, lines)
+    }
     return [
-        AnswerComparison(row["prompt"], example.wanted, row["base"], row["tuned"])
-        for row, example in zip(rows, examples, strict=True)
+        AnswerComparison(example.messages[-1]["content"], example.wanted, texts[row, "base"], texts[row, "adapter"])
+        for row, example in enumerate(examples)
     ]
 
 
@@ -118,11 +129,33 @@ def _json_items(answer: str) -> set[tuple[str, str]]:
     return {(name, json.dumps(value)) for name, value in (parse_json_object(answer) or {}).items()}
 
 
-def _generate_answers(base: Path, adapter: Path, prompts: Path) -> list[dict[str, str]]:
-    exit_code, output, error = run_module(SAMPLER, base, adapter, prompts)
-    if exit_code != 0:
-        raise CliError(f"The comparison failed ({error}). The adapter itself was downloaded and verified.")
-    return [json.loads(line) for line in output.split("\n") if line.strip()]
+def _write_inputs(workdir: Path, base: Path, adapter: Path, examples: Sequence[HeldOutExample]) -> None:
+    """Write the files of the program that answers. Raises OSError, ValueError, KeyError."""
+    from app.domain.datasets.template_arguments import given_arguments
+    from app.domain.evaluations.graders import SHORT_ANSWERS
+    from app.domain.evaluations.spec import PROMPTS, SPEC, GenerationSpec, Prompt
+    from app.domain.jobs.layer_patterns import expand_patterns
+    from app.domain.jobs.spec import BaseSpec, LoraSpec
+    from app.system.artifact_directory import MANIFEST, read_manifest, sha256_file
+    from app.system.limited_rendering import limited_renderer
+    from app.system.model_files import linear_layers, stat_signature
+
+    manifest = read_manifest(adapter)
+    spec = GenerationSpec(
+        base=BaseSpec(name=base.name, directory=base, manifest_sha256="", signature=stat_signature(base)),
+        quantization=manifest.get("quantization"),
+        dtype_is_free=True,  # that of the training may be slow on this machine
+        lora=expand_patterns(LoraSpec.model_validate(manifest["lora"]), linear_layers(base)),
+        adapter=adapter,
+        adapter_manifest_sha256=sha256_file(adapter / MANIFEST),
+        settings=SHORT_ANSWERS,
+    )
+    (workdir / SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
+    renderer = limited_renderer(base).with_arguments(given_arguments(manifest))
+    with (workdir / PROMPTS).open("w", encoding="utf-8") as prompts:
+        for row, example in enumerate(examples):
+            tokens = renderer.prompt(example.messages)[1]
+            prompts.write(Prompt(row=row, tokens=tokens).model_dump_json() + "\n")
 
 
 def run_module(module: str, *arguments: Path) -> tuple[int, str, str]:

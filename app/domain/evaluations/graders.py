@@ -279,6 +279,9 @@ class EvaluationSettings(Shape):
         return promote_if
 
 
+SHORT_ANSWERS = EvaluationSettings(max_new_tokens=64)  # of a comparison on the machine of a client
+
+
 class EvaluationRequest(EvaluationSettings):
     """The `evaluation` of a job: it runs when the training has succeeded."""
 

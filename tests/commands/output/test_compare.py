@@ -40,7 +40,8 @@ def test_the_command_compares_on_the_base_as_it_was_in_training(
 
     def write(directory: Path, step: int) -> Path:
         make_tiny_adapter(directory)
-        write_manifest(directory, {"step": step, "quantization": quantization})
+        lora = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+        write_manifest(directory, {"step": step, "quantization": quantization, "lora": lora})
         return directory
 
     with transaction(sessions) as session:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from app.domain.evaluations.spec import Prompt
 from app.domain.jobs.events import Command, Done, Message, Metric, Planned, SnapshotSaved
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from tests.sentences import Reviewed
-from tests.trainer.helpers import Attempt, RecordLog, Trainings, assert_same_adapter
-from worker.trainer.answers import compare
+from tests.trainer.helpers import Attempt, RecordLog, Trainings, assert_same_adapter, load_tiny_base
+from worker.trainer.answers import evaluation
 from worker.trainer.checkpoint import verify
 from worker.trainer.model import base_check, base_model, checkpoint_tensors
 from worker.trainer.model.frozen_linear import Frozen4
@@ -140,14 +141,18 @@ class TestSamples:
         assert shortage.calls == len(log.warnings)  # and none after the last of them
         assert log.choices["prompts_at_once"] == 0
 
-    def test_compare_answers_halves_its_batch_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def answered(model: Any, tokenizer: Any, prompts: list[Any], device: str) -> list[str]:
-            return [prompt[0]["content"].upper() for prompt in prompts]
 
-        shortage = Shortage(answered, lambda model, tokenizer, prompts, device: len(prompts) > 2)
-        monkeypatch.setattr(compare, "_answer_batch", shortage)
-        prompts = [[{"content": letter}] for letter in "abcde"]
-        assert compare._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
+def test_an_evaluation_halves_its_batch_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answered(base: Any, prompts: list[list[int]], *_: Any) -> list[list[int]]:
+        return [prompt[:1] for prompt in prompts]
+
+    shortage = Shortage(answered, lambda base, prompts, *_: len(prompts) > 2)
+    monkeypatch.setattr(evaluation, "generate", shortage)
+    prompts = [Prompt(row=row, tokens=[row] * (row + 1)) for row in range(5)]
+    batches = list(evaluation._generate_all(load_tiny_base(tiny), None, prompts, [], 4))
+    assert [len(batch) for _, batch, _ in batches] == [2, 2, 2, 2, 1, 1]
+    rows = [(role, prompt.row, tokens) for role, *both in batches for prompt, tokens in zip(*both, strict=True)]
+    assert sorted(rows) == [(role, row, [row]) for role in ("adapter", "base") for row in range(5)]
 
 
 class TestLastCheck:

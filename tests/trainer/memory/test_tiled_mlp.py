@@ -14,8 +14,7 @@ from app.domain.datasets.documents import Document
 from tests.tiny import make_tiny_base
 from tests.trainer.memory.test_activation_checkpointing import Bench
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
-from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.memory.tiled_mlp import gated_mlps
+from worker.trainer.memory.activation_checkpointing import Recomputation, gated_mlps
 from worker.trainer.model.base_model import hidden_states
 from worker.trainer.objective.losses import linear_cross_entropy
 

@@ -22,6 +22,7 @@ LAYER = ("", ".input_layernorm", ".post_attention_layernorm", ".mlp")
 MODULES = {f"model.layers.{layer}{part}" for layer in (0, 1) for part in LAYER[1:]} | {"model.norm"}
 ROTARY = "transformers.models.llama.modeling_llama.apply_rotary_pos_emb"
 FORWARDS = {f"model.layers.{layer}{part}.forward" for layer in (0, 1) for part in LAYER}
+PRODUCTS = {f"model.layers.{layer}.mlp.product" for layer in (0, 1)}
 PLAIN_ROTARY = modeling_llama.apply_rotary_pos_emb
 
 
@@ -43,7 +44,7 @@ def assert_is_transformers_own(base: FrozenBase) -> None:
 
 
 def test_every_patch_of_a_base_has_a_name_and_is_undone(base: FrozenBase) -> None:
-    assert set(base.patches.names) == MODULES | FORWARDS | {ROTARY}
+    assert set(base.patches.names) == MODULES | FORWARDS | PRODUCTS | {ROTARY}
     base.patches.undo()
     assert base.patches.names == []
     assert_is_transformers_own(base)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from app.domain.jobs.spec import Hyperparameters
 from app.domain.planning.memory import optimizer_bytes
-from tests.trainer.helpers import CPU_KERNELS, HYPERPARAMETERS, load_tiny_base, make_spec, prepare
+from tests.trainer.helpers import HYPERPARAMETERS, load_tiny_base, make_spec, prepare
 from worker.trainer.objective.optimizer import (
     AdamW8bit,
     allocate_moments,
@@ -19,7 +19,6 @@ from worker.trainer.objective.optimizer import (
     make_optimizer,
     moments_of,
     restore_moments,
-    update_parameters,
 )
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -98,7 +97,7 @@ class TestEightBits:
                 for parameter in self.parameters.values():
                     noise = torch.randn(parameter.shape, generator=generator)
                     parameter.grad = parameter.detach() + 0.1 * noise
-                update_parameters(self.optimizer, CPU_KERNELS.memory)
+                self.optimizer.step()
 
         def values(self) -> torch.Tensor:
             return torch.cat([parameter.detach().flatten() for parameter in self.parameters.values()])

@@ -12,6 +12,7 @@ import pytest
 import worker.trainer
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 GROWING = "expandable_segments:True"
 
 
@@ -34,6 +35,15 @@ def test_threads_spin_shortly_and_segments_grow_unless_an_operator_has_set_it(
         patch.setattr(worker.trainer, "PROCESS_STARTED_AT", worker.trainer.PROCESS_STARTED_AT)
         importlib.reload(worker.trainer)
         assert [os.environ.get(name) for name in NAMES] == expected
+
+
+def test_both_caches_of_products_are_limited_and_an_operators_value_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {name: value for name, value in os.environ.items() if name not in CACHES}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", others | {CACHES[0]: "7"})
+        patch.setattr(worker.trainer, "PROCESS_STARTED_AT", worker.trainer.PROCESS_STARTED_AT)
+        importlib.reload(worker.trainer)
+        assert [os.environ.get(name) for name in CACHES] == ["7", "128"]
 
 
 @pytest.mark.extended("another start of the real program")

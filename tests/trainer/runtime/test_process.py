@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from app.domain.jobs.events import Begin, Command, Measured
 from tests.trainer.helpers import float32_spec, run_trainer
 from worker.trainer.__main__ import wait_for_work
 from worker.trainer.runtime import process
-from worker.trainer.runtime.process import CAPACITY_VARIABLES, StopRequests, limit_primitive_cache
+from worker.trainer.runtime.process import StopRequests
 
 
 def test_the_working_time_of_a_warm_trainer_starts_with_its_work(
@@ -81,10 +80,3 @@ class TestStopRequests:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
-
-
-def test_both_caches_are_limited_and_an_operators_value_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    capacity, torch_capacity = CAPACITY_VARIABLES
-    monkeypatch.setattr(os, "environ", {capacity: "7"})
-    limit_primitive_cache()
-    assert os.environ == {capacity: "7", torch_capacity: "128"}

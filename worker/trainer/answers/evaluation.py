@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
+from operator import gt
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
+from app.domain.answers.trial import AnswerSpec
 from app.domain.evaluations.spec import (
     ANSWERS,
     PROMPTS,
@@ -39,8 +42,8 @@ from worker.trainer.runtime.device import (
     dtype_name,
     make_repeatable,
 )
-from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
-from worker.trainer.runtime.process import die_with_parent, limit_primitive_cache
+from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, exit_code, is_out_of_memory
+from worker.trainer.runtime.process import die_with_parent
 
 CACHE_SHARE = 0.5  # of the free memory that dequantized weights may take
 
@@ -50,7 +53,6 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m worker.trainer.answers.evaluation WORKDIR", file=sys.stderr)
         return ExitCode.BAD_SPEC
     die_with_parent()
-    limit_primitive_cache()
     workdir = Path(arguments[0])
     try:
         spec = GenerationSpec.model_validate_json((workdir / SPEC).read_bytes())
@@ -72,20 +74,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
-    device = choose_device(spec.device)
-    kernels = choose_kernels(device)
-    kernels.memory.set_limits(spec.memory_budget_bytes)
-    make_repeatable(device, spec.threads or choose_threads())
-    dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
-    base = open_base(spec.base, spec.quantization, dtype, kernels)
+    base = open_base_to_answer(spec, spec.memory_budget_bytes)
     adapter = load_adapter(base, spec.lora, workdir / spec.adapter, spec.adapter_manifest_sha256)
     cache_weights_if_they_fit(base)
     renderer = limited_renderer(spec.base.directory)
     stop_ids, longest = renderer.stop_ids, spec.settings.max_new_tokens
     with (workdir / ANSWERS).open("w", encoding="utf-8", buffering=1) as answers:  # the worker reads complete lines
-        answers.write(
-            GenerationStarted(device=device_name(device), compute_dtype=dtype_name(dtype)).model_dump_json() + "\n"
-        )
+        started = GenerationStarted(device=device_name(base.device), compute_dtype=dtype_name(base.compute_dtype))
+        answers.write(started.model_dump_json() + "\n")
         for role, batch, tokens in _generate_all(base, adapter, prompts, stop_ids, longest):
             for prompt, answer in zip(batch, tokens, strict=True):
                 line = Answer(
@@ -99,7 +95,7 @@ def _answer(spec: GenerationSpec, prompts: list[Prompt], workdir: Path) -> None:
 
 
 def _generate_all(
-    base: FrozenBase, adapter: LoraAdapter, prompts: list[Prompt], stop_ids: list[int], limit: int
+    base: FrozenBase, adapter: LoraAdapter | None, prompts: list[Prompt], stop_ids: list[int], limit: int
 ) -> Iterator[tuple[ModelRole, list[Prompt], list[list[int]]]]:
     """Yield the answers batch by batch, the longest prompts first, so that memory runs out early if at all."""
     waiting = sorted(prompts, key=lambda prompt: -len(prompt.tokens))
@@ -107,14 +103,10 @@ def _generate_all(
     adapters: dict[ModelRole, LoraAdapter | None] = {"base": None, "adapter": adapter}
     while waiting:
         batch = waiting[:size]
-        tokens = [prompt.tokens for prompt in batch]
-        try:
+        tokens, both = [prompt.tokens for prompt in batch], []
+        with SuppressOutOfMemory(partial(gt, size, 1)):
             both = [(role, generate(base, tokens, adapters[role], stop_ids, limit)) for role in ROLES]
-        except Exception as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-            both = []
-        if not both:  # outside of the handler: the exception would keep the tensors of the batch
+        if not both:
             base.kernels.memory.free()
             base.cache_weights(False)
             size = max(1, len(batch) // 2)
@@ -123,6 +115,15 @@ def _generate_all(
         for role, answers in both:
             yield role, batch, answers
         waiting = waiting[size:]
+
+
+def open_base_to_answer(spec: AnswerSpec | GenerationSpec, memory_budget_bytes: int | None = None) -> FrozenBase:
+    """Load the base model of a program that answers, as a trainer loads it. Raises Failure."""
+    kernels = choose_kernels(choose_device(spec.device))
+    kernels.memory.set_limits(memory_budget_bytes)
+    make_repeatable(kernels.device, spec.threads or choose_threads())
+    dtype = choose_compute_dtype(spec.quantization, kernels.device, spec.dtype_is_free)
+    return open_base(spec.base, spec.quantization, dtype, kernels)
 
 
 def cache_weights_if_they_fit(base: FrozenBase) -> None:

@@ -1,4 +1,4 @@
-"""Generation for a batch of prompts at once, with the frozen base model and an adapter greedily.
+"""Generation for a batch of prompts at once, with the frozen base model and an adapter.
 
 Letters: B prompts, T tokens.
 """
@@ -24,16 +24,16 @@ def generate(
     adapter: LoraAdapter | None,
     stop_ids: Sequence[int],
     limit: int,
+    **options: Any,
 ) -> list[list[int]]:
-    """Return at most `limit` new tokens of each prompt without stop tokens; None as `adapter`: the base model."""
-    with without_packing(base), base.switch.on(adapter):
-        answers = continue_prompts(base.model, prompts, limit, base.device, **stopping_at(stop_ids))
+    """Return at most `limit` new tokens of each prompt without stop tokens; None as `adapter`: the base model.
+
+    `options` as in `continue_prompts`.
+    """
+    pad, end = stop_ids[0] if stop_ids else 0, list(stop_ids) or None
+    with _with_cache(base), base.switch.on(adapter):
+        answers = continue_prompts(base.model, prompts, limit, base.device, pad, eos_token_id=end, **options)
     return [list(takewhile(lambda token: token not in stop_ids, answer)) for answer in answers]
-
-
-def stopping_at(stop_ids: Sequence[int]) -> dict[str, Any]:
-    """Options of `continue_prompts` for the stop tokens of a model."""
-    return {"eos_token_id": list(stop_ids) or None, "pad_token_id": stop_ids[0] if stop_ids else 0}
 
 
 def continue_prompts(
@@ -60,7 +60,7 @@ def continue_prompts(
 
 
 @contextmanager
-def without_packing(base: FrozenBase) -> Iterator[None]:
+def _with_cache(base: FrozenBase) -> Iterator[None]:
     """Use an attention with a key-value cache in the block, which ours of packed documents has not."""
     base.decoder.set_attn_implementation("sdpa" if base.decoder._supports_sdpa else "eager")
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 from transformers import LogitsProcessor
 
@@ -21,7 +22,6 @@ from app.domain.datasets.render import Renderer
 
 # The style of `json.dumps`. With a choice of white space, a small model fills its answer with it.
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-PAGES = "/proc/self/statm"
 
 
 class SchemaRefused(Exception):
@@ -88,9 +88,7 @@ def schema_limits(seconds: float = MAX_SCHEMA_SECONDS, size_bytes: int = MAX_SCH
     2.6 GB, in one call that nothing in this process can end. The steps of an answer have limits in the library.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open(PAGES, encoding="ascii") as file:
-        used_bytes = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + size_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + size_bytes, hard))
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield

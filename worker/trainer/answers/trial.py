@@ -9,7 +9,7 @@ import queue
 import sys
 import threading
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +37,8 @@ from app.system.limited_rendering import limited_renderer
 from app.system.tokenizer_files import read_response_template
 from worker.trainer.adapter.initial_adapter import load_adapter
 from worker.trainer.adapter.lora import LoraAdapter
-from worker.trainer.answers.evaluation import cache_weights_if_they_fit
-from worker.trainer.answers.generate import continue_prompts, stopping_at, without_packing
+from worker.trainer.answers.evaluation import cache_weights_if_they_fit, open_base_to_answer
+from worker.trainer.answers.generate import generate
 from worker.trainer.answers.response_format import (
     JsonGuide,
     JsonSchemas,
@@ -47,11 +47,8 @@ from worker.trainer.answers.response_format import (
     SchemaRefused,
 )
 from worker.trainer.answers.tool_calls import AnswerParser, hermes_parser
-from worker.trainer.kernels.kernels import choose_kernels
-from worker.trainer.model.base_model import FrozenBase, open_base
-from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, make_repeatable
 from worker.trainer.runtime.failures import Failure, exit_code, is_out_of_memory
-from worker.trainer.runtime.process import control_lines, die_with_parent, limit_primitive_cache
+from worker.trainer.runtime.process import control_lines, die_with_parent
 
 TOOLS_NOT_PRINTED = (
     "tools: the model's chat template has no place for tools, so they would be left out; describe them in a message, "
@@ -198,33 +195,30 @@ class AnswerWriter(BaseStreamer):  # type: ignore[misc]
 class TrialProgram:
     def __init__(self, spec: AnswerSpec, questions: Questions) -> None:
         """Load the base model. Raises Failure."""
-        device = choose_device(spec.device)
-        make_repeatable(device, spec.threads or choose_threads())
-        dtype = choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)
-        self._base: FrozenBase = open_base(spec.base, spec.quantization, dtype, choose_kernels(device))
+        self._base = open_base_to_answer(spec)
         cache_weights_if_they_fit(self._base)
         self._renderer = limited_renderer(spec.base.directory)
         self._response_template = read_response_template(spec.base.directory)
         self._context_length = spec.context_length
-        self._vocabulary = self._base.model.config.get_text_config().vocab_size
+        self._vocabulary = self._base.text_config.vocab_size
         self._questions = questions
         self._adapters: dict[Path, LoraAdapter] = {}
 
     def answer(self, question: TrialQuestion, adapter: AdapterOfAnswer | None) -> TrialRecord:
         """Write the text, and return the last record. Raises Failure."""
+        refusal = partial(TrialRecord, id=question.id, type="error", reason="invalid_value")
         if unknown := [token for token in question.logit_bias if token >= self._vocabulary]:
             text = f"logit_bias: the model has no token {unknown[0]}; its tokens are 0 to {self._vocabulary - 1}"
-            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=text, param="logit_bias")
+            return refusal(message=text, param="logit_bias")
         try:
             prompt, tokens = self._prompt(question)
         except ToolsNotPrinted:
-            return TrialRecord(id=question.id, type="error", reason="invalid_tools", message=TOOLS_NOT_PRINTED)
+            return refusal(reason="invalid_tools", message=TOOLS_NOT_PRINTED)
         except (TemplateRefused, UnusableTemplate) as error:
             name = "prompt" if question.messages is None else "messages"
-            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=f"{name}: {error}")
+            return refusal(message=f"{name}: {error}")
         if not tokens:  # an empty text, and a tokenizer that puts no token before it
-            text = "prompt: it has no tokens, and an answer needs at least one; write some text"
-            return TrialRecord(id=question.id, type="error", reason="invalid_value", message=text)
+            return refusal(message="prompt: it has no tokens, and an answer needs at least one; write some text")
         free = self._context_length - len(tokens)
         if free < 1:
             name, have = ("messages", "have") if question.messages is not None else ("prompt", "has")
@@ -232,7 +226,7 @@ class TrialProgram:
                 f"This model's maximum context length is {self._context_length} tokens. However, your {name} {have} "
                 f"{len(tokens)} tokens. Please reduce the length of the {name}."
             )
-            return TrialRecord(id=question.id, type="error", reason="context_length_exceeded", message=text)
+            return refusal(reason="context_length_exceeded", message=text)
         if question.seed is not None:
             torch.manual_seed(question.seed)
         parser = self._parser(question, prompt)
@@ -243,9 +237,7 @@ class TrialProgram:
                 self._generate(question, tokens, question.new_tokens(free), loaded, writer)
             except SchemaRefused as error:
                 text = f"response_format: {error}; simplify it, or {INSTEAD}"
-                return TrialRecord(
-                    id=question.id, type="error", reason="invalid_value", message=text, param="response_format"
-                )
+                return refusal(message=text, param="response_format")
             completion_tokens += len(writer.tokens)
             if choice < question.n - 1:
                 write(TrialRecord(id=question.id, type="choice", choice=choice, finish_reason=writer.finish_reason))
@@ -258,7 +250,6 @@ class TrialProgram:
             completion_tokens=completion_tokens,
         )
 
-    @torch.no_grad()
     def _generate(
         self,
         question: TrialQuestion,
@@ -273,23 +264,20 @@ class TrialProgram:
             processors.append(PenaltiesAndBiases(question, len(tokens)))
         if question.json_schema is not None:
             processors.append(JsonGuide(self._json_schemas.matcher(question.json_schema), len(tokens)))
-        samples = question.temperature > 0
-        sampling: dict[str, Any] = (
-            {"temperature": question.temperature, "top_p": question.top_p, "top_k": 0} if samples else {}
+        sampling: dict[str, Any] = {}
+        if question.temperature > 0:
+            sampling = {"do_sample": True, "temperature": question.temperature, "top_p": question.top_p, "top_k": 0}
+        generate(
+            self._base,
+            [tokens],
+            adapter,
+            self._renderer.stop_ids,
+            new_tokens,
+            streamer=writer,
+            stopping_criteria=StoppingCriteriaList([writer.must_end]),
+            logits_processor=LogitsProcessorList(processors),
+            **sampling,
         )
-        with without_packing(self._base), self._base.switch.on(adapter):
-            continue_prompts(
-                self._base.model,
-                [tokens],
-                new_tokens,
-                self._base.device,
-                **stopping_at(self._renderer.stop_ids),
-                do_sample=samples,
-                streamer=writer,
-                stopping_criteria=StoppingCriteriaList([writer.must_end]),
-                logits_processor=LogitsProcessorList(processors),
-                **sampling,
-            )
 
     @cached_property
     def _json_schemas(self) -> JsonSchemas:
@@ -311,6 +299,7 @@ class TrialProgram:
         return hermes_parser(prompt, question.tools, self._renderer.stops)
 
     def _loaded(self, adapter: AdapterOfAnswer | None) -> LoraAdapter | None:
+        """Return an adapter, and keep those of the last MAX_ADAPTERS questions; None: the base model."""
         if adapter is None:
             return None
         loaded = self._adapters.pop(adapter.directory, None)
@@ -324,39 +313,34 @@ class TrialProgram:
 
 def main(arguments: list[str]) -> int:
     die_with_parent()
-    limit_primitive_cache()
     try:
         spec = AnswerSpec.model_validate_json((Path(arguments[0]) / "spec.json").read_bytes())
     except (IndexError, OSError, ValidationError) as error:
         print(f"usage: python -m worker.trainer.answers.trial WORKDIR ({error})", file=sys.stderr)
         return ExitCode.BAD_SPEC
     questions = Questions()
-    current: TrialQuestion | None = None
-    try:
-        program: TrialProgram | None = None
-        while (control := questions.waiting.get()) is not None:
-            current = control.question
-            assert current is not None
+    program: TrialProgram | None = None
+    while (control := questions.waiting.get()) is not None:
+        question = control.question
+        assert question is not None
+        try:
             program = program or TrialProgram(spec, questions)
-            write(TrialRecord(id=current.id, type="alive"))  # it is loaded, and ends soon after the client has gone
-            write(program.answer(current, control.adapter))
-    except Failure as error:
-        return _fail(current, error.message, exit_code(error.reason))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return _fail(current, "The worker has too little memory for this prompt.", ExitCode.OUT_OF_MEMORY)
+            write(TrialRecord(id=question.id, type="alive"))  # it is loaded, and ends soon after the client has gone
+            write(program.answer(question, control.adapter))
+        except Failure as error:
+            write(TrialRecord(id=question.id, type="error", message=error.message))
+            return exit_code(error.reason)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            text = "The worker has too little memory for this prompt."
+            write(TrialRecord(id=question.id, type="error", message=text))
+            return ExitCode.OUT_OF_MEMORY
     return ExitCode.DONE
 
 
 def write(record: TrialRecord) -> None:
     print(record.model_dump_json(), flush=True)
-
-
-def _fail(question: TrialQuestion | None, message: str, code: int) -> int:
-    if question is not None:
-        write(TrialRecord(id=question.id, type="error", message=message))
-    return code
 
 
 def _overlap(text: str, stop: str) -> int:

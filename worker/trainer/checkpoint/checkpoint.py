@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
@@ -55,7 +54,9 @@ def save_checkpoint(run: Run, base: FrozenBase) -> Path:
         "metrics": run.metrics,
     }
     with staged(run.directory / CHECKPOINTS, run.step, KEPT_CHECKPOINTS, protected_step=run.best.step) as directory:
-        save_file(adapter_tensors(run), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        trained = run.adapter.named_parameters()  # float32, by PEFT's names
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
+        save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_config(directory / ADAPTER_CONFIG, run.spec.lora, base)
         for name in TOKENIZER_FILES:
             if (base.directory / name).exists():
@@ -65,30 +66,19 @@ def save_checkpoint(run: Run, base: FrozenBase) -> Path:
     return step_directory(run.directory / CHECKPOINTS, run.step)
 
 
-def adapter_tensors(run: Run) -> dict[str, torch.Tensor]:
-    """Return all trained tensors, float32 on the CPU, by PEFT's names."""
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in run.adapter.named_parameters().items()}
-
-
-def _target_parameters(lora: LoraSpec, base: FrozenBase) -> list[str]:
-    if not lora.experts:
-        return list(lora.target_parameters)
-    return sorted({".".join(name.split(".")[-2:]) for name in base.experts})
-
-
 def write_config(path: Path, lora: LoraSpec, base: FrozenBase) -> None:
     """Write adapter_config.json with PEFT's own class; sets are sorted, so that equal runs give equal bytes.
 
     The base model is named as on its hub, if it was registered with that name. In a model with other modalities,
     layers outside of the text model have the same last names, and PEFT must not adapt them.
     """
-    prefix = base.decoder_prefix
+    prefix, experts = base.decoder_prefix, sorted({".".join(name.split(".")[-2:]) for name in base.experts})
     config = LoraConfig(
         r=lora.r,
         lora_alpha=_number(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
-        target_parameters=_target_parameters(lora, base) or None,
+        target_parameters=(experts if lora.experts else list(lora.target_parameters)) or None,
         exclude_modules=None if prefix is None else rf"(?!{re.escape(prefix)}\.).*",
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,

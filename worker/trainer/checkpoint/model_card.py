@@ -19,15 +19,17 @@ from app.domain.artifacts.engines import (
 from app.domain.datasets.template_arguments import KEY
 from app.domain.jobs.spec import LoraSpec
 
-CARD = """\
+METADATA = """\
 ---
 base_model: {base}
-library_name: peft
+library_name: {library}
 pipeline_tag: text-generation
-tags: [lora, tunery]
+tags: [{tags}]
 ---
 
-# LoRA adapter for {name}
+"""
+CARD = """\
+{metadata}# LoRA adapter for {name}
 
 Trained with Tunery: {step} optimizer steps, {epoch:.2f} epochs, {tokens:,} tokens{losses}.
 
@@ -52,13 +54,15 @@ A base model without a chat template takes plain text: `inputs = tokenizer("TEXT
 (run): loaded there and compared with PEFT. (read): only the engine's source was read. (reported): by its users.
 
 {vllm}{llama_cpp}{merge}
+{training}"""
+TRAINING = """\
 ## How it was trained
 
 ```json
 {settings}
 ```
 
-`MANIFEST.json` has the size and SHA-256 of every file, and those of the training data and the base model.
+`MANIFEST.json` has the size and SHA-256 of every file, and those of {sources}the training data and the base model.
 """
 SETTINGS = ("method", "lora", "quantization", "hyperparameters", "seed")
 IN_REQUEST = '\n         "chat_template_kwargs": {arguments},'
@@ -171,7 +175,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     alias, quantization = manifest["base_model"].get("alias"), manifest["quantization"]
     in_request = _arguments_note(manifest, IN_REQUEST)
     return CARD.format(
-        base=json.dumps(name),
+        metadata=_metadata(name, "peft", "lora, tunery"),
         name=name,
         peft=peft_code("BASE_DIRECTORY", "ADAPTER_DIRECTORY", manifest.get(KEY)),
         arguments=_arguments_note(manifest),
@@ -187,8 +191,16 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         vllm="" if reasons[Engine.VLLM] else VLLM.format(rank=vllm_max_lora_rank(lora), arguments=in_request),
         llama_cpp="" if reasons[Engine.LLAMA_CPP] else LLAMA_CPP,
         merge=MERGE_EXPERTS if lora.adapts_experts else MERGE + MERGED_SERVING,
-        settings=json.dumps({key: manifest[key] for key in SETTINGS if key in manifest}, indent=2),
+        training=_training({key: manifest[key] for key in SETTINGS if key in manifest}),
     )
+
+
+def _metadata(name: str, library: str, tags: str) -> str:
+    return METADATA.format(base=json.dumps(name), library=library, tags=tags)
+
+
+def _training(settings: Mapping[str, Any], sources: str = "") -> str:
+    return TRAINING.format(settings=json.dumps(settings, indent=2), sources=sources)
 
 
 def _arguments_note(manifest: Mapping[str, Any], text: str = ARGUMENTS) -> str:
@@ -230,14 +242,7 @@ def _losses(metrics: Mapping[str, float | None]) -> str:
 
 
 MERGED_CARD = """\
----
-base_model: {base}
-library_name: transformers
-pipeline_tag: text-generation
-tags: [tunery]
----
-
-# {name}, fine-tuned
+{metadata}# {name}, fine-tuned
 
 A LoRA adapter trained with Tunery for {step} optimizer steps, merged into its base model `{name}`. It is an ordinary
 model: PEFT is not needed to use it.
@@ -254,39 +259,24 @@ tokenizer = AutoTokenizer.from_pretrained("MODEL_DIRECTORY")  # with the chat te
 {serving}
 The licence of the base model applies to it as well.
 
-## How it was trained
-
-```json
-{settings}
-```
-
-`MANIFEST.json` has the size and SHA-256 of every file, and those of the adapter, the training data and the base model.
-"""
+{training}"""
 
 
 def merged_card(manifest: Mapping[str, Any]) -> str:
     """Return the card of a merged model with this manifest."""
-    adapter = manifest["adapter"]
-    settings = {key: adapter.get(key) for key in ("lora", "quantization", "hyperparameters", "seed")}
+    adapter, name = manifest["adapter"], manifest["base_model"]["name"]
     return MERGED_CARD.format(
-        base=json.dumps(manifest["base_model"]["name"]),
-        name=manifest["base_model"]["name"],
+        metadata=_metadata(name, "transformers", "tunery"),
+        name=name,
         step=adapter["step"],
         arguments=_arguments_note(adapter),
         serving=MERGED_SERVING,
-        settings=json.dumps(settings, indent=2),
+        training=_training({key: adapter.get(key) for key in SETTINGS if key != "method"}, "the adapter, "),
     )
 
 
 GGUF_CARD = """\
----
-base_model: {base}
-library_name: gguf
-pipeline_tag: text-generation
-tags: [tunery]
----
-
-# {name}, fine-tuned, {kind}
+{metadata}# {name}, fine-tuned, {kind}
 
 A LoRA adapter trained with Tunery for {step} optimizer steps, merged into its base model `{name}` and converted by
 llama.cpp. The file contains the tokenizer and the chat template.
@@ -305,14 +295,7 @@ ollama create tuned --file Modelfile
 The licence of the base model applies to it as well.
 """
 GGUF_ADAPTER_CARD = """\
----
-base_model: {base}
-library_name: gguf
-pipeline_tag: text-generation
-tags: [lora, tunery]
----
-
-# LoRA adapter for {name}, GGUF
+{metadata}# LoRA adapter for {name}, GGUF
 
 A LoRA adapter trained with Tunery for {step} optimizer steps, converted by llama.cpp. It needs a GGUF file of the base
 model `{name}`. llama.cpp's converter makes one from the base model's directory.
@@ -325,24 +308,19 @@ llama-server -m BASE_GGUF_FILE --lora {file}
 
 
 def gguf_card(manifest: Mapping[str, Any], file: str) -> str:
-    """Return the card of a merged model as a GGUF file."""
-    return _gguf_card(GGUF_CARD, manifest, file)
-
-
-def gguf_adapter_card(manifest: Mapping[str, Any], file: str) -> str:
-    """Return the card of an adapter as a GGUF file."""
-    return _gguf_card(GGUF_ADAPTER_CARD, manifest, file)
-
-
-def _gguf_card(card: str, manifest: Mapping[str, Any], file: str) -> str:
-    gguf, name = manifest["gguf"], manifest["base_model"]["name"]
+    """Return the card of a GGUF file: a merged model, or an adapter."""
+    gguf, name, is_adapter = manifest["gguf"], manifest["base_model"]["name"], manifest["gguf"]["type"] == "adapter"
     check = gguf["check"]
     text = (
         f"llama.cpp {gguf['llama_cpp']} loaded it and had the merged model's most likely token at "
         f"{check['same_most_likely_token']:.1%} of {check['tokens']} positions of {check['prompts']} answers; the "
         f"log-probabilities differed by {check['mean_logprob_difference']} on average.\n"
     )
-    text = _arguments_note(manifest["adapter"]) + text
-    return card.format(
-        base=json.dumps(name), name=name, kind=gguf["type"], step=manifest["adapter"]["step"], file=file, check=text
+    return (GGUF_ADAPTER_CARD if is_adapter else GGUF_CARD).format(
+        metadata=_metadata(name, "gguf", "lora, tunery" if is_adapter else "tunery"),
+        name=name,
+        kind=gguf["type"],
+        step=manifest["adapter"]["step"],
+        file=file,
+        check=_arguments_note(manifest["adapter"]) + text,
     )

@@ -49,7 +49,10 @@ def verify_adapter(base: FrozenBase, run: Run, directory: Path) -> float:
                 peft_model.unload()
     saved_modules = [PEFT_PREFIX + name for name in run.adapter.module_masters]
     _compare_tensors(run.adapter.named_parameters(), tensors, saved_modules)
-    return _compare_logits(trained_N_V, loaded_N_V)
+    difference = float((trained_N_V - loaded_N_V).abs().max() / trained_N_V.abs().max())
+    if not difference <= TOLERANCE:  # this form is also true for NaN
+        raise _mismatch(f"its logits differ from those of the trained model by {difference:.1e} of the largest one")
+    return difference
 
 
 def _short_batch(run: Run) -> PackedBatch:
@@ -92,13 +95,6 @@ def _compare_tensors(
         dtype = loaded[name].dtype if name in saved_modules else tensor.dtype  # PEFT keeps those in the base's dtype
         if loaded[name].dtype != dtype or not torch.equal(tensor.to(dtype), loaded[name]):
             raise _mismatch(f"the tensor {name} differs from the trained one")
-
-
-def _compare_logits(trained_N_V: torch.Tensor, loaded_N_V: torch.Tensor) -> float:
-    difference = float((trained_N_V - loaded_N_V).abs().max() / trained_N_V.abs().max())
-    if not difference <= TOLERANCE:  # this form is also true for NaN
-        raise _mismatch(f"its logits differ from those of the trained model by {difference:.1e} of the largest one")
-    return difference
 
 
 def _mismatch(problem: str) -> Failure:

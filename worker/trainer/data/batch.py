@@ -104,10 +104,6 @@ class PackedBatch:
     def to(self, device: torch.device) -> PackedBatch:
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> PackedBatch:
-        """Return the batch in pinned memory, from which a copy to the GPU does not wait for the computation."""
-        return self.map_tensors(torch.Tensor.pin_memory)
-
     def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         """Return the batch with the results of `function` as its tensors."""
         tensors: dict[str, Any] = {
@@ -196,4 +192,5 @@ class BatchesAhead:
 
     def _made(self, step: int, row_tokens: int) -> list[PackedBatch]:
         batches = list(self._make(step, row_tokens))
-        return [batch.pinned() for batch in batches] if self._pin else batches
+        # From pinned memory a copy to the GPU does not wait for the computation.
+        return [batch.map_tensors(torch.Tensor.pin_memory) for batch in batches] if self._pin else batches

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -55,12 +54,25 @@ def join(device: str) -> None:
 
     Raises Failure: DEVICE_LOST for too few GPUs, OUT_OF_MEMORY if NCCL's buffers do not fit.
     """
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    if on_cuda:
-        _set_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    if on_cuda:
-        _allocate_nccl_buffers()
+    if device == "cpu" or not torch.cuda.is_available():
+        dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+        return
+    if (processes := int(os.environ["LOCAL_WORLD_SIZE"])) > torch.cuda.device_count():
+        text = (
+            f"This worker trains each job on {processes} GPUs, but torch finds {torch.cuda.device_count()}. The "
+            "operator can lower TUNERY_GPUS_PER_JOB or make more GPUs visible to the worker."
+        )
+        raise Failure(Reason.DEVICE_LOST, text)
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=COLLECTIVE_TIMEOUT)
+    try:  # NCCL allocates its buffers in the first collective, and the memory plan measures what is left
+        dist.all_reduce(torch.zeros(1).cuda())
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        text = "NCCL's buffers do not fit into the memory of a GPU. Free memory on the GPUs, or train on one of them."
+        raise Failure(Reason.OUT_OF_MEMORY, text) from error
 
 
 def leave() -> None:
@@ -103,7 +115,7 @@ def out_of_memory_in_all() -> Iterator[None]:
             raise
         error = raised
     has_failed = torch.tensor([error is not None], dtype=torch.uint8)  # on the CPU, so by gloo
-    _run_collective(lambda: dist.all_reduce(has_failed, dist.ReduceOp.MAX))
+    _run_collective(dist.all_reduce, has_failed, dist.ReduceOp.MAX)
     if has_failed.item():
         raise error or MemoryError("out of memory in another process of this job")
 
@@ -115,7 +127,9 @@ def flatten_sums(parameters: Sequence[torch.nn.Parameter], metrics: StepMetrics)
     """
     if world_size() == 1:
         return []
-    gradient_P = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
+    # A process that had no example of the step has no gradients.
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    gradient_P = torch.cat([gradient.reshape(-1) for gradient in gradients])
     parts = torch.split(gradient_P, [parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
@@ -132,19 +146,15 @@ def all_reduce_sums(sums: Sequence[torch.Tensor], metrics: StepMetrics) -> None:
 
 def add(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of the tensors of all processes."""
-    if world_size() > 1:
-        _run_collective(lambda: dist.all_reduce(tensor))
+    _run_collective(dist.all_reduce, tensor)
     return tensor
 
 
 def broadcast(value: T) -> T:
     """Return the value of the first process, in every process."""
-    if world_size() == 1:
-        return value
-    values: list[Any] = [value]
-    _run_collective(lambda: dist.broadcast_object_list(values, src=0))
-    received: T = values[0]
-    return received
+    values = [value]
+    _run_collective(dist.broadcast_object_list, values, src=0)
+    return values[0]
 
 
 @dataclass(frozen=True)
@@ -157,12 +167,10 @@ def lead(decide: Callable[[], T], take_part: Callable[[Any], None]) -> T:
 
     Until then the others wait in `take_part(task)` for each task that `decide` broadcasts, and do their part of it.
     """
-    if is_first():
-        decided = decide()
-        broadcast(_Decided(decided))
-        return decided
-    while not isinstance(task := broadcast(None), _Decided):
+    task = broadcast(_Decided(decide())) if is_first() else broadcast(None)
+    while not isinstance(task, _Decided):
         take_part(task)
+        task = broadcast(None)
     value: T = task.value
     return value
 
@@ -170,17 +178,14 @@ def lead(decide: Callable[[], T], take_part: Callable[[Any], None]) -> T:
 @torch.no_grad()
 def copy_to_all(tensors: Sequence[torch.Tensor]) -> None:
     """Replace the tensors by those of the first process."""
-    if world_size() > 1:
-        for tensor in tensors:
-            _run_collective(partial(dist.broadcast, tensor, src=0))
+    for tensor in tensors:
+        _run_collective(dist.broadcast, tensor, src=0)
 
 
 def gather(value: T) -> list[T]:
     """Return the values of all processes, by rank."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    _run_collective(lambda: dist.all_gather_object(values, value))
+    values = [value] * world_size()
+    _run_collective(dist.all_gather_object, values, value)
     return values
 
 
@@ -196,37 +201,13 @@ def gather_random_states(adapter: LoraAdapter) -> list[torch.Tensor]:
     return gather(adapter.generator.get_state())
 
 
-def _set_gpu(local_rank: int, processes: int) -> None:
-    if processes > torch.cuda.device_count():
-        text = (
-            f"This worker trains each job on {processes} GPUs, but torch finds {torch.cuda.device_count()}. The "
-            "operator can lower TUNERY_GPUS_PER_JOB or make more GPUs visible to the worker."
-        )
-        raise Failure(Reason.DEVICE_LOST, text)
-    torch.cuda.set_device(local_rank)
-
-
-def _allocate_nccl_buffers() -> None:
-    """Run one collective: NCCL allocates its buffers in the first one, and the memory plan measures what is left."""
+def _run_collective(operation: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Run an operation of all processes, if there are several. If another process has died, exit without a record:
+    that process has one.
+    """
     try:
-        dist.all_reduce(torch.zeros(1).cuda())
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        text = "NCCL's buffers do not fit into the memory of a GPU. Free memory on the GPUs, or train on one of them."
-        raise Failure(Reason.OUT_OF_MEMORY, text) from error
-
-
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """Return the gradient; zeros if this process had no example of the step."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _run_collective(operation: Callable[[], T]) -> T:
-    """Run an operation of all processes. If another process has died, exit without a record: that process has one."""
-    try:
-        return operation()
+        if world_size() > 1:
+            operation(*arguments, **options)
     except RuntimeError as error:  # errors of torch.distributed are RuntimeErrors
         traceback.print_exc(file=sys.stderr)
         if is_out_of_memory(error):

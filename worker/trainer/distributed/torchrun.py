@@ -77,16 +77,12 @@ def _run_torchrun(processes: int, workdir: Path) -> list[int]:
             # The ranks inherit the slot's lock, so that a rank which cannot be killed keeps the slot occupied.
             patches.put_attribute(subprocess_handler, "Popen", functools.partial(subprocess.Popen, close_fds=False))
             # torchrun calls it for its logs; without a network that takes seconds.
-            patches.put_attribute(socket, "getfqdn", _localhost)
+            patches.put_attribute(socket, "getfqdn", lambda name="": name or "localhost")
             run(parse_args([*options, "--module", PROGRAM, str(workdir)]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         return [failure.exitcode for failure in error.failures.values()]
     return []
-
-
-def _localhost(name: str = "") -> str:
-    return name or "localhost"
 
 
 def _replace_standard_input() -> int:

@@ -12,7 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-from app.domain.jobs.events import Record
 from app.domain.jobs.spec import TrainerSpec
 from worker.trainer.distributed.torchrun import EXIT_CODE_FILE
 from worker.trainer.runtime.process import StopRequests, control_lines, die_with_parent
@@ -32,15 +31,10 @@ def main(arguments: list[str]) -> int:
         stops.listen(control)
     from worker.trainer.training.run import CLEAN_EXITS, run_rank
 
-    code = run_rank(spec, workdir, emit if is_first else emit_nothing, stops)
+    code = run_rank(spec, workdir, emit if is_first else lambda _: None, stops)
     if is_first:
         (workdir / EXIT_CODE_FILE).write_text(str(code))
     return 0 if code in CLEAN_EXITS else code  # with another code than 0 torchrun ends the other ranks
-
-
-def emit_nothing(record: Record) -> None:
-    """Discard the record: only the first rank reports."""
-    del record
 
 
 if __name__ == "__main__":

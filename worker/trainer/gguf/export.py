@@ -24,7 +24,7 @@ from app.domain.datasets.template_arguments import ChatTemplateArguments, given_
 from app.system.artifact_directory import publish, read_manifest, write_manifest
 from app.system.limited_rendering import limited_renderer
 from app.system.model_files import weight_files
-from worker.trainer.checkpoint.model_card import gguf_adapter_card, gguf_card
+from worker.trainer.checkpoint.model_card import gguf_card
 from worker.trainer.gguf.answers import CONTEXT_TOKENS, compare, greedy_answers, require_effect
 from worker.trainer.gguf.converter import convert_adapter, convert_model
 from worker.trainer.gguf.llama_cpp import RELEASE, LlamaCppModel, quantize
@@ -87,8 +87,7 @@ def export(base: Path, adapter: Path, destination: Path, kind: str) -> dict[str,
                 shutil.copyfile(path, staged / path.name)
         manifest = {key: merged_manifest[key] for key in ("base_model", "adapter")}
         manifest["gguf"] = {"type": kind, "llama_cpp": RELEASE, "check": figures}
-        card = (gguf_adapter_card if kind == ADAPTER else gguf_card)(manifest, file.name)
-        (staged / "README.md").write_text(card, encoding="utf-8")
+        (staged / "README.md").write_text(gguf_card(manifest, file.name), encoding="utf-8")
         write_manifest(staged, manifest)
         publish(staged, destination)
     finally:

@@ -5,7 +5,9 @@
     layers        the first k decoder layers keep only their input; the others are element-wise
     everything    every decoder layer keeps only its input (arXiv 1604.06174), on the device or in host memory
 
-A recomputed layer may also tile its gated MLP (tiled_mlp.py), equal within rounding.
+A recomputed layer may also tile its gated MLP (arXiv 2506.13996), equal within rounding: gate, up, their product and
+the gradients, the largest tensors of the layer, then exist for one chunk of tokens. Dropout draws its masks by chunk,
+so they differ from those of the whole. Experts are not tiled: each chunk would dequantize the weights of all of them.
 
 The second forward of a layer needs the same state as the first. Two parts of it are not among its arguments: the active
 adapter (`AdapterSwitch.active`), and the state of the dropout generator. The first forward saves both, and the second
@@ -17,18 +19,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from app.domain.planning.execution_plan import Recompute
+from app.domain.planning.memory import GATED_MLP_LAYERS
 from worker.trainer.adapter.lora import AdapterSwitch, kept_state
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.kernels.modules import GatedMLP, RMSNorm
 from worker.trainer.memory.hosted_embedding import HostedEmbedding
-from worker.trainer.memory.tiled_mlp import gated_mlps, run_in_chunks
 from worker.trainer.model.base_model import FrozenBase
 
 Compute = Callable[..., torch.Tensor]
@@ -51,12 +52,11 @@ class Recomputation:
         self._gradient_anchor = torch.empty(0, requires_grad=True)
         names = {module: name for name, module in base.model.named_modules()}
         for index, layer in enumerate(self.layers):
-            forwards = _elementwise_forwards(layer, self._hooks)
+            for module, attribute, function in _elementwise_functions(layer, self._hooks):
+                base.patches.put_attribute(module, attribute, function, names[module])
             for mlp in gated_mlps(layer):
-                forwards[mlp] = self._wrap_mlp(index, forwards.get(mlp, mlp.forward))
-            forwards[layer] = self._wrap_layer(index, layer.forward)
-            for module, forward in forwards.items():
-                base.patches.put_attribute(module, "forward", forward, names[module])
+                base.patches.put_attribute(mlp, "forward", self._wrap_mlp(index, mlp.forward), names[mlp])
+            base.patches.put_attribute(layer, "forward", self._wrap_layer(index, layer.forward), names[layer])
 
     @property
     def can_tile(self) -> bool:
@@ -80,13 +80,19 @@ class Recomputation:
         self._hooks.free()
 
     def _wrap_layer(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*inputs: Any, **options: Any) -> Any:
+        def run(hidden: torch.Tensor, *inputs: Any, **options: Any) -> Any:
             if self.mode == "nothing" or not torch.is_grad_enabled():
-                return forward(*inputs, **options)
-            if index < self.recomputed_layers:
-                return self._run_recomputed(forward, *inputs, **options)
-            with self._hooks:
-                return forward(*inputs, **options)
+                return forward(hidden, *inputs, **options)
+            if index >= self.recomputed_layers:
+                with self._hooks.opened():
+                    return forward(hidden, *inputs, **options)
+
+            def layer(hidden: torch.Tensor) -> torch.Tensor:
+                output = forward(hidden, *inputs, **options)
+                hidden_states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+                return hidden_states
+
+            return self._recomputed(layer, hidden, offload=self.offload)
 
         return run
 
@@ -94,26 +100,25 @@ class Recomputation:
         def run(x: torch.Tensor) -> torch.Tensor:
             if not self.mlp_chunk_tokens or index >= self.recomputed_layers:
                 return forward(x)
-            return run_in_chunks(recomputed if torch.is_grad_enabled() else forward, x, self.mlp_chunk_tokens)
+            compute = recomputed if torch.is_grad_enabled() else forward
+            chunks = torch.split(x, self.mlp_chunk_tokens, dim=-2)
+            return torch.cat([compute(chunk) for chunk in chunks], dim=-2)
 
         def recomputed(chunk: torch.Tensor) -> torch.Tensor:
             return self._recomputed(forward, chunk, offload=False)
 
         return run
 
-    def _run_recomputed(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **options: Any) -> Any:
-        def layer(hidden: torch.Tensor) -> torch.Tensor:
-            output = forward(hidden, *inputs, **options)
-            hidden_states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-            return hidden_states
-
-        return self._recomputed(layer, hidden, offload=self.offload)
-
     def _recomputed(self, compute: Compute, hidden: torch.Tensor, *, offload: bool) -> torch.Tensor:
         """Return `compute(hidden)`; autograd keeps only `hidden`."""
         as_now = _as_now(self._switch)
         output: torch.Tensor = _RecomputedLayer.apply(hidden, self._gradient_anchor, compute, as_now, offload)  # type: ignore[no-untyped-call]
         return output
+
+
+def gated_mlps(layer: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the modules of a decoder layer with a gate, an up and a down projection."""
+    return [module for module in layer.modules() if all(hasattr(module, name) for name in GATED_MLP_LAYERS)]
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
@@ -137,7 +142,7 @@ def layer_stack(model: Any) -> Sequence[torch.nn.Module]:
 
 
 class _RecomputedLayer(torch.autograd.Function):
-    """Run a layer, or its MLP for a chunk of tokens, and keep only the input.
+    """Run a layer, a norm, or the MLP of a layer for a chunk of tokens, and keep only the input.
 
     torch.utils.checkpoint does the same, but loads the compiler: 40 MB.
     """
@@ -146,7 +151,7 @@ class _RecomputedLayer(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        _gradient_anchor: torch.Tensor,
+        _gradient_anchor: torch.Tensor | None,
         layer: Compute,
         as_in_forward: Callable[[], AbstractContextManager[None]],
         offload: bool,
@@ -210,37 +215,33 @@ class _RecomputedTensor:
         return self._output() is not None and tensor.numel() == self.size and tensor.is_contiguous()
 
 
-class _SavedTensorHooks(AbstractContextManager[None]):
+class _SavedTensorHooks:
     """While a layer runs, autograd saves a `_RecomputedTensor` in place of each recomputed output."""
 
     def __init__(self) -> None:
         self.is_open = False
         self._recomputed: dict[int, _RecomputedTensor] = {}  # by the address of the output
         self._last: tuple[_RecomputedTensor, torch.Tensor] | None = None  # q, k and v need the same tensor in turn
-        self._context: saved_tensors_hooks | None = None
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def opened(self) -> Iterator[None]:
         self.is_open, self._last = True, None
-        self._context = saved_tensors_hooks(self._pack, self._unpack)
-        self._context.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._context is not None
-        self._context.__exit__(kind, error, trace)
-        self.is_open = False
-        self._recomputed.clear()
+        try:
+            with saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        finally:
+            self.is_open = False
+            self._recomputed.clear()
 
     def run(self, compute: Compute, *inputs: torch.Tensor, keeps_only_inputs: bool = False) -> torch.Tensor:
         """Return `compute(*inputs)`; autograd keeps only the inputs.
 
-        `keeps_only_inputs` marks operations that do so themselves (kernels/modules.py).
+        `keeps_only_inputs` marks operations that do so themselves (kernels/modules.py); others have one input.
         """
         if keeps_only_inputs:
             output: torch.Tensor = compute(*inputs)
         else:
-            output = _RecomputedOperation.apply(compute, *inputs)  # type: ignore[no-untyped-call]
+            output = _RecomputedLayer.apply(*inputs, None, compute, nullcontext, False)  # type: ignore[no-untyped-call]
         self._recomputed[output.untyped_storage().data_ptr()] = _RecomputedTensor(compute, inputs, output)
         return output
 
@@ -270,40 +271,20 @@ class _SavedTensorHooks(AbstractContextManager[None]):
         self._last = None
 
 
-class _RecomputedOperation(torch.autograd.Function):
-    """Run `compute(*inputs)` and keep only the inputs."""
+def _elementwise_functions(
+    layer: torch.nn.Module, hooks: _SavedTensorHooks
+) -> Iterator[tuple[torch.nn.Module, str, Compute]]:
+    """Yield (module, attribute, function) of norms (classes whose name ends with "Norm") and products of `GatedMLP`.
 
-    @staticmethod
-    def forward(ctx: Any, compute: Compute, *inputs: torch.Tensor) -> torch.Tensor:
-        ctx.compute = compute
-        ctx.save_for_backward(*inputs)
-        return compute(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        inputs = [
-            each.detach().requires_grad_(is_needed) for each, is_needed in zip(ctx.saved_tensors, needed, strict=True)
-        ]
-        with torch.enable_grad():
-            output = ctx.compute(*inputs)
-        gradients = iter(torch.autograd.grad(output, [each for each in inputs if each.requires_grad], gradient))
-        return None, *(next(gradients) if is_needed else None for is_needed in needed)
-
-
-def _elementwise_forwards(layer: torch.nn.Module, hooks: _SavedTensorHooks) -> dict[torch.nn.Module, Compute]:
-    """Return forwards that recompute norms (classes whose name ends with "Norm") and `GatedMLP`; no other module.
-
-    modules_to_save are excluded: recomputation would use the frozen weight and give the trained one no gradient.
+    The functions recompute. modules_to_save are excluded: recomputation would use the frozen weight, and give the
+    trained one no gradient.
     """
     trained = {id(module.frozen) for module in layer.modules() if isinstance(module, ModuleToSave)}
-    forwards: dict[torch.nn.Module, Compute] = {}
     for module in layer.modules():
         if type(module).__name__.endswith("Norm") and id(module) not in trained:
-            forwards[module] = _norm(module.forward, hooks, keeps_only_inputs=isinstance(module, RMSNorm))
+            yield module, "forward", _norm(module.forward, hooks, keeps_only_inputs=isinstance(module, RMSNorm))
         elif isinstance(module, GatedMLP):
-            forwards[module] = _gated_mlp(module, hooks)
-    return forwards
+            yield module, "product", _product(module.product, hooks)
 
 
 def _norm(forward: Compute, hooks: _SavedTensorHooks, *, keeps_only_inputs: bool) -> Compute:
@@ -315,12 +296,8 @@ def _norm(forward: Compute, hooks: _SavedTensorHooks, *, keeps_only_inputs: bool
     return run
 
 
-def _gated_mlp(layer: GatedMLP, hooks: _SavedTensorHooks) -> Compute:
-    def run(x: torch.Tensor) -> torch.Tensor:
-        gate, up = layer.gate_proj(x), layer.up_proj(x)
-        product = layer.product
-        inner = hooks.run(product, gate, up, keeps_only_inputs=True) if hooks.is_open else product(gate, up)
-        down: torch.Tensor = layer.down_proj(inner)
-        return down
+def _product(product: Compute, hooks: _SavedTensorHooks) -> Compute:
+    def run(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return hooks.run(product, gate, up, keeps_only_inputs=True) if hooks.is_open else product(gate, up)
 
     return run

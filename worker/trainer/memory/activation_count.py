@@ -142,7 +142,7 @@ def _attention_stand_in() -> Iterator[list[int]]:
 
 
 class _KeepsInputs(torch.autograd.Function):
-    """Keeps contiguous queries, keys and values, and its output (1 x T x H x E), which is zero."""
+    """Keeps contiguous queries, keys and values, and its output (1 x T x H x E), which is zero. Has no backward."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,3 @@ class _KeepsInputs(torch.autograd.Function):
         out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
         ctx.save_for_backward(*copies, out)
         return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: torch.Tensor) -> Any:
-        raise NotImplementedError("only the forward is counted")

@@ -16,7 +16,7 @@ and kept by later attempts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS
@@ -68,7 +68,9 @@ class OutOfMemoryPolicy:
             ):
                 return work(self.plan.row_tokens)
             run.adapter.generator.set_state(state)
-            self._free(run)
+            self._recomputation.free()
+            run.clear_gradients()
+            self._base.kernels.memory.free()
             if is_repeated or self._unchanged_repetitions >= MAX_UNCHANGED_REPETITIONS:
                 self._reduce_step(run)
             else:
@@ -94,11 +96,6 @@ class OutOfMemoryPolicy:
             text = f"Out of memory while {doing} after step {run.step}. {change}"
             self._emit.message(text, "warn", step=run.step, **_changed_fields(before, self.plan))
 
-    def set_probed(self, peak_bytes: int | None) -> None:
-        """Mark the plan as probed, with the measured peak if there is one."""
-        peak = {} if peak_bytes is None else {"peak_bytes": peak_bytes}
-        self.plan = self.plan.model_copy(update={"probed": True} | peak)
-
     def agree(self) -> None:
         """With several processes: use the smallest layout of all, because each step needs all processes."""
         agreed = smallest_plan(parallel.gather(self.plan))
@@ -114,11 +111,6 @@ class OutOfMemoryPolicy:
             self._base.kernels.memory.trim_if_full()
 
         return keep_alive_and_trim
-
-    def _free(self, run: Run) -> None:
-        self._recomputation.free()
-        run.clear_gradients()
-        self._base.kernels.memory.free()
 
     def _reduce_step(self, run: Run) -> None:
         before, lengths = self.plan, run.dataset.lengths()
@@ -213,40 +205,32 @@ def reduce_plan(
 ) -> ExecutionPlan | None:
     """Return the fastest of the plans with one degree less memory; None when nothing is left to reduce.
 
-    `largest_tokens` are those of the largest packed batch, `layers` the decoder layers that can be recomputed.
-    `can_tile` tells whether they have gated MLPs.
+    These have half as long batches, no cached weights, or the next degree of recomputation. `largest_tokens` are those
+    of the largest packed batch, `layers` the decoder layers that can be recomputed, `can_tile` whether they have gated
+    MLPs.
     """
-
-    def cost(each: ExecutionPlan) -> float:
-        return relative_token_cost(layers, each, kind, min(each.row_tokens, largest_tokens))
-
-    plans = _plans_with_less_memory(plan, largest_tokens, longest_document, layers, kind)
-    possible = (each for each in plans if (can_offload or not each.offload) and (can_tile or not each.mlp_chunk_tokens))
-    return min(possible, key=cost, default=None)
-
-
-def _plans_with_less_memory(
-    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int, kind: DeviceKind
-) -> Iterator[ExecutionPlan]:
-    """Yield the plan with half as long batches, without cached weights, and with the next degree of recomputation."""
     tokens = min(plan.row_tokens, largest_tokens)
     half = max(longest_document, tokens // 2)  # a longer document is a batch by itself anyway
-    if half < tokens:
-        yield plan.model_copy(update={"row_tokens": half})
+    changes: list[dict[str, Any]] = [{"row_tokens": half}] if half < tokens else []
     if plan.cache_weights:
-        yield plan.model_copy(update={"cache_weights": False})
-    if plan.recompute == "nothing" and layers:
-        yield plan.model_copy(update={"recompute": "elementwise"})
-    elif plan.recompute in ("elementwise", "layers") and layers:
+        changes.append({"cache_weights": False})
+    if layers and plan.recompute == "nothing":
+        changes.append({"recompute": "elementwise"})
+    elif layers and plan.recompute != "everything":
         recomputed = plan.recompute_layers + max(1, layers // RECOMPUTE_DEGREES)
         is_partial = recomputed < layers
-        recompute: Recompute = "layers" if is_partial else "everything"
-        yield plan.model_copy(update={"recompute": recompute, "recompute_layers": recomputed if is_partial else 0})
+        recompute = "layers" if is_partial else "everything"
+        changes.append({"recompute": recompute, "recompute_layers": recomputed if is_partial else 0})
     elif layers:
-        if kind == "cuda" and not plan.offload:
-            yield plan.model_copy(update={"offload": True})
-        limit = min(tokens, plan.mlp_chunk_tokens or tokens)
-        yield from (plan.model_copy(update={"mlp_chunk_tokens": each}) for each in MLP_CHUNK_TOKENS if each < limit)
+        if kind == "cuda" and can_offload and not plan.offload:
+            changes.append({"offload": True})
+        limit = min(tokens, plan.mlp_chunk_tokens or tokens) if can_tile else 0
+        changes += [{"mlp_chunk_tokens": each} for each in MLP_CHUNK_TOKENS if each < limit]
+    return min(
+        (plan.model_copy(update=change) for change in changes),
+        key=lambda each: relative_token_cost(layers, each, kind, min(each.row_tokens, largest_tokens)),
+        default=None,
+    )
 
 
 def reduce_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import torch
 
 from app.domain.jobs.events import Planned
-from app.domain.jobs.spec import JobSpec, LoraSpec, RunSpec, TrainerSpec
+from app.domain.jobs.spec import JobSpec, LoraSpec, TrainerSpec
 from app.domain.planning import estimate
 from app.domain.planning.adapter_size import adapter_bytes_per_token, trained_norm_bytes_per_token
 from app.domain.planning.estimate import Device, Placement
@@ -52,7 +52,14 @@ def place(
     capacity = memory.used_bytes + int(memory.free_bytes / sharing_processes * factor)
     name, host_bytes = device_name(base.device), available_offload_bytes()
     device = Device(kernels.kind, name, capacity, torch.get_num_threads(), core_flops(), host_bytes=host_bytes)
-    job = job_spec_of(spec, run.spec)
+    job = JobSpec(
+        base_model=spec.base.name,
+        method=run.spec.method,
+        lora=run.spec.lora,
+        quantization=spec.quantization,
+        hyperparameters=run.spec.hyperparameters,
+        seed=run.spec.seed,
+    )
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
     loaded = memory.used_bytes + unallocated_bytes(run)
@@ -88,7 +95,7 @@ def count_missing(
     entry = entry_of(spec.base)
     if entry.activation_bytes:
         return {}
-    width, lora = base.compute_dtype.itemsize, job_spec_of(spec, run.spec).layer_lora
+    width, lora = base.compute_dtype.itemsize, run.spec.lora
     if is_plain(lora):
         return {mode: 2 / width * count for mode, count in count_without_adapter(base, recomputation).items()}
     kept_bytes = adapter_bytes_per_token(entry, lora, width, base.kernels.is_fused)
@@ -136,16 +143,4 @@ def unallocated_moment_bytes(run: Run) -> int:
     """Return the bytes of AdamW's moments that the first step will allocate: none after a snapshot was restored."""
     return MOMENT_BYTES[run.spec.hyperparameters.optimizer] * sum(
         parameter.numel() for parameter in run.parameters if not run.optimizer.state.get(parameter)
-    )
-
-
-def job_spec_of(spec: TrainerSpec, run: RunSpec) -> JobSpec:
-    """Return the job spec that the estimate takes."""
-    return JobSpec(
-        base_model=spec.base.name,
-        method=run.method,
-        lora=run.lora,
-        quantization=spec.quantization,
-        hyperparameters=run.hyperparameters,
-        seed=run.seed,
     )

@@ -3,7 +3,7 @@
     what                                              replacement                                   undone
     a modeling module's rotary function               kernels/compiled.py                           with the base
     norms and gated MLPs of a model                   kernels/modules.py, compiled.py               with the base
-    forward of decoder layers, norms, gated MLPs      memory/activation_checkpointing.py            with the base
+    forward of layers, norms, MLPs; gated products    memory/activation_checkpointing.py            with the base
     a modeling module's delta rule and convolution    recurrent_layers.py                           `DOCUMENTS`
     an implementation of attention                    attention/attention.py                        `DOCUMENTS`
     an implementation of experts                      experts.py                                    `DOCUMENTS`

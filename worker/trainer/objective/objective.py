@@ -16,7 +16,7 @@ import torch
 from app.domain.jobs.spec import RunSpec
 from app.domain.methods import METHODS
 from worker.trainer.adapter.lora import LoraAdapter
-from worker.trainer.data.batch import PackedBatch, Sequences, TokenizedDataset, pack_batches
+from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.data.mismatched import mismatched
 from worker.trainer.distributed import parallel
 from worker.trainer.model.base_model import FrozenBase, hidden_states
@@ -49,6 +49,27 @@ class Objective(ABC):
     def evaluate(self, batch: PackedBatch) -> BatchLosses:
         """Run the forward of one batch without dropout and gradients."""
 
+    def _hidden_states(self, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
+        """Return the hidden states (N x D) that predict a labelled token; the head needs no others."""
+        return hidden_states(self.base, batch, adapter).index_select(0, batch.logit_positions_N)
+
+    def _cross_entropy(
+        self,
+        batch: PackedBatch,
+        adapter: LoraAdapter | None,
+        hidden_N_D: torch.Tensor,
+        weights_N: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the sum of the losses, losses_N and is_correct_N (losses.py)."""
+        base, head_V_D = self.base, self.base.head_with(adapter)
+        return linear_cross_entropy(
+            hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.loss_chunk_tokens
+        )
+
+    def _token_losses(self, batch: PackedBatch, adapter: LoraAdapter | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
+        return self._cross_entropy(batch, adapter, self._hidden_states(batch, adapter))[1:]
+
 
 class SupervisedObjective(Objective):
     """Cross entropy of every labelled token, which needs nothing of other tokens."""
@@ -56,14 +77,14 @@ class SupervisedObjective(Objective):
     metric_names = METHODS["supervised"].metrics
 
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
-        hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
-        loss_sum, losses_N, is_correct_N = _cross_entropy(self.base, batch, self._adapter, hidden_N_D)
+        hidden_N_D = self._hidden_states(batch, self._adapter)  # W x + scale * B A x in every adapted layer
+        loss_sum, losses_N, is_correct_N = self._cross_entropy(batch, self._adapter, hidden_N_D)
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return BatchLosses(batch, losses_N, {"mean_token_accuracy": is_correct_N.double()})
 
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch) -> BatchLosses:
-        losses_N, is_correct_N = _token_losses(self.base, batch, self._adapter)
+        losses_N, is_correct_N = self._token_losses(batch, self._adapter)
         return BatchLosses(batch, losses_N, {"mean_token_accuracy": is_correct_N.double()})
 
 
@@ -86,24 +107,23 @@ class SequenceObjective(Objective):
         self, dataset: TokenizedDataset, examples: Sequence[int], row_tokens: int, before_batch: Keepalive
     ) -> None:
         if self._loss.has_step_mean:
-            own = parallel.own_examples(examples, dataset.tokens_of)
             with parallel.out_of_memory_in_all():
-                total = self._total(dataset, examples, own, row_tokens, before_batch)
+                total = self._own_total(dataset, examples, row_tokens, before_batch)
             self._step_mean = parallel.add(total) / len(examples)
 
     def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchLosses:
         reference_N = self._reference_losses(batch)
-        hidden_N_D = _hidden_states(self.base, batch, self._adapter)
+        hidden_N_D = self._hidden_states(batch, self._adapter)
         with torch.no_grad():  # the weight of a token depends on the losses of its whole example
-            losses_N = _cross_entropy(self.base, batch, self._adapter, hidden_N_D)[1]
+            losses_N = self._cross_entropy(batch, self._adapter, hidden_N_D)[1]
         losses, weights_N = self._losses(batch, losses_N, reference_N)
-        loss_sum = _cross_entropy(self.base, batch, self._adapter, hidden_N_D, weights_N)[0]
+        loss_sum = self._cross_entropy(batch, self._adapter, hidden_N_D, weights_N)[0]
         (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return losses
 
     @torch.no_grad()
     def evaluate(self, batch: PackedBatch) -> BatchLosses:
-        losses_N, _ = _token_losses(self.base, batch, self._adapter)
+        losses_N, _ = self._token_losses(batch, self._adapter)
         return self._losses(batch, losses_N, self._reference_losses(batch))[0]
 
     def _losses(
@@ -112,7 +132,10 @@ class SequenceObjective(Objective):
         """Return the losses of the examples, and weights_N (float32), from those of tokens."""
         sequences = batch.sequences
         assert sequences is not None, "the documents of such a dataset have roles"
-        logps_S, reference_S = (_sums(-token_losses_N, sequences) for token_losses_N in (losses_N, reference_N))
+        zeros_S = torch.zeros_like(sequences.tokens_S)  # float64
+        logps_S, reference_S = (
+            zeros_S.index_add(0, sequences.sequence_N, -each_N.double()) for each_N in (losses_N, reference_N)
+        )
         sums = SequenceSums(logps_S, reference_S, sequences.tokens_S, sequences.roles_S, self._step_mean)
         losses_E, metrics, weights_S = losses_and_weights(self._loss, sums, self._hyperparameters)
         return BatchLosses(batch, losses_E, metrics), weights_S[sequences.sequence_N].float()
@@ -122,19 +145,14 @@ class SequenceObjective(Objective):
         """Return the token losses of the reference; zeros for a loss without one."""
         if not self._loss.needs_reference:
             return torch.zeros(len(batch.targets_N), device=self.base.device)
-        return _token_losses(self.base, batch, self._reference)[0]
+        return self._token_losses(batch, self._reference)[0]
 
     @torch.no_grad()
-    def _total(
-        self,
-        dataset: TokenizedDataset,
-        examples: Sequence[int],
-        own: Sequence[int],
-        row_tokens: int,
-        before_batch: Keepalive,
+    def _own_total(
+        self, dataset: TokenizedDataset, examples: Sequence[int], row_tokens: int, before_batch: Keepalive
     ) -> torch.Tensor:
-        """Return the sum over the examples in `own` of what `SequenceSums.step_mean` is the mean of."""
-        total = torch.zeros_like(self._step_mean)
+        """Return the sum over this process's examples of what `SequenceSums.step_mean` is the mean of."""
+        total, own = torch.zeros_like(self._step_mean), parallel.own_examples(examples, dataset.tokens_of)
         if dataset.trains_prompts:
             preferred = [document for document in dataset.documents_of(own) if dataset.role(document) > 0]
             return total + sum(dataset.length(document) - 1 for document in preferred)
@@ -142,39 +160,6 @@ class SequenceObjective(Objective):
         for batch in pack_batches(measured, range(len(measured)), row_tokens):
             before_batch("measuring the reference point of the next step")
             batch = batch.to(self.base.device)
-            losses_N, _ = _token_losses(self.base, batch, self._adapter)
+            losses_N, _ = self._token_losses(batch, self._adapter)
             total += (self._reference_losses(batch).double() - losses_N).sum()
         return total
-
-
-def _sums(values_N: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-    """Return the sum over the targets of each sequence: S numbers of float64."""
-    return values_N.new_zeros(len(sequences.tokens_S), dtype=torch.float64).index_add_(
-        0, sequences.sequence_N, values_N.double()
-    )
-
-
-def _hidden_states(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
-    """Return the hidden states (N x D) that predict a labelled token; the head needs no others."""
-    return hidden_states(base, batch, adapter).index_select(0, batch.logit_positions_N)
-
-
-def _token_losses(
-    base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
-    return _cross_entropy(base, batch, adapter, _hidden_states(base, batch, adapter))[1:]
-
-
-def _cross_entropy(
-    base: FrozenBase,
-    batch: PackedBatch,
-    adapter: LoraAdapter | None,
-    hidden_N_D: torch.Tensor,
-    weights_N: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the sum of the losses, losses_N and is_correct_N (losses.py)."""
-    head_V_D = base.head_with(adapter)
-    return linear_cross_entropy(
-        hidden_N_D, head_V_D, batch.targets_N, weights_N, base.logit_scaling, base.loss_chunk_tokens
-    )

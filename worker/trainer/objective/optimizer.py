@@ -13,9 +13,7 @@ from typing import Any
 import torch
 
 from app.domain.jobs.spec import Hyperparameters
-from worker.trainer.kernels.kernels import Memory
 from worker.trainer.model.bitsandbytes_import import bitsandbytes
-from worker.trainer.runtime.failures import SuppressOutOfMemory
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -114,15 +112,6 @@ def learning_rate(hyperparameters: Hyperparameters, step: int, total_steps: int)
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def update_parameters(optimizer: torch.optim.Optimizer, memory: Memory) -> None:
-    """Make the optimizer's step; repeat it once after freeing memory, if it changed nothing before that ran out."""
-    with SuppressOutOfMemory(lambda: can_repeat_step(optimizer)):
-        optimizer.step()
-        return
-    memory.free()
-    optimizer.step()
 
 
 def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: float) -> None:

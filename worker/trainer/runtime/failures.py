@@ -11,7 +11,7 @@ from types import TracebackType
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.datasets.chat_template import UnusableTemplate
 from app.domain.jobs.events import Failed
-from app.domain.jobs.spec import QuantizationSpec, RunSpec, TrainerSpec
+from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 
 OUT_OF_MEMORY_TEXTS = (
@@ -127,7 +127,13 @@ def loading(spec: TrainerSpec) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise _base_too_large(spec.base.name, spec.quantization) from error
+        bits = spec.quantization.bits if spec.quantization else 16
+        advice, param = ("Choose", "model") if bits == 4 else ("Request 4-bit quantization, choose", "quantization")
+        text = (
+            f"The base model {spec.base.name} does not fit into memory in {bits} bits: memory ran out while its "
+            f"weights were loaded. {advice} a smaller base model, or use a worker with more memory."
+        )
+        raise Failure(Reason.OUT_OF_MEMORY, text, param) from error
 
 
 class SuppressOutOfMemory(AbstractContextManager[None]):
@@ -164,13 +170,3 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_device_lost(error: BaseException) -> bool:
     """Return whether the error means that the GPU failed or disappeared (torch's errors are RuntimeErrors)."""
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in DEVICE_LOST_TEXTS)
-
-
-def _base_too_large(name: str, quantization: QuantizationSpec | None) -> Failure:
-    bits = 16 if quantization is None else quantization.bits
-    advice, param = ("Choose", "model") if bits == 4 else ("Request 4-bit quantization, choose", "quantization")
-    text = (
-        f"The base model {name} does not fit into memory in {bits} bits: memory ran out while its weights were loaded. "
-        f"{advice} a smaller base model, or use a worker with more memory."
-    )
-    return Failure(Reason.OUT_OF_MEMORY, text, param)

@@ -1,12 +1,6 @@
-"""The trainer's process: its control input and the requests to stop the run, its parent, its working time, and the
-capacity of oneDNN's cache of compiled matrix products.
+"""The trainer's process: its control input and the requests to stop the run, its parent, its working time.
 
 The loop checks requests between steps; they never raise an exception.
-
-By default oneDNN keeps the code of 1,024 shapes. Every batch has a new length, so most of them are never used again:
-nearly 1 MB each, 0.8 ms to compile. A batch needs about 60; with a smaller cache every layer would compile them
-again, so the products of two batches are kept. torch has a second cache above it, whose entries oneDNN cannot free:
-after 600 shapes of one product 304 MB stayed allocated with a capacity of 1,024 there, 165 MB with 64.
 """
 
 from __future__ import annotations
@@ -29,8 +23,6 @@ from worker.trainer import PROCESS_STARTED_AT
 _work_started_at: float | None = None  # by time.monotonic(); only in a warm trainer
 # If there are several requests, a user's takes precedence over an operator's, and a cancel over all others.
 STRONGEST_FIRST = (Command.CANCEL, Command.PAUSE, Command.DRAIN)
-CAPACITY_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # of oneDNN, of torch
-MAX_PRODUCTS = 128
 
 
 def control_lines() -> IO[bytes]:
@@ -106,9 +98,3 @@ class StopRequests:
                 self.add(control.command)
             else:
                 print(f"ignored {control.command} for the unknown run {control.run_id!r}", file=sys.stderr)
-
-
-def limit_primitive_cache() -> None:
-    """Set both capacities, unless an operator has. Call it before the first product: both variables are read once."""
-    for name in CAPACITY_VARIABLES:
-        os.environ.setdefault(name, str(MAX_PRODUCTS))

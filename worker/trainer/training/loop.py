@@ -17,7 +17,6 @@ from worker.trainer.objective.optimizer import (
     divide_gradients,
     learning_rate,
     set_learning_rate,
-    update_parameters,
 )
 from worker.trainer.objective.overflow import recover
 from worker.trainer.runtime.records import Keepalive
@@ -76,7 +75,7 @@ def optimizer_step(
     if result.is_finite:
         result.learning_rate = learning_rate(hyperparameters, run.step, run.schedule.total_steps)
         set_learning_rate(run.optimizer, result.learning_rate)
-        update_parameters(run.optimizer, objective.base.kernels.memory)
+        run.optimizer.step()  # its moments are there (`allocate_moments`)
         run.step += 1
         run.skipped_steps = 0
     run.clear_gradients()

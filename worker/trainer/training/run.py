@@ -67,7 +67,11 @@ def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> in
     writer = RecordWriter(emit, spec.run)
     with writer.fail_run_on_error():
         try:
-            _run_attempt(TrainingAttempt(spec, workdir, writer, stops))
+            attempt = TrainingAttempt(spec, workdir, writer, stops)
+            loaded = _load(attempt)
+            prepared = _prepare(attempt, loaded)
+            policy = _plan(attempt, loaded, prepared)
+            train(prepared.run, prepared.objective, policy, StepActions(attempt, loaded, prepared, policy))
         except Exception as error:
             if parallel.is_first():
                 raise
@@ -88,13 +92,6 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) 
     if code in CLEAN_EXITS:
         parallel.leave()
     return code
-
-
-def _run_attempt(attempt: TrainingAttempt) -> None:
-    loaded = _load(attempt)
-    prepared = _prepare(attempt, loaded)
-    policy = _plan(attempt, loaded, prepared)
-    train(prepared.run, prepared.objective, policy, StepActions(attempt, loaded, prepared, policy))
 
 
 def _load(attempt: TrainingAttempt) -> Loaded:
@@ -234,6 +231,8 @@ def _probe(prepared: Prepared, policy: OutOfMemoryPolicy, emit: RecordWriter) ->
     if policy.plan.probed:
         return
     measured = policy.retry_step(run, lambda row_tokens: probe(objective, run, row_tokens))
+    changes: dict[str, Any] = {"probed": True}
     if measured is not None:
         emit(measured)
-    policy.set_probed(measured.peak_bytes if measured else None)
+        changes["peak_bytes"] = measured.peak_bytes
+    policy.plan = policy.plan.model_copy(update=changes)

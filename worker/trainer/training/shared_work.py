@@ -75,10 +75,7 @@ class SharedWork:
             self._emit.message(text, step=run.step, prompt=prompt, base=of_base, tuned=tuned)
 
     def end(self, directory: Path, *, is_earlier_step: bool) -> ServedReference | None:
-        """Verify the adapter in `directory` and return what an engine must compute. Raises Failure(ADAPTER_MISMATCH).
-
-        The adapter is that of an earlier step than the last one, or of the last.
-        """
+        """Verify the saved adapter and return what an engine must compute. Raises Failure(ADAPTER_MISMATCH)."""
         run = self._run
         self._start("end", None, directory=directory, has_other_adapter=is_earlier_step)
         if is_earlier_step:

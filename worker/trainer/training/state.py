@@ -116,18 +116,14 @@ class Run:
         documents = self.dataset.documents_of(parallel.own_examples(examples, self.dataset.tokens_of))
         return pack_batches(self.dataset, documents, row_tokens, packing=self.spec.hyperparameters.packing)
 
-    def lines(self) -> list[int]:
-        """Return the next step's lines in the training file."""
-        return sorted({self.dataset.lines[example] for example in self.schedule.examples_of(self.step)})
-
 
 class StepResult(StepMetrics):
-    """The result of one optimizer step: its lines, its metrics and its duration."""
+    """The result of one optimizer step: its lines in the training file, its metrics and its duration."""
 
     def __init__(self, run: Run, objective: Objective) -> None:
         super().__init__(objective.base.device, objective.metric_names)
         self.run = run
-        self.lines = run.lines()  # in the training file
+        self.lines = sorted({run.dataset.lines[example] for example in run.schedule.examples_of(run.step)})
         self.grad_norm = math.nan  # before clipping
         self.learning_rate = 0.0
         self.seconds = 0.0

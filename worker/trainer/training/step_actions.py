@@ -38,7 +38,18 @@ class StepActions:
     def after_step(self, result: StepResult) -> None:
         """Validate, report and save a checkpoint, each if it is due. An error ends the run."""
         with self.emit.fail_run_on_error():
-            self._after_step(result)
+            if not result.is_finite:
+                raise _non_finite_loss(result)
+            run = self.run
+            is_validation_due, started = run.schedule.is_validation_due(run.step), time.monotonic()
+            validation = self.shared.validate() if is_validation_due else None
+            run.validation_seconds += time.monotonic() - started if validation else 0.0
+            self._report_step(result, validation)
+            is_best = validation is not None and self._update_best(validation)
+            if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_best:
+                self._checkpoint_unless_disk_full()
+            if is_validation_due and not run.is_complete:  # `_finish` samples the result
+                self.shared.report_samples()
 
     def between_steps(self) -> Reason | None:
         """Finish, stop or save a snapshot, if that is due. Return how the run ended, also by an error; else None."""
@@ -46,20 +57,6 @@ class StepActions:
             with self.emit.fail_run_on_error():
                 self._between_steps()
         return self.emit.ending
-
-    def _after_step(self, result: StepResult) -> None:
-        run = self.run
-        if not result.is_finite:
-            raise _non_finite_loss(result)
-        is_validation_due, started = run.schedule.is_validation_due(run.step), time.monotonic()
-        validation = self.shared.validate() if is_validation_due else None
-        run.validation_seconds += time.monotonic() - started if validation else 0.0
-        self._report_step(result, validation)
-        is_best = validation is not None and self._update_best(validation)
-        if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_best:
-            self._checkpoint_unless_disk_full()
-        if is_validation_due and not run.is_complete:  # `_finish` samples the result
-            self.shared.report_samples()
 
     def _between_steps(self) -> None:
         stops = self.attempt.stops
@@ -125,8 +122,7 @@ class StepActions:
         self.files.checkpoint(final=self.run.is_complete and not self.run.promotes_earlier_step)
 
     def _checkpoint_unless_disk_full(self) -> None:
-        """Save a checkpoint. After a full disk the run ends before the next step, because only there a snapshot is
-        exact."""
+        """Save a checkpoint. After a full disk the run ends before the next step: only there a snapshot is exact."""
         try:
             self._checkpoint()
         except Exception as error:

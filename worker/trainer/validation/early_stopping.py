@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,9 +55,7 @@ class BestValidation:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields except the tensors, for a manifest; an infinite loss becomes None."""
-        values = asdict(BestValidation(**{**vars(self), "tensors": {}}))
-        del values["tensors"]
-        return {key: None if value == math.inf else value for key, value in values.items()}
+        return {key: None if value == math.inf else value for key, value in vars(self).items() if key != "tensors"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> BestValidation:

@@ -62,13 +62,16 @@ def with_messages(renderer: Renderer, example: Example | None, prompt: Reference
         before = conversation[:number]
         if message["role"] != "assistant" or not all(map(_is_sent, before)):
             continue
-        if _rendered(renderer, before) == prompt.tokens[: prompt.positions[0]]:
-            decode = renderer.tokenizer.decode
-            first = prompt.positions[0]  # the answer is the positions from here on without a gap
+        try:
+            tokens = renderer.prompt(before)[1]
+        except TemplateRefused:
+            continue
+        first = prompt.positions[0]  # the answer is the positions from here on without a gap
+        if tokens == prompt.tokens[:first]:
             answer = [prompt.tokens[each] for number, each in enumerate(prompt.positions) if each == first + number]
             found = {
                 "messages": [{"role": str(each["role"]), "content": str(each["content"])} for each in before],
-                "answer": [decode([token], skip_special_tokens=False) for token in answer],
+                "answer": [renderer.tokenizer.decode([token], skip_special_tokens=False) for token in answer],
                 "chat_template_kwargs": example.chat_template_kwargs,
             }
             return prompt.model_copy(update=found)
@@ -77,13 +80,6 @@ def with_messages(renderer: Renderer, example: Example | None, prompt: Reference
 
 def _is_sent(message: dict[str, object]) -> bool:
     return message.keys() <= SENT_KEYS and isinstance(message.get("content"), str)
-
-
-def _rendered(renderer: Renderer, messages: Sequence[dict[str, object]]) -> list[int]:
-    try:
-        return renderer.prompt(messages)[1]
-    except TemplateRefused:
-        return []
 
 
 class _Pass(NamedTuple):
