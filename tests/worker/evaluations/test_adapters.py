@@ -166,7 +166,7 @@ class TestNewestEvaluation:
         cards = list((harness.resources.settings.storage_dir / "objects").rglob(CARD))
         assert len([path for path in cards if HEADING in path.read_text()]) == 1
 
-    def test_of_two_that_end_at_once_the_newer_one_counts(
+    def test_the_newer_of_two_that_end_at_once_counts(
         self, harness: WorkerHarness, ask: Ask, trained: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         both, succeed = threading.Barrier(2, timeout=60), evaluations.succeed
