@@ -46,6 +46,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.model and not (options.model / "config.json").is_file():
         parser.error(f"--model: {options.model} has no config.json; name the directory of a base model")
+    if not os.access(options.json.absolute().parent, os.W_OK):
+        parser.error(f"--json: {options.json.absolute().parent} cannot be written; name a file in another directory")
     if options.device == "cuda" and not torch.cuda.is_available():
         print("torch finds no NVIDIA GPU (`tunery doctor` says why); --device cpu runs the same list.", file=sys.stderr)
         return 2
@@ -57,8 +59,8 @@ def main() -> int:
             left_seconds = TOTAL_SECONDS - (time.monotonic() - started)
             results["speed"] = speed_card.measure(options.device, model, options.unsloth_python, left_seconds)
     results["seconds"] = round(time.monotonic() - started)
-    options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
+    options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return int(any(each["outcome"] == "failed" for each in results["checks"]))
 
 

@@ -40,6 +40,16 @@ def test_the_limits_of_all_checks_and_of_the_speed_card_are_thirty_minutes() -> 
     assert sum(check.limit_seconds for check in CHECKS) + program.SPEED_CARD_SECONDS <= program.TOTAL_SECONDS == 1800
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_checks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    place = tmp_path / "absent"
+    monkeypatch.setattr("sys.argv", ["gpu-check", "--device", "cpu", "--json", f"{place}/results.json"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert (ended.value.code, str(place) in capsys.readouterr().err) == (2, True)
+
+
 class TestProcess:
     @pytest.mark.parametrize(
         ("run", "outcome", "text"),
