@@ -39,9 +39,6 @@ class Kernels:
     def min_loss_chunk_tokens(self) -> int:
         return CUDA_CHUNK_TOKENS if self.is_fused else MIN_CHUNK_TOKENS
 
-    def __deepcopy__(self, _: dict[int, Any]) -> Kernels:
-        return self
-
     def replace_functions(
         self, model: Any, dtype: torch.dtype, patches: Patches, keepalive: Keepalive
     ) -> tuple[dict[str, int], str]:
