@@ -36,7 +36,7 @@ doctor: $(RUN) ## Check this machine and say what to do about each finding
 test: $(DEV) ## The tests of every change, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
 	$(PYTEST) -m "($(LANE)) and not slow" $(ARGS)
 
-test-all: ## Everything that CI runs (.ci/run): make test, the extended tests, the dashboard, one delivery to vLLM, generated requests, clients (under 45 minutes on two idle cores)
+test-all: ## Everything that CI runs (.ci/run): make test, the extended tests, the dashboard, one delivery to vLLM, generated requests, clients (47 minutes on two idle cores)
 	.ci/run
 
 test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant
