@@ -57,8 +57,7 @@ class _Quantized(FrozenLinear):
     def cache_weight(self, is_cached: bool) -> None:
         """Keep the dequantized weight in the compute dtype, or free it. Without it each use dequantizes the weight.
 
-        Results stay equal to the bit. Measured saving with 4 bits: 3 % of a step at 1,519 tokens on two cores;
-        expected: 11 % at 2,048 tokens on an H100.
+        Equal to the bit. Measured with 4 bits: 3 % of a step (1,519 tokens, 2 cores); on an H100 11 % are expected.
         """
         if is_cached != (self.cached is not None):
             self.cached = self._dequantized(self.compute_dtype) if is_cached else None
